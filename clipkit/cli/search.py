@@ -98,7 +98,7 @@ def search(
     opened = Index(index, model=model)
     options: dict[str, Any] = {"where": where, "k": k, "precision": precision}
     if queries is not None:
-        texts = _lines(queries)
+        texts = query_lines(queries)
         found = dict(zip(texts, opened.search_many(texts, **options), strict=True))
     else:
         text = _title(query or (), image or (), minus or (), like or ())
@@ -116,7 +116,12 @@ def search(
         write_output(show, sheet(opened, found), "thumbnails")
 
 
-def _lines(file: Path) -> list[str]:
+def query_lines(file: Path) -> list[str]:
+    """Return the distinct lines of a text file with one query per line.
+
+    Raises:
+        UserError: the file cannot be read as UTF-8 text, or has no queries.
+    """
     from clipkit.opening import read_text
 
     try:

@@ -43,6 +43,9 @@ def test_what_cannot_be_browsed_is_one_line(index: Path, said_here: Callable[...
     assert "nowhere" in said_here("browse", tmp_path / "nowhere")
     assert "manifest.json" in said_here("browse", tmp_path)
     assert "nowhere/model" in said_here("browse", index, "--model", "nowhere/model")
+    assert "queries.txt" in said_here("browse", index, "--queries", "queries.txt")
+    assert "queries.txt" in said_here("browse", index, index, "--queries", "queries.txt")
+    assert "nowhere" in said_here("browse", index, tmp_path / "nowhere")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from clipkit.errors import DataError, UserError
 from clipkit.images import InMemory, open_image
-from clipkit.search.browse.asked import Asked, DropList, parsed
+from clipkit.search.browse.asked import Asked, Compared, DropList, Mapped, Part, parsed
+from clipkit.search.browse.compared import Comparison
 from clipkit.search.browse.http import Request, Response
 from clipkit.search.browse.thumbnails import Thumbnails
 from clipkit.search.browse.views import Views
 from clipkit.search.index import Index
+from clipkit.search.labels import label_columns
+from clipkit.search.map import MOST, colors_of
 from clipkit.search.source import CAPTIONS, IMAGE, RESERVED
 
 _IMAGE = re.compile(r"/([01])/(thumbnail|image)/([0-9]{1,9})")
@@ -26,10 +29,15 @@ class App:
 
     Args:
         indexes: one or two indexes.
+        queries: for two indexes, texts that their searches are compared with; None: captions that both have.
+
+    Raises:
+        DataError: the indexes have no image in common.
     """
 
-    def __init__(self, indexes: Sequence[Index]) -> None:
+    def __init__(self, indexes: Sequence[Index], queries: Sequence[str] | None = None) -> None:
         self.views = [Views(index) for index in indexes]
+        self.comparison = Comparison(self.views, queries) if len(indexes) == 2 else None
         self.thumbnails = [Thumbnails(index) for index in indexes]
         self._images: OrderedDict[str, InMemory] = OrderedDict()
         files = (Path(__file__).parent / "page").iterdir()
@@ -51,6 +59,13 @@ class App:
                 return self._image(int(found[1]), found[2], int(found[3]))
             case "POST", "/api/list":
                 return self._list(parsed(Asked, request.body))
+            case "POST", "/api/map":
+                return self._map(parsed(Mapped, request.body))
+            case "POST", "/api/compare":
+                compared = parsed(Compared, request.body)
+                return Response.of(self._comparison().sides(compared.query, self._images, compared.count))
+            case "POST", "/api/differences":
+                return Response.of(self._comparison().differences(parsed(Part, request.body)))
             case "POST", "/api/image":
                 return self._keep(request.body)
             case "POST", "/api/drop":
@@ -71,6 +86,7 @@ class App:
             "images": len(index),
             "captions": index.manifest["captions"],
             "columns": {field.name: str(field.type) for field in index.rows.schema if field.name not in RESERVED},
+            "labels": label_columns(index.rows),
             "calibrated": bool(index.calibrations),
             "words": "text" in index.manifest["probes"],
         }
@@ -86,6 +102,23 @@ class App:
             return Response.of({"working": made})
         items = made.items(slice(asked.start, asked.start + asked.count))
         return Response.of({"total": made.total, "start": asked.start, "items": items})
+
+    def _comparison(self) -> Comparison:
+        if self.comparison is None:
+            raise UserError("one index is open; start clipkit browse with two indexes to compare them")
+        return self.comparison
+
+    def _map(self, asked: Mapped) -> Response:
+        views = self._views_of(asked.index)
+        found = views.map(asked.where)
+        if found is None:
+            return Response.of({"working": 0.0, "images": min(len(views.index), MOST)})
+        made, kept = found
+        values = {"total": len(views.index), "rows": made.rows.tolist(), "kept": kept.astype(int).tolist()}
+        values |= {name: made.positions[:, n].round(4).tolist() for n, name in enumerate("xy")}
+        if asked.color:
+            values["names"], values["colors"] = colors_of(views.index, asked.color, made.rows)
+        return Response.of(values)
 
     def _image(self, number: int, kind: str, row: int) -> Response:
         self._views_of(number)

@@ -10,6 +10,7 @@ _Text = Annotated[str, Field(max_length=2000)]
 _Row = Annotated[int, Field(ge=0)]
 _Model = TypeVar("_Model", bound=BaseModel)
 MOST_DROPPED = 100_000
+MOST_ROWS = 20_000
 
 
 class _Strict(BaseModel):
@@ -19,7 +20,7 @@ class _Strict(BaseModel):
 class Query(_Strict):
     """Description of a list on the page: results of a search, all images, duplicates, outliers or doubtful captions."""
 
-    view: Literal["search", "all", "duplicates", "outliers", "captions"]
+    view: Literal["search", "all", "duplicates", "outliers", "captions", "labels", "rows"]
     index: int = Field(0, ge=0, le=1)
     words: list[_Text] = Field([], max_length=20)
     minus: list[_Text] = Field([], max_length=20)
@@ -28,14 +29,38 @@ class Query(_Strict):
     where: _Text = ""
     precision: float | None = Field(None, gt=0, lt=1)
     at_least: float = Field(0.97, ge=0, le=1)
+    column: _Text = ""
+    """Column with the labels, of the view of labels."""
+    rows: list[_Row] = Field([], max_length=MOST_ROWS)
+    """Rows of the view of rows, such as those selected on the map."""
 
 
-class Asked(_Strict):
+class Compared(_Strict):
+    """A search in both indexes; rows are those of the first index."""
+
+    query: Query
+    count: int = Field(20, ge=1, le=100)
+
+
+class Part(_Strict):
+    """Part of a list: a first position and a number of items."""
+
+    start: int = Field(0, ge=0)
+    count: int = Field(60, ge=1, le=200)
+
+
+class Asked(Part):
     """Request for some items of a list."""
 
     query: Query
-    start: int = Field(0, ge=0)
-    count: int = Field(60, ge=1, le=200)
+
+
+class Mapped(_Strict):
+    """A map of the index, with the rows that a filter keeps, in colors of a column."""
+
+    index: int = Field(0, ge=0, le=1)
+    where: _Text = ""
+    color: _Text = ""
 
 
 class Dropped(_Strict):

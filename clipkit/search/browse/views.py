@@ -1,4 +1,4 @@
-"""Lists that the page shows: results of searches, all images, near duplicates, outliers and doubtful captions."""
+"""Lists that the page shows: results of searches, all images, near duplicates, outliers, doubtful captions, labels."""
 
 import math
 import threading
@@ -18,6 +18,8 @@ from clipkit.search.browse.asked import Query
 from clipkit.search.browse.jobs import Job
 from clipkit.search.curation import doubtful_captions, neighbors_of
 from clipkit.search.index import Index
+from clipkit.search.labels import check_label_column, doubtful_labels
+from clipkit.search.map import Map, map_of
 from clipkit.search.source import CAPTIONS, IMAGE, RESERVED
 from clipkit.search.where import rows_where
 
@@ -53,6 +55,7 @@ class Views:
         self._kept: OrderedDict[str, Listing] = OrderedDict()
         self._neighbors = Job(lambda progress: neighbors_of(index, progress))
         self._captions = Job(lambda progress: doubtful_captions(index, _DOUBTFUL, progress))
+        self._map = Job(lambda progress: map_of(index))
 
     def listing(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
         """Return a list, or the share (0 to 1) of it that is computed.
@@ -96,14 +99,14 @@ class Views:
         def items(part: slice) -> list[Item]:
             shown = hits[part]
             numbers = [{"score": hit.score, "relevance": hit.relevance} for hit in shown]
-            return self._items([hit.row for hit in shown], numbers)
+            return self.items([hit.row for hit in shown], numbers)
 
         return Listing(len(hits), items)
 
     def _all_view(self, query: Query, images: Mapping[str, Stored]) -> Listing:
         mask = self._mask(query.where)
         rows = np.arange(len(self.index)) if mask is None else np.flatnonzero(mask)
-        return Listing(len(rows), lambda part: self._items(rows[part].tolist()))
+        return Listing(len(rows), lambda part: self.items(rows[part].tolist()))
 
     def _duplicates_view(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
         mask, neighbors = self._mask(query.where), self._neighbors.result()
@@ -115,9 +118,9 @@ class Views:
 
         def items(part: slice) -> list[Item]:
             shown = pairs[part]
-            firsts = self._items([one for one, _, _ in shown])
+            firsts = self.items([one for one, _, _ in shown])
             numbers = [{"score": score, "other": first} for first, (_, _, score) in zip(firsts, shown, strict=True)]
-            return self._items([other for _, other, _ in shown], numbers)
+            return self.items([other for _, other, _ in shown], numbers)
 
         return Listing(len(pairs), items)
 
@@ -128,7 +131,7 @@ class Views:
         ordered = [entry for entry in neighbors.outliers() if mask is None or mask[entry[0]]]
 
         def items(part: slice) -> list[Item]:
-            return self._items([row for row, _ in ordered[part]], [{"score": score} for _, score in ordered[part]])
+            return self.items([row for row, _ in ordered[part]], [{"score": score} for _, score in ordered[part]])
 
         return Listing(len(ordered), items)
 
@@ -142,8 +145,8 @@ class Views:
 
         def items(part: slice) -> list[Item]:
             shown = listed[part]
-            better = self._items([entry.better_row for entry in shown])
-            made = self._items([entry.row for entry in shown])
+            better = self.items([entry.better_row for entry in shown])
+            made = self.items([entry.row for entry in shown])
             for item, entry, other in zip(made, shown, better, strict=True):
                 number = self.index.rows[CAPTIONS][entry.row].as_py().index(entry.caption)
                 item |= {"caption": number, "captions": [entry.caption[:_TEXT]], "score": entry.score, "fit": entry.fit}
@@ -153,10 +156,52 @@ class Views:
 
         return Listing(len(listed), items)
 
+    def _labels_view(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
+        check_label_column(self.index, query.column)
+        mask, neighbors = self._mask(query.where), self._neighbors.result()
+        if neighbors is None:
+            return self._neighbors.progress
+        doubtful = doubtful_labels(self.index, query.column, neighbors)
+        listed = [entry for entry in doubtful if mask is None or mask[entry.row]][:_DOUBTFUL]
+
+        def items(part: slice) -> list[Item]:
+            shown = listed[part]
+            similar = self.items([entry.similar_row for entry in shown])
+            numbers = [
+                {
+                    "label": entry.label,
+                    "share": entry.share,
+                    "suggested": entry.suggested,
+                    "suggested_share": entry.suggested_share,
+                    "other": other,
+                }
+                for entry, other in zip(shown, similar, strict=True)
+            ]
+            return self.items([entry.row for entry in shown], numbers)
+
+        return Listing(len(listed), items)
+
+    def _rows_view(self, query: Query, images: Mapping[str, Stored]) -> Listing:
+        mask = self._mask(query.where)
+        rows = [row for row in map(self.index.row_of, query.rows) if mask is None or mask[row]]
+        return Listing(len(rows), lambda part: self.items(rows[part]))
+
+    def map(self, where: str) -> tuple[Map, NDArray[np.bool_]] | None:
+        """Return the map and which of its images a filter keeps; None while the map is made.
+
+        Raises:
+            UserError: the filter is not valid, or the map cannot be made.
+        """
+        mask, made = self._mask(where), self._map.result()
+        if made is None:
+            return None
+        return made, np.ones(len(made.rows), bool) if mask is None else mask[made.rows]
+
     def _mask(self, where: str) -> NDArray[np.bool_] | None:
         return rows_where(self.index.rows, where) if where.strip() else None
 
-    def _items(self, rows: Sequence[int], numbers: Sequence[Item] = ()) -> list[Item]:
+    def items(self, rows: Sequence[int], numbers: Sequence[Item] = ()) -> list[Item]:
+        """Return rows as the page shows them, each with further values."""
         taken = self.index.rows.take(pa.array(rows, pa.int64())).to_pylist()
         items = []
         for n, (row, values) in enumerate(zip(rows, taken, strict=True)):

@@ -46,6 +46,15 @@ class Client:
             if "items" in found:
                 return list(found["items"])
 
+    def posted(self, path: str, body: dict[str, Any], status: int = 200) -> dict[str, Any]:
+        """Return the answer to a request, when it is computed."""
+        while True:
+            found_status, content, _ = self.ask("POST", path, body)
+            assert found_status == status, content
+            found = json.loads(content)
+            if "working" not in found:
+                return dict(found)
+
     def error(self, **query: Any) -> str:
         """Return the message about a query that is not valid."""
         status, content, _ = self.ask("POST", "/api/list", {"query": query})

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +14,9 @@ from clipkit.models import DualEncoder
 from clipkit.search import Index
 from clipkit.search.browse.app import App
 from clipkit.search.browse.http import Request
-from clipkit.search.curation import doubtful_captions, near_duplicates, outliers
+from clipkit.search.curation import doubtful_captions, near_duplicates, neighbors_of, outliers
+from clipkit.search.labels import doubtful_labels
+from clipkit.search.map import map_of
 from tests.search.browse.conftest import Client
 
 
@@ -51,6 +54,29 @@ def test_near_duplicates_outliers_and_doubtful_captions(client: Client, browsed:
     assert [item.get("other", item)["row"] for item in found] == [one.better_row for one in doubtful]
     red = client.items(view="captions", where="color = 'red'")
     assert [item["captions"] for item in red] == [item["captions"] for item in found if item["row"] < 4]
+
+
+def test_labels_rows_and_the_map(client: Client, browsed: Path) -> None:
+    index = Index(browsed)
+    doubtful = doubtful_labels(index, "color", neighbors_of(index))
+    found = client.items(view="labels", column="color")
+    assert [(item["row"], item["suggested"], item["other"]["row"]) for item in found] == [
+        (one.row, one.suggested, one.similar_row) for one in doubtful
+    ]
+    assert [item["row"] for item in client.items(view="rows", rows=[9, 2, 5], where="color = 'blue'")] == [9]
+    assert [item["row"] for item in client.items(view="rows", rows=[9, 2, 5])] == [9, 2, 5]
+    points = client.posted("/api/map", {"where": "color = 'red'", "color": "color"})
+    assert (points["total"], points["rows"]) == (16, list(range(16)))
+    assert [row for row, kept in zip(points["rows"], points["kept"], strict=True) if kept] == [0, 1, 2, 3]
+    assert [points["names"][number] for number in points["colors"]] == index.rows["color"].to_pylist()
+    assert np.allclose(np.array([points["x"], points["y"]]).T, map_of(index).positions, atol=1e-4)
+    for body, named in (({"color": "hue"}, "hue"), ({"where": "hue = 1"}, "hue"), ({"path": "/etc"}, "path")):
+        assert named in client.posted("/api/map", body, 400)["error"]
+
+
+def test_one_index_has_nothing_to_compare_with(client: Client) -> None:
+    assert "two indexes" in client.posted("/api/differences", {}, 400)["error"]
+    assert "two indexes" in client.posted("/api/compare", {"query": {"view": "search", "words": ["x"]}}, 400)["error"]
 
 
 def test_an_image_of_the_user(client: Client, browsed: Path) -> None:
@@ -107,6 +133,10 @@ def test_only_images_of_the_index_are_served(path: str, client: Client) -> None:
         ({"view": "search"}, "nothing to look for"),
         ({"view": "all", "index": 1}, "1"),
         ({"view": "search", "words": ["x"], "precision": 2.0}, "precision"),
+        ({"view": "labels", "column": "hue"}, "hue"),
+        ({"view": "labels", "column": "../rows"}, "rows"),
+        ({"view": "rows", "rows": [16]}, "16"),
+        ({"view": "rows", "rows": [0] * 30_000}, "rows"),
     ],
 )
 def test_invalid_queries_are_one_line(query: dict[str, object], named: str, client: Client) -> None:
@@ -136,7 +166,7 @@ def test_the_list_names_images_and_captions(client: Client, browsed: Path) -> No
 def test_the_page_knows_the_index(client: Client, browsed: Path) -> None:
     about = json.loads(client.ask("GET", "/api/about")[1])[0]
     assert (about["name"], about["images"], about["captions"]) == (str(browsed), 16, 32)
-    assert set(about["columns"]) == {"year", "color"}
+    assert set(about["columns"]) == set(about["labels"]) == {"year", "color"}
 
 
 def test_a_missing_image_is_an_answer(index_folder: Path, tmp_path: Path, model: DualEncoder) -> None:

@@ -152,3 +152,50 @@ def test_the_page_shows_images_and_markup_stays_text(width: int, server: Server,
     assert every["seen"] == every["cards"]
     assert (marked["listed"], listed["cards"]) == ("1", 1)
     assert any(MARKUP in text for layout in layouts for text in layout["texts"])
+
+
+UNTIL = """
+new Promise((done) => {{
+  const shown = () => /{}/.test(document.getElementById("status").textContent);
+  const again = () => (shown() ? done() : setTimeout(again, 100));
+  again();
+}})
+"""
+PRESS = """
+for (const key of {}) {{
+  const pressed = new KeyboardEvent("keydown", {{ key, shiftKey: true, bubbles: true }});
+  document.querySelector("canvas").dispatchEvent(pressed);
+}}
+"""
+CORNERS = ["ArrowLeft"] * 6 + ["ArrowUp"] * 6 + ["Enter"] + ["ArrowRight"] * 10 + ["ArrowDown"] * 10 + ["Enter"]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_map_by_keyboard_and_two_searches(
+    width: int, index_folder: Path, model: DualEncoder, tmp_path: Path
+) -> None:
+    folders = [shutil.copytree(index_folder, tmp_path / name) for name in ("before", "after")]
+    app = App([Index(folder, model=model) for folder in folders])
+    click = "document.querySelector('{}').click();" + UNTIL
+    later = ".then(() => new Promise((done) => setTimeout(done, 2000)))"
+    scripts = [
+        click.format("[data-view=map]", "on the map"), PRESS.format(CORNERS[:-1]),
+        PRESS.format(["Enter"]) + UNTIL.format("images ·"), click.format("[data-view=labels]", "·|No images"),
+        click.format("[data-view=compare]", "Give words") + later, click.format(".ask", "in common"),
+    ]  # fmt: skip
+    with Server(0, app.answer) as started:
+        threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        layouts, messages = asyncio.run(_visited(f"{started.address}#view=all", width, tmp_path, scripts))
+        started.shutdown()
+    app.close()
+    assert messages == []
+    for layout in layouts:
+        assert layout["needs"] <= layout["width"] == width
+        assert layout["broken"] == layout["unnamed"] == 0
+    whole, corner, selected, _, queries, compared = layouts
+    assert "16 images on the map" in whole["status"]
+    assert "corner" in corner["status"]
+    assert "16 images" in selected["status"]
+    assert any("10 of 10 in common" in text for text in queries["texts"])
+    assert "10 of the first 10 in common" in compared["status"]
+    assert sum("other list:" in text for text in compared["texts"]) == 32

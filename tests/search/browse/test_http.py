@@ -42,6 +42,18 @@ def test_other_hosts_sites_and_users_are_refused(
     assert client.ask("GET", path, headers=sent)[0] == status
 
 
+@pytest.mark.parametrize(
+    "path", ["/api/list", "/api/map", "/api/compare", "/api/differences", "/api/image", "/api/drop"]
+)
+def test_other_sites_cannot_send_anything(path: str, client: Client) -> None:
+    """What a form or script of another site may send without asking: a plain text, with cookies or without."""
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert client.ask("POST", path, b"{}", {"Content-Type": "text/plain", **headers})[0] == 403
+    assert client.ask("POST", path, b"{}", {"Cookie": ""})[0] == 401
+    status, content, _ = client.ask("POST", path, b'{"path": "/etc/passwd"}')
+    assert (status, b"root:" in content) == (400, False)
+
+
 def test_the_printed_address_sets_the_cookie(client: Client) -> None:
     path = client.server.address.partition(client.host)[2]
     status, _, headers = client.ask("GET", path, headers={"Cookie": "", "Sec-Fetch-Site": "none"})

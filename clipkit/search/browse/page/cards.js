@@ -6,7 +6,10 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const address = (app, kind, item) => `/${app.index}/${kind}/${item.row}?v=${app.about.version}`;
+function address(app, kind, item) {
+  const index = item.index ?? app.index;
+  return `/${index}/${kind}/${item.row}?v=${app.abouts[index].version}`;
+}
 
 export function picture(app, item, first) {
   const image = make("img", { src: address(app, "thumbnail", item), alt: item.captions[0] || item.image, loading: "lazy" });
@@ -21,6 +24,11 @@ function lines(item) {
   if (item.fit !== undefined) {
     const better = item.other ? `; fits the right image better (${item.better.toFixed(2)})` : "";
     return [make("p", {}, make("b", {}, item.captions[0])), make("p", {}, `similarity ${item.score.toFixed(2)}${better}`)];
+  }
+  if (item.suggested !== undefined) {
+    const percent = (share) => `${Math.round(100 * share)} %`;
+    return [make("b", {}, `${item.label} → ${item.suggested}?`),
+      make("p", {}, `similar images: ${percent(item.suggested_share)} ${item.suggested}, ${percent(item.share)} ${item.label}`)];
   }
   if (item.other) return [make("b", {}, `similarity ${item.score.toFixed(3)}`), make("p", {}, `${item.image} · ${item.other.image}`)];
   const numbers = [];
@@ -37,13 +45,15 @@ export function marker(app, item, label = "drop") {
   return make("label", {}, box, item.fit !== undefined ? "drop caption" : item.other ? "drop left" : label);
 }
 
-export function card(app, item) {
+// note: a line above the text of the card.
+export function card(app, item, note = "") {
   const pictures = make("div", { className: "pictures" }, picture(app, item, true));
   if (item.other) pictures.append(picture(app, item.other, false));
   const like = make("button", { type: "button" }, "like this");
   like.addEventListener("click", () => app.like(item));
-  const made = make("div", { className: "card" }, pictures, make("div", { className: "text" }, ...lines(item)),
-    make("div", { className: "does" }, like, marker(app, item)));
+  const made = make("div", { className: "card" }, pictures, make("div", { className: "text" }, ...(note ? [make("p", {}, note)] : []), ...lines(item)),
+    ...(item.index ? [] : [make("div", { className: "does" }, like, marker(app, item))]));
+  made.item = item;
   made.classList.toggle("marked", app.list.has(item));
   return made;
 }
@@ -57,7 +67,7 @@ export function detail(app, item) {
   close.addEventListener("click", () => dialog.close());
   like.addEventListener("click", () => { dialog.close(); app.like(item); });
   dialog.replaceChildren(image, make("ul", {}, ...item.captions.map((text) => make("li", {}, text))), columns,
-    make("div", { className: "does" }, close, like, marker(app, item)));
+    make("div", { className: "does" }, close, ...(item.index ? [] : [like, marker(app, item)])));
   if (!dialog.open) dialog.showModal();
   close.focus();
 }

@@ -5,8 +5,20 @@ const keyOf = (item) => (item.fit !== undefined || item.caption !== undefined ? 
 const REASONS = {
   duplicates: (item) => `looks like ${item.other.image} (similarity ${item.score.toFixed(3)})`,
   outliers: (item) => `resembles no other image (similarity ${item.score.toFixed(2)})`,
+  labels: (item) => `labeled ${item.label}, but similar images are ${item.suggested}`,
+  map: () => "selected on the map",
   captions: (item) => `does not fit the image (similarity ${item.score.toFixed(2)})`,
 };
+
+function reasonOf(item, view, query) {
+  const usual = () => (query ? `selected in a search for ${query}` : "selected");
+  return (item.reason || (REASONS[view] || usual)(item)).slice(0, 200);
+}
+
+// The entry of a list for `clipkit data check --fix --drop`.
+export function entryOf(item, view, query) {
+  return { row: item.row, caption: item.caption ?? null, reason: reasonOf(item, view, query) };
+}
 
 export class DropList {
   constructor(about) {
@@ -21,9 +33,8 @@ export class DropList {
   set(item, marked, view, query) {
     if (!marked) this.entries.delete(keyOf(item));
     else if (!this.has(item)) {
-      const reason = item.reason || (REASONS[view] || (() => (query ? `selected in a search for ${query}` : "selected")))(item);
       const { row, image, captions, columns, caption } = item;
-      this.entries.set(keyOf(item), { row, image, captions, columns, caption, reason: reason.slice(0, 200) });
+      this.entries.set(keyOf(item), { row, image, captions, columns, caption, reason: reasonOf(item, view, query) });
     }
   }
 
@@ -37,6 +48,6 @@ export class DropList {
   clear() { this.entries.clear(); }
 
   request(index) {
-    return { index, entries: this.items().map(({ row, caption, reason }) => ({ row, caption: caption ?? null, reason })) };
+    return { index, entries: this.items().map((item) => entryOf(item)) };
   }
 }

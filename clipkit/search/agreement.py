@@ -1,0 +1,176 @@
+"""Comparison of two indexes of the same images, such as those of a model before and after fine-tuning.
+
+The ranked lists of a query are compared by their rank-biased overlap (Webber, Moffat and Zobel 2010, extrapolated from
+depth k, with p = 0.9): X_k / k · p^k + (1 − p) / p · Σ_{d = 1}^{k} X_d / d · p^d, where X_d is the number of images
+that are among the first d of both lists. It is 1 for equal lists and 0 for lists without a common image; the first
+results count most.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.errors import DataError
+from clipkit.search.index import Index
+from clipkit.search.nearest import as_float32
+from clipkit.search.source import CAPTIONS, CONTENT, IMAGE
+
+DEPTH = 10
+"""Number of first results that are compared."""
+MOST_QUERIES = 2000
+_RANKED = 100  # results among which the image of a caption is looked for
+_BLOCK = 256
+_P = 0.9
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A query with the agreement of its results in two indexes."""
+
+    text: str
+    overlap: float
+    """Rank-biased overlap of the first ten results."""
+    common: int
+    """Number of images among the first ten of both."""
+    row: int | None = None
+    """Row of the caption's image in the first index; None for a query that is not a caption."""
+    ranks: tuple[int | None, int | None] = (None, None)
+    """Rank of this image in both searches, from 1; None if it is not among the first 100."""
+
+
+def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
+    """Return the rank-biased overlap of two ranked lists without repeated entries, to the depth of the shorter one.
+
+    Example:
+        >>> rank_biased_overlap([1, 2, 3], [1, 2, 3]), rank_biased_overlap([1, 2], [3, 4])
+        (1.0, 0.0)
+    """
+    depth = min(len(one), len(other))
+    if depth == 0:
+        return 1.0 if len(one) == len(other) else 0.0
+    shares = [len(set(one[:d]) & set(other[:d])) / d for d in range(1, depth + 1)]
+    weighted = sum(share * _P**d for d, share in enumerate(shares, 1))
+    return round(shares[-1] * _P**depth + (1 - _P) / _P * weighted, 12)
+
+
+class Pair:
+    """Two indexes whose rows are matched by the content of the images, and else by their locations.
+
+    Raises:
+        DataError: the indexes have no image in common.
+    """
+
+    def __init__(self, one: Index, other: Index) -> None:
+        self.indexes = (one, other)
+        self.rows = (_positions(one, one), _positions(one, other))
+        """For each row of both indexes, the row of the first index that has the same image; -1: there is none."""
+        self._row_in_other = np.full(len(one), -1, np.int64)
+        matched = np.flatnonzero(self.rows[1] >= 0)[::-1]  # of several copies, the first one
+        self._row_in_other[self.rows[1][matched]] = matched
+        self.common = int((self._row_in_other >= 0).sum())
+        if not self.common:
+            raise DataError(
+                f"{one.path} and {other.path}: have no image in common, neither by content nor by location; give two "
+                "indexes of the same data"
+            )
+
+    def row_in_other(self, row: int) -> int | None:
+        """Return the row of the second index with the image of a row of the first one; None if there is none."""
+        found = int(self._row_in_other[self.rows[0][self.indexes[0].row_of(row)]])
+        return found if found >= 0 else None
+
+    def agreement(self, one: Sequence[int], other: Sequence[int]) -> tuple[float, int]:
+        """Return the rank-biased overlap and the number of common images of ranked rows of both indexes."""
+        names = [self._names(0, one), self._names(1, other)]
+        return rank_biased_overlap(*names), len(set(names[0]) & set(names[1]))
+
+    def _names(self, number: int, rows: Sequence[int]) -> list[int]:
+        """Return one number per image of the first ten, each image once; negative for images of one index alone."""
+        matched = [int(self.rows[number][row]) for row in rows]
+        named = [name if name >= 0 else -1 - row for name, row in zip(matched, rows, strict=True)]
+        return list(dict.fromkeys(named))[:DEPTH]
+
+    def differences(
+        self, queries: Sequence[str] | None = None, progress: Callable[[float], None] | None = None
+    ) -> list[Difference]:
+        """Return queries with the agreement of both searches, the least agreement first.
+
+        Args:
+            queries: texts, which the models of the indexes encode; None: at most 2,000 captions that both indexes
+                have, evenly spaced.
+            progress: receives the share that is done, from time to time.
+
+        Raises:
+            DataError: no queries are given, and the indexes have no caption in common.
+        """
+        if queries is None:
+            texts, features, images = self._captions()
+        else:
+            texts = list(queries)
+            features = (self.indexes[0].model.encode_text(texts), self.indexes[1].model.encode_text(texts))
+            images = [None] * len(texts)
+        found = []
+        for start in range(0, len(texts), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            ranked = [
+                index.nearest.top(vectors[part], _RANKED)[1].tolist()
+                for index, vectors in zip(self.indexes, features, strict=True)
+            ]
+            for text, image, one, other in zip(texts[part], images[part], *ranked, strict=True):
+                overlap, common = self.agreement(one, other)
+                ranks = (self._rank(0, one, image), self._rank(1, other, image))
+                found.append(Difference(text, overlap, common, image, ranks))
+            if progress is not None:
+                progress(min(part.stop, len(texts)) / len(texts))
+        return sorted(found, key=lambda entry: entry.overlap)
+
+    def _rank(self, number: int, rows: Sequence[int], image: int | None) -> int | None:
+        matched = self.rows[number][rows].tolist()
+        return matched.index(image) + 1 if image is not None and image in matched else None
+
+    def _captions(
+        self,
+    ) -> tuple[list[str], tuple[Float[Tensor, "Q D"], Float[Tensor, "Q E"]], list[int | None]]:
+        """Return captions of both indexes with their features in both, and the row of their image in the first one."""
+        one, other = self.indexes
+        number_in_other = {text: number for number, text in enumerate(other.texts)}
+        captions = one.rows[CAPTIONS].combine_chunks()
+        row_of: dict[str, int] = {}
+        rows = self.rows[0][pc.list_parent_indices(captions).to_numpy()].tolist()
+        for text, row in zip(pc.list_flatten(captions).to_pylist(), rows, strict=True):
+            row_of.setdefault(text, row)
+        shared = [n for n, text in enumerate(one.texts) if text in number_in_other and text in row_of]
+        if not shared:
+            raise DataError(
+                f"{one.path} and {other.path}: have no caption in common; give queries with --queries F.txt, one per "
+                "line"
+            )
+        chosen = [shared[n] for n in np.unique(np.linspace(0, len(shared) - 1, MOST_QUERIES).astype(np.int64))]
+        texts = [one.texts[n] for n in chosen]
+        features = (_unit(one.text_features[chosen]), _unit(other.text_features[[number_in_other[t] for t in texts]]))
+        return texts, features, [row_of[text] for text in texts]
+
+
+def _positions(one: Index, other: Index) -> NDArray[np.int64]:
+    """Return for each row of the other index the first row of one with the same content, else the same location."""
+    found = np.full(len(other), -1, np.int64)
+    for column in (IMAGE, CONTENT):  # content is looked up last, and decides
+        known = pc.index_in(other.rows[column], value_set=one.rows[column].combine_chunks())
+        numbers = pc.fill_null(known.cast(pa.int64()), -1).to_numpy()
+        found = np.where(numbers >= 0, numbers, found)
+    # Copies of one image are one image: a location stands for the first row with its content.
+    if one is not other:
+        first = _positions(one, one)
+        found[found >= 0] = first[found[found >= 0]]
+    return found
+
+
+def _unit(features: NDArray[np.float16]) -> Float[Tensor, "Q D"]:
+    return torch.nn.functional.normalize(as_float32(features), dim=1)

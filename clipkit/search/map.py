@@ -1,0 +1,130 @@
+"""Map of an index: its images in two dimensions, so that similar images are near each other.
+
+The features are reduced to 50 principal components, and these to two dimensions by t-SNE (van der Maaten and Hinton
+2008) with Euclidean distances, which order unit vectors as cosines do. Distances between far groups mean little.
+"""
+
+import io
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from pyarrow import parquet
+from torch import Tensor
+
+from clipkit.errors import DataError
+from clipkit.extras import check_extra
+from clipkit.files import write_whole
+from clipkit.search.index import Index
+from clipkit.search.labels import labels_of
+from clipkit.search.nearest import as_float32
+
+log = logging.getLogger("clipkit")
+
+MOST = 20_000
+"""Largest number of images on a map; of a larger index, evenly spaced rows are shown."""
+SEED = 0
+_COMPONENTS = 50
+_STEPS = 500
+_PERPLEXITY = 30
+_COLORS = 9
+
+
+@dataclass(frozen=True)
+class Map:
+    """Positions of S rows."""
+
+    rows: NDArray[np.int64]
+    """(S,) rows of the index, ascending."""
+    positions: NDArray[np.float32]
+    """(S, 2) positions in [0, 1]."""
+
+
+def map_of(index: Index) -> Map:
+    """Return the map of an index, from its folder if it was made before.
+
+    It is kept in the folder as `map-….parquet` with the columns row, x and y, and with the method, the seed and the
+    checksum of the features in the file's metadata; `clipkit.embed` removes it when it writes the index again. If the
+    folder is not writable, the map is made again each time.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    features = index.manifest["files"]["features"]["sha256"]
+    made_by = {"method": f"t-SNE {_STEPS}, perplexity {_PERPLEXITY}", "seed": str(SEED), "features": features}
+    file = index.path / f"map-{features[:16]}.parquet"
+    kept = _read(file, made_by, len(index))
+    if kept is not None:
+        return kept
+    rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), MOST)).astype(np.int64))
+    made = Map(rows, positions_of(as_float32(index.features[rows])))
+    _write(file, made_by, made)
+    return made
+
+
+def positions_of(features: Float[Tensor, "N D"], seed: int = SEED) -> NDArray[np.float32]:
+    """Return (N, 2) positions of features in [0, 1]; up to four are put side by side.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    check_extra("report", ["sklearn"], DataError)
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(features) < 5:
+        return np.stack([np.linspace(0, 1, len(features)), np.full(len(features), 0.5)], axis=1).astype(np.float32)
+    units = torch.nn.functional.normalize(features, dim=1).numpy()
+    components = min(_COMPONENTS, *units.shape)
+    reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(units)
+    perplexity = min(_PERPLEXITY, (len(units) - 1) / 3)
+    made = TSNE(init="pca", perplexity=perplexity, max_iter=_STEPS, random_state=seed).fit_transform(reduced)
+    low, high = made.min(axis=0), made.max(axis=0)
+    return ((made - low) / np.maximum(high - low, 1e-9)).astype(np.float32)
+
+
+def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[str], list[int]]:
+    """Return the most frequent labels of rows, at most nine, and for each row the number of its label among them.
+
+    Other labels are the last number, and so are missing ones.
+
+    Raises:
+        DataError: the index has no such column of labels.
+    """
+    labels = labels_of(index, column)[rows]
+    names = [name for name, _ in Counter(label for label in labels if label is not None).most_common(_COLORS)]
+    number_of = {name: number for number, name in enumerate(names)}
+    return names, [number_of.get(label, len(names)) for label in labels]
+
+
+def _read(file: Path, made_by: dict[str, str], count: int) -> Map | None:
+    """Return a stored map; None if there is none, or none of these features."""
+    try:
+        opened = parquet.ParquetFile(file)
+        metadata = {key.decode(): value.decode() for key, value in (opened.schema_arrow.metadata or {}).items()}
+        if not made_by.items() <= metadata.items():
+            return None
+        table = opened.read()
+        rows, x, y = (table[name].to_numpy() for name in ("row", "x", "y"))
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return None
+    positions = np.stack([x, y], axis=1).astype(np.float32)
+    is_valid = len(rows) == min(count, MOST) and ((rows >= 0) & (rows < count) & np.isfinite(x + y)).all()
+    return Map(rows.astype(np.int64), positions) if is_valid else None
+
+
+def _write(file: Path, made_by: dict[str, str], made: Map) -> None:
+    x, y = made.positions.T
+    table = pa.table({"row": made.rows, "x": x, "y": y}).replace_schema_metadata(made_by)
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    try:
+        write_whole(file, content.getvalue())
+    except OSError as error:
+        log.warning("%s: the map cannot be stored (%s), so it is made each time", file, error.strerror)
