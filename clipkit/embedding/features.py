@@ -51,6 +51,7 @@ class Features:
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: show progress bars on the terminal.
+        normalize: divide the features by their length. Other features are cached in folders of their own.
 
     Raises:
         OutputError: the folder cannot be created.
@@ -64,12 +65,14 @@ class Features:
         cache: Cache = None,
         processes: Processes | None = None,
         progress: bool = False,
+        normalize: bool = True,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.processes = processes or Processes.alone()
         self.folder = None if cache is False else cache_folder() if cache is None else _created(Path(cache))
         self.progress = progress and self.processes.is_main
+        self.normalize = normalize
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
@@ -86,7 +89,7 @@ class Features:
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images, float32 on the CPU.
+        """Return features of images, of unit length if `normalize`, float32 on the CPU.
 
         Args:
             images: paths, PIL images or arrays.
@@ -97,14 +100,16 @@ class Features:
             ModelError: a feature is not finite.
         """
 
-        encode = partial(self.model.encode_image, batch_size=self.batch_size, progress=self.progress)
+        encode = partial(
+            self.model.encode_image, batch_size=self.batch_size, progress=self.progress, normalize=self.normalize
+        )
         return self._features(images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of strings, float32 on the CPU."""
+        """Return features of strings, of unit length if `normalize`, float32 on the CPU."""
         keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
 
-        encode = partial(self.model.encode_text, progress=self.progress)
+        encode = partial(self.model.encode_text, progress=self.progress, normalize=self.normalize)
         return self._features(texts, keys, encode, self.model.text)
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
@@ -124,7 +129,7 @@ class Features:
         unique = list(dict.fromkeys(keys))
         row_of_key = {key: row for row, key in enumerate(unique)}
         item_of_key = dict(zip(keys, items, strict=True))
-        cache = None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
+        cache = None if self.folder is None else FeatureCache(self.folder / self._folder_name(tower))
         known, stored = self._cached(cache, unique)
         self.from_cache += int(known.sum())
         self.computed += len(unique) - int(known.sum())
@@ -151,6 +156,9 @@ class Features:
         if len(unique) == len(keys):
             return features
         return features[[row_of_key[key] for key in keys]]
+
+    def _folder_name(self, tower: ImageTower | TextTower) -> str:
+        return tower_fingerprint(tower) + ("" if self.normalize else "-unnormalized")
 
     def _write(self, cache: FeatureCache, keys: list[bytes], rows: Tensor, items: Sequence[Any]) -> None:
         # If a file changed after it was hashed, its features belong to other content.
