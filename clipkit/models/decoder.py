@@ -64,6 +64,17 @@ class Decoder:
         except DataError as error:
             return error
 
+    def batch(self, positions: Sequence[int]) -> DecodedBatch:
+        """Return a decoded batch of images; an unreadable image is replaced, and its error recorded."""
+        errors: dict[int, DataError] = {}
+        images: list[Decoded] = []
+        for position in positions:
+            image = self(position)
+            if isinstance(image, DataError):
+                errors[position], image = image, self.blank()
+            images.append(image)
+        return DecodedBatch(self.joined(images), [image.size for image in images], errors)
+
     def blank(self) -> Decoded:
         """Return the replacement for an unreadable image, in its final size."""
         return self._prepared(Image.new("RGB", (224, 224)), 0)

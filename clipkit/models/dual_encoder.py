@@ -14,7 +14,7 @@ from clipkit.files import as_os_errors, replacing
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.adapters.attach import merged
-from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
+from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings, tower_features
 from clipkit.models.from_modules import Modules, ModulesBackend, PreprocessFunction
 from clipkit.models.probabilities import Probabilities
 from clipkit.models.probabilities import probabilities as probabilities_of
@@ -157,8 +157,8 @@ class DualEncoder(nn.Module):
             UserError: the batch size is not positive.
         """
         several = listed_images(images)
-        features = encode_images(self.image, several, self.image, batch_size, self.device, progress)
-        return F.normalize(features, dim=-1) if normalize else features
+        encoded = encode_images(self.image, several, tower_features, batch_size, self.device, progress)
+        return F.normalize(encoded, dim=-1) if normalize else encoded
 
     def encode_text(
         self,
@@ -181,8 +181,8 @@ class DualEncoder(nn.Module):
             UserError: the batch size is not positive.
         """
         several = listed_strings(texts)
-        features = encode_strings(self.text, several, self.text, batch_size, self.device, progress)
-        return F.normalize(features, dim=-1) if normalize else features
+        encoded = encode_strings(self.text, several, tower_features, batch_size, self.device, progress)
+        return F.normalize(encoded, dim=-1) if normalize else encoded
 
     def classify(
         self,

@@ -1,6 +1,6 @@
 """Encoding of images and strings with a tower, in batches and without gradients."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,21 @@ from tqdm.auto import tqdm
 
 from clipkit.errors import DataError, UserError, check_text
 from clipkit.images import ImageLike, Stored, kind_of
-from clipkit.models.decoder import Decoder
+from clipkit.models.decoder import DecodedBatch, Decoder, batches_of
 from clipkit.models.decoding import MANY, decoded
 from clipkit.models.devices import is_accelerator
 from clipkit.models.exact_pixels import exact_pixels
 from clipkit.models.preprocess import channels_last
+from clipkit.models.side_by_side import side_by_side, threads_for
 from clipkit.models.towers import ImageTower, TextTower, Tower
 
-# Batch sizes on a CPU: larger activations exceed its cache. On two cores, an EfficientNet-Lite0 encoded 200 images per
-# second in batches of 8, and 60 in batches of 64.
+# Batch sizes on a CPU. In one thread per core, the activations of a small tower fit into the core's cache, and the
+# weights of a large one are read for several images (figures: docs/speed.md).
 _CPU_BATCH = 8
+_THREAD_BATCH = 2
+_LARGE = 50_000_000  # weights of a tower from which on threads use _CPU_BATCH
 _CPU_STRINGS = 256
+_THREAD_STRINGS = 64
 
 # Number of inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
@@ -36,8 +40,19 @@ _TOKENIZED = 16_384
 # Number of features that are kept on the device before they are copied.
 _ROWS = 65_536
 
-# Function from a batch of inputs by name to features: a whole tower, or its trunk.
-Through = Callable[[dict[str, Tensor]], Tensor]
+Inputs = dict[str, Tensor]
+# Function of a tower, or a copy of it in a thread, and a batch of inputs by name.
+Through = Callable[[Any, Inputs], Any]
+
+
+def tower_features(tower: Tower, inputs: Inputs) -> Float[Tensor, "B D"]:
+    """Return features of a batch before normalization."""
+    return tower(inputs)
+
+
+def trunk_features(tower: Tower, inputs: Inputs) -> Float[Tensor, "B W"]:
+    """Return the output of a tower's trunk for a batch."""
+    return tower.trunk(**inputs)
 
 
 def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
@@ -77,19 +92,22 @@ def encode_images(
     device: torch.device,
     progress: bool = False,
     bad: dict[int, str] | None = None,
+    keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "N W"]:
     """Return the output of `through` for every image, in float32 on the CPU.
 
-    Threads decode images in advance. On an accelerator with many images, processes decode them instead.
+    On a CPU, each core decodes and encodes a batch of its own. On an accelerator with many images, processes decode
+    them in advance.
 
     Args:
         tower: tower whose preprocessing is used.
         images: paths, PIL images or arrays.
-        through: module to run: the tower or its trunk.
+        through: function to run: `tower_features`, `trunk_features` or another one.
         batch_size: images per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: show a progress bar.
         bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
+        keep: called with each output of `through`, in the order of the images; returns the rows to return.
 
     Raises:
         DataError: an image is unreadable, and `bad` is None.
@@ -97,33 +115,60 @@ def encode_images(
     """
     _check_batch_size(batch_size)
     if not len(images):  # only a forward pass gives the width
-        return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device)[:0]
-    fast = is_accelerator(device)
-    size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
-    if device.type == "cpu":
-        size = min(size, _CPU_BATCH)
-    dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
-    exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
-    decoder = Decoder(tower.preprocess, images, exact is not None, exact is not None and exact.resize is not None)
+        return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device, keep=keep)[:0]
     bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
     rows = _Rows()
-    batches = decoded(decoder, size, fast, _Copies(device))
-    with torch.inference_mode(), _precision(tower, device), bar, closing(batches) as source:
-        for batch in source:
+    with torch.inference_mode(), bar, closing(_image_outputs(tower, images, through, batch_size, device)) as outputs:
+        for batch, output in outputs:
             if batch.errors and bad is None:
                 raise next(iter(batch.errors.values()))
             if bad is not None:
                 bad.update({position: str(error) for position, error in batch.errors.items()})
-            inputs = batch.inputs
-            if exact is None:
-                inputs = {
-                    name: v.to(dtype) if v.is_floating_point() else v for name, v in channels_last(inputs).items()
-                }
-            else:
-                inputs = {"pixel_values": exact(inputs["content"], batch.sizes)}
-            rows.add(through(inputs))
+            rows.add(output if keep is None else keep(output))
             bar.update(len(batch))
     return rows.all()
+
+
+def _image_outputs(
+    tower: ImageTower, images: Sequence[ImageLike], through: Through, batch_size: int | None, device: torch.device
+) -> Generator[tuple[DecodedBatch, Any], None, None]:
+    """Yield the decoded batches and the outputs of `through`, in order."""
+    dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
+    fast = is_accelerator(device)
+    exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
+    decoder = Decoder(tower.preprocess, images, exact is not None, exact is not None and exact.resize is not None)
+
+    def output(tower: ImageTower, batch: DecodedBatch) -> Any:
+        if exact is None:
+            inputs = channels_last(batch.inputs)
+            inputs = {name: v.to(dtype) if v.is_floating_point() else v for name, v in inputs.items()}
+        else:
+            inputs = {"pixel_values": exact(batch.inputs["content"], batch.sizes)}
+        with torch.inference_mode(), _precision(tower, device):
+            return through(tower, inputs)
+
+    def of_positions(tower: ImageTower, positions: range) -> tuple[DecodedBatch, Any]:
+        batch = decoder.batch(positions)
+        return batch, output(tower, batch)
+
+    if not fast:
+        batches = batches_of(len(images), cpu_batch(tower, batch_size))
+        threads = threads_for(tower, len(batches))
+        if threads > 1:
+            yield from side_by_side(tower, batches, of_positions, threads, [tower.preprocess])
+            return
+    size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
+    size = min(size, _CPU_BATCH) if device.type == "cpu" else size
+    with closing(decoded(decoder, size, fast, _Copies(device))) as source:
+        for batch in source:
+            yield batch, output(tower, batch)
+
+
+def cpu_batch(tower: ImageTower, batch_size: int | None) -> int:
+    """Return the number of images per forward pass of a thread on a CPU, at most `batch_size`."""
+    small = sum(parameter.numel() for parameter in tower.parameters()) < _LARGE
+    most = _THREAD_BATCH if small else _CPU_BATCH
+    return min(batch_size or most, most)
 
 
 def encode_strings(
@@ -133,25 +178,28 @@ def encode_strings(
     batch_size: int | None,
     device: torch.device,
     progress: bool = False,
+    keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "M W"]:
     """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
+
+    On a CPU, each core encodes a batch of its own.
 
     Args:
         tower: tower whose tokenizer is used.
         texts: strings.
-        through: module to run: the tower or its trunk.
+        through: function to run: `tower_features`, `trunk_features` or another one.
         batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
         device: device of the tower.
         progress: show a progress bar.
+        keep: called with each output of `through`, in the order of the batches; returns the rows to return.
 
     Raises:
         UserError: the batch size is not positive.
     """
     _check_batch_size(batch_size)
     if not len(texts):
-        return encode_strings(tower, [""], through, batch_size, device)[:0]
+        return encode_strings(tower, [""], through, batch_size, device, keep=keep)[:0]
     fast = is_accelerator(device)
-    most_rows = batch_size or (_TOKENS if fast else _CPU_STRINGS)
     # An accelerator works on one chunk while the next one is tokenized.
     step = _TOKENIZED // 4 if fast else _TOKENIZED
     by_length = sorted(dict.fromkeys(texts), key=len)
@@ -159,16 +207,27 @@ def encode_strings(
     rows = _Rows()
     copied = _Copies(device)
     bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
-    with torch.inference_mode(), _precision(tower, device), bar:
+
+    def output(tower: TextTower, batch: Inputs) -> tuple[int, Any]:
+        inputs = {name: copied(values) for name, values in batch.items()}
+        with torch.inference_mode(), _precision(tower, device):
+            return len(next(iter(batch.values()))), through(tower, inputs)
+
+    with torch.inference_mode(), bar:
         for start in range(0, len(by_length), step):
             tokens = tower.tokenize(by_length[start : start + step])
             # Sorting by number of tokens, not letters, saves a fifth of the padding in batches of 256 prompts.
             lengths, by_tokens = _lengths(tower, tokens)
             order.append(by_tokens + start)
-            for part in by_tokens.split(_parts(lengths, most_rows, _TOKENS if fast else None)):
-                batch = tower.cut_padding({name: values[part] for name, values in tokens.items()})
-                rows.add(through({name: copied(values) for name, values in batch.items()}))
-                bar.update(len(part))
+            few = min(batch_size or _THREAD_STRINGS, _THREAD_STRINGS)
+            threads = 1 if fast else threads_for(tower, -(-len(lengths) // few))
+            most_rows = few if threads > 1 else batch_size or (_TOKENS if fast else _CPU_STRINGS)
+            parts = by_tokens.split(_parts(lengths, most_rows, _TOKENS if fast else None))
+            batches = [tower.cut_padding({name: values[part] for name, values in tokens.items()}) for part in parts]
+            with closing(side_by_side(tower, batches, output, threads, [tower.tokenize])) as outputs:
+                for count, result in outputs:
+                    rows.add(result if keep is None else keep(result))
+                    bar.update(count)
     row_of = torch.empty(len(by_length), dtype=torch.int64)
     row_of[torch.cat(order)] = torch.arange(len(by_length))
     position_of = dict(zip(by_length, row_of.tolist(), strict=True))

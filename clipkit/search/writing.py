@@ -25,7 +25,7 @@ from clipkit.images import Stored
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present
 from clipkit.models.devices import is_accelerator
-from clipkit.models.encode import encode_images
+from clipkit.models.encode import encode_images, tower_features
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.processes import Processes
 from clipkit.search.assembly import Found, assemble, keys_of
@@ -247,15 +247,17 @@ class _Writer:
         bad: dict[int, str] = {}
         tower = self.model.image
         with evaluating(self.model):
-            raw = encode_images(tower, [image for _, image in new], tower, self.batch_size, self.model.device, bad=bad)
-        features = torch.nn.functional.normalize(raw, dim=-1)
+            raw = encode_images(
+                tower, [image for _, image in new], tower_features, self.batch_size, self.model.device, bad=bad
+            )
+        rows = torch.nn.functional.normalize(raw, dim=-1)
         sound = [row for row in range(len(new)) if row not in bad]
-        if not features[sound].isfinite().all():
+        if not rows[sound].isfinite().all():
             raise ModelError(
                 f"{self.model.name}: its features are not finite; half precision may overflow: load it in float32"
             )
         if sound:
-            log.add([new[row][0] for row in sound], features[sound].numpy())
+            log.add([new[row][0] for row in sound], rows[sound].numpy())
         self.encoded += len(sound)
         return {new[row][0]: why for row, why in bad.items()}
 

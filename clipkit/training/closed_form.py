@@ -12,7 +12,7 @@ from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.errors import DataError
 from clipkit.metrics.canonical_correlation import CanonicalCorrelation, PairSums, canonical_correlation
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.encode import encode_images, encode_strings, trunk_features
 from clipkit.models.layers import Layered, columns, set_coordinates
 from clipkit.models.projections import linear_of
 from clipkit.processes import Processes
@@ -208,22 +208,17 @@ def _wide_features(side: str, plan: Plan, inputs: TowerInputs) -> Float[Tensor, 
     if name in inputs.stores:
         return inputs.stores[name]
     model, pairs, show = plan.model, plan.data.train.pairs, plan.processes.is_main
-    trunk = model.sides[side].trunk
-
-    def through(batch: dict[str, Tensor]) -> Tensor:
-        return trunk(**batch)
-
     bad: dict[int, str] = {}
     with evaluating(model):
         if side == "text":
             return encode_shared(
                 pairs.captions,
-                lambda texts: encode_strings(model.text, texts, through, None, model.device, show),
+                lambda texts: encode_strings(model.text, texts, trunk_features, None, model.device, show),
                 plan.processes,
             )
         wide = encode_shared(
             pairs.images,
-            lambda images: encode_images(model.image, images, through, None, model.device, show, bad),
+            lambda images: encode_images(model.image, images, trunk_features, None, model.device, show, bad),
             plan.processes,
         )
     first = plan.processes.share(len(pairs.images)).start

@@ -30,7 +30,7 @@ from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
 from clipkit.models.devices import is_accelerator
-from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.encode import encode_images, encode_strings, trunk_features
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
@@ -121,10 +121,7 @@ class TowerInputs:
             skipped = None if self.replacement is None else bad_here
 
             def trunk_of_images(images: Sequence[ImageLike]) -> Tensor:
-                trunk = model.image.trunk
-                return encode_images(
-                    model.image, images, lambda inputs: trunk(**inputs), batch, model.device, show, skipped
-                )
+                return encode_images(model.image, images, trunk_features, batch, model.device, show, skipped)
 
             self.stores["image_features"] = stores.images_of_trunk(
                 lambda: self._stored(pairs.images, trunk_of_images), bad_here
@@ -132,8 +129,7 @@ class TowerInputs:
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
             def trunk_of_texts(texts: Sequence[str]) -> Tensor:
-                trunk = model.text.trunk
-                return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), batch, model.device, show)
+                return encode_strings(model.text, texts, trunk_features, batch, model.device, show)
 
             for name, texts in stores.texts().items():
                 self.stores[name] = stores.texts_of_trunk(texts, partial(self._stored, texts, trunk_of_texts))

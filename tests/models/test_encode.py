@@ -18,7 +18,7 @@ import clipkit
 from clipkit.errors import DataError, UserError
 from clipkit.images import Stored, open_image
 from clipkit.models import DualEncoder, decoding, decoding_processes, encode
-from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.encode import encode_images, encode_strings, tower_features
 from clipkit.models.exact_resize import ExactResize
 from tests.models.families import build
 
@@ -52,7 +52,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def encoded(model: DualEncoder, images: list[Any], bad: dict[int, str] | None = None) -> torch.Tensor:
-    return encode_images(model.image, images, model.image, None, model.device, bad=bad)
+    return encode_images(model.image, images, tower_features, None, model.device, bad=bad)
 
 
 def children() -> list[psutil.Process]:
@@ -79,11 +79,11 @@ def test_processes_give_the_same_features(
     model: DualEncoder, many: list[Any], batch_size: int, forks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = children()
-    features = encode_images(model.image, many, model.image, batch_size, model.device)
+    features = encode_images(model.image, many, tower_features, batch_size, model.device)
     assert forks == [2]
     assert children() == before
     monkeypatch.undo()
-    assert torch.equal(features, encode_images(model.image, many, model.image, batch_size, model.device))
+    assert torch.equal(features, encode_images(model.image, many, tower_features, batch_size, model.device))
 
 
 @pytest.mark.parametrize(("room", "resized"), [(1, 0), (20_000, 9), (1 << 20, 21)])
@@ -226,7 +226,7 @@ def test_interrupt_ends_the_processes(model: DualEncoder, many: list[Any]) -> No
     before = children()
     through_calls = []
 
-    def interrupted(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def interrupted(tower: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         through_calls.append(len(children()) - len(before))
         raise KeyboardInterrupt
 
@@ -243,7 +243,7 @@ def test_processes_ignore_ctrl_c_and_end_with_their_parent(model: DualEncoder, m
     def encode_slowly() -> None:  # in a process of its own, which is then killed
         os.setsid()
 
-        def tell(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        def tell(tower: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             os.write(child, " ".join(str(process.pid) for process in psutil.Process().children()).encode())
             time.sleep(60)
             return torch.zeros(1)
@@ -281,7 +281,7 @@ def test_texts_in_batches_of_tokens_have_the_same_features(
     monkeypatch.setattr(encode, "_ROWS", 30)
     shapes = []
 
-    def through(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def through(tower: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         shapes.append(tuple(inputs["input_ids"].shape))
         return model.text(inputs)
 
@@ -291,24 +291,33 @@ def test_texts_in_batches_of_tokens_have_the_same_features(
     if budget == 10_000:
         assert len(shapes) <= 6
     monkeypatch.undo()
-    torch.testing.assert_close(features, encode_strings(model.text, TEXTS, model.text, None, model.device))
+    torch.testing.assert_close(features, encode_strings(model.text, TEXTS, tower_features, None, model.device))
 
 
 @pytest.mark.usefixtures("accelerator")
 def test_batch_size_limits_the_rows_of_texts(model: DualEncoder) -> None:
     sizes = []
     encode_strings(
-        model.text, TEXTS, lambda batch: sizes.append(len(batch["input_ids"])) or model.text(batch), 7, model.device
+        model.text,
+        TEXTS,
+        lambda tower, batch: sizes.append(len(batch["input_ids"])) or model.text(batch),
+        7,
+        model.device,
     )
     assert max(sizes) == 7
 
 
-def test_a_cpu_keeps_its_batches(model: DualEncoder) -> None:
+def test_one_core_keeps_its_batches(model: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The values of a CPU's features depend on the batches to the last bit."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     sizes = []
     texts = [f"a dog number {n}" for n in range(300)]
     encode_strings(
-        model.text, texts, lambda batch: sizes.append(len(batch["input_ids"])) or model.text(batch), None, model.device
+        model.text,
+        texts,
+        lambda tower, batch: sizes.append(len(batch["input_ids"])) or model.text(batch),
+        None,
+        model.device,
     )
     assert sizes == [256, 44]
 
@@ -323,7 +332,7 @@ def test_a_gpu_gets_exactly_the_pixels_of_a_cpu(
     model = clipkit.load(build(family, tmp_path / family), device="cuda")
     pixels: list[torch.Tensor] = []
 
-    def through(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def through(tower: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         pixels.append(inputs["pixel_values"].cpu())
         return model.image(inputs)
 

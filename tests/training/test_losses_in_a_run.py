@@ -12,6 +12,7 @@ from clipkit.data import checked_negatives, read_pairs
 from clipkit.errors import DataError, RecipeError, TrainingError, UserError
 from clipkit.losses import distillation, negclip
 from clipkit.recipe import Recipe
+from clipkit.training.plan import make_plan
 from tests.conftest import read_lines, write_csv
 
 
@@ -55,8 +56,8 @@ def test_negatives_come_from_the_row_of_their_caption(
 
 def test_negclip_without_negatives_names_the_missing_column(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="negative_caption"):
-        clipkit.train(recipe({"loss.name": "negclip"}))
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
+        make_plan(recipe({"loss.name": "negclip"}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_row_without_its_negative_is_named(shapes: Path, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_sum_of_losses_is_the_weighted_sum(recipe: Callable[..., Recipe], tmp_
 def test_a_run_that_would_train_nothing_is_refused(recipe: Callable[..., Recipe]) -> None:
     frozen = {"model.image.tune": "frozen", "model.text.tune": "frozen"}
     with pytest.raises(RecipeError, match="nothing would learn"):
-        clipkit.train(recipe(frozen | {"loss.name": "triplet"}))
+        make_plan(recipe(frozen | {"loss.name": "triplet"}))
 
 
 def test_a_batch_without_negatives_ends_the_run_with_its_counts(

@@ -9,6 +9,7 @@ import pytest
 import clipkit
 from clipkit.errors import DataError, RecipeError
 from clipkit.recipe import Recipe
+from clipkit.training.plan import make_plan
 from tests.conftest import draw, write_csv
 
 Build = Callable[..., Recipe]
@@ -62,4 +63,4 @@ def test_what_a_recipe_may_not_say(recipe: Build, changes: dict[str, object], me
 
 def test_captions_and_images_alone_do_not_mix(recipe: Build, shapes: Path) -> None:
     with pytest.raises(DataError, match="has images without captions"):
-        clipkit.train(recipe({"data.train": [str(shapes / "captions.csv"), str(shapes / "images")]}))
+        make_plan(recipe({"data.train": [str(shapes / "captions.csv"), str(shapes / "images")]}))

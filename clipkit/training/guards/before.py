@@ -34,13 +34,14 @@ _CAPTIONS, _IMAGES = 2000, 200
 _MANY = 100_000
 """Maximum number of training images that are compared with each other and with the validation images."""
 # Peak learning rates that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example
-# (5e-5); SLIP from
-# scratch uses 3e-3.
+# (5e-5); SLIP from scratch uses 3e-3.
 _KNOWN_RATES: dict[Kind, tuple[float, float]] = {
     "pretrained": (1e-7, 1e-4),
     "new": (5e-5, 1e-2),
     "adapter": (5e-6, 5e-3),
 }
+# Towers that were not pretrained together have nothing in common to lose: recipes/flickr8k_tuned.yaml uses 3e-4.
+_SEPARATE_TOWERS = 1e-3
 _SMALL_BATCH, _TINY_BATCH = 64, 8
 _TIMED_IMAGES = 8
 
@@ -78,7 +79,10 @@ class RunStart:
             if names:
                 # A pretrained projection on a frozen trunk also works with the rates of a new one.
                 in_trunk = any(name.startswith("trunk.") for name in names)
-                high = high if in_trunk or kind != "pretrained" else _KNOWN_RATES["new"][1]
+                if kind == "pretrained" and not in_trunk:
+                    high = _KNOWN_RATES["new"][1]
+                elif kind == "pretrained" and self.recipe.start == "cca":
+                    high = _SEPARATE_TOWERS
                 yield kind, getattr(self.recipe.optim.rates, kind), low, high
 
     def rate_key(self, kind: Kind) -> str:
@@ -260,8 +264,8 @@ def other_tokenizer(start: RunStart) -> Finding | None:
 
 GUARDS = (
     Rule("high_learning_rate", high_learning_rate,
-         "the peak learning rate of AdamW is above 1e-4 (pretrained weights), 5e-3 (adapters) or 1e-2 (only new "
-         "weights)"),
+         "the peak learning rate of AdamW is above 1e-4 (pretrained weights; 1e-3 with model.start: cca), 5e-3 "
+         "(adapters) or 1e-2 (only new weights)"),
     Rule("low_learning_rate", low_learning_rate,
          "the peak learning rate of AdamW is below 1e-7 (pretrained weights), 5e-6 (adapters) or 5e-5 (only new "
          "weights)"),

@@ -19,7 +19,7 @@ from clipkit.errors import DataError
 from clipkit.findings import Finding, Rule, apply
 from clipkit.images import open_image
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_strings
+from clipkit.models.encode import encode_strings, tower_features
 
 _PAIRS = 32
 _STANDARD_ERRORS = 3.0
@@ -55,7 +55,7 @@ class _Trial:
         self.current = self.losses(pixels, self.texts)
 
     def text_features(self) -> Float[Tensor, "N D"]:
-        features = encode_strings(self.model.text, self.captions, self.model.text, _PAIRS, self.model.device, False)
+        features = encode_strings(self.model.text, self.captions, tower_features, _PAIRS, self.model.device)
         return F.normalize(features.to(self.model.device), dim=-1)
 
     def losses(self, pixels: Tensor, texts: Float[Tensor, "N D"]) -> _Losses:

@@ -13,12 +13,11 @@ from clipkit.evaluation.figures import Column, Queries
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.models.devices import is_accelerator
-from clipkit.models.encode import encode_strings
+from clipkit.models.encode import Through, encode_strings, tower_features, trunk_features
 from clipkit.processes import Processes
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.views import through_head
-from clipkit.training.step import Encoder
 
 
 class TextViewValidation:
@@ -59,7 +58,7 @@ class TextViewValidation:
     def result(self, name: str) -> dict[str, Any]:
         """Return the complete result for results.json, under this model name."""
         with evaluating(self.model):
-            features = F.normalize(self._encoded(self.captions, Encoder(self.model.text)), dim=-1).cpu()
+            features = F.normalize(self._encoded(self.captions, tower_features), dim=-1).cpu()
         return self._scores().result(name, self.pairs, features, self.captions)
 
     def _scores(self) -> ViewScores:
@@ -72,17 +71,17 @@ class TextViewValidation:
     @torch.no_grad()
     def _features(self) -> tuple[Tensor, Tensor]:
         head = self.model.view_head("text")
-        encoder = Encoder(self.model.text, of_trunk=head is not None)
+        through = tower_features if head is None else trunk_features
         with evaluating(self.model):
-            both = [self._encoded(texts, encoder) for texts in (self.captions, self.wordings)]
+            both = [self._encoded(texts, through) for texts in (self.captions, self.wordings)]
             if head is None:
                 both = [F.normalize(features, dim=-1) for features in both]
             captions, wordings = (through_head(features, head).cpu() for features in both)
         return finite(self.pairs.name, captions, wordings)
 
-    def _encoded(self, texts: list[str], encoder: Encoder) -> Tensor:
+    def _encoded(self, texts: list[str], through: Through) -> Tensor:
         def encode(share: Sequence[str]) -> Tensor:
             batch = None if is_accelerator(self.model.device) else BATCH
-            return encode_strings(self.model.text, share, encoder, batch, self.model.device)
+            return encode_strings(self.model.text, share, through, batch, self.model.device)
 
         return encode_shared(texts, encode, self.processes)

@@ -1,20 +1,22 @@
 """Computation of stored inputs: run the frozen part of a tower over images, augmented views or captions."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.data import Augment, InputMaker, Loading, Sample
+from clipkit.data import Augment, Batch, InputMaker, Loading, Sample
 from clipkit.data.augment import shared_draft
 from clipkit.data.feed import IndexedFeed
 from clipkit.embedding.shared import evaluating
 from clipkit.embedding.store import PartWriter
 from clipkit.models import DualEncoder
 from clipkit.models.devices import is_accelerator
-from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.encode import cpu_batch, encode_images, encode_strings
 from clipkit.models.preprocess import channels_last
+from clipkit.models.side_by_side import side_by_side, threads_for
 from clipkit.models.towers import TRUNK_FEATURES, ImageTower, TextTower
 from clipkit.training.stored.items import Items
 from clipkit.training.stored.settings import Storing
@@ -27,10 +29,10 @@ _BATCH = 64
 _LOW = 1 << 20
 
 
-def frozen_part(tower: ImageTower | TextTower, storing: Storing) -> Callable[[Inputs], Inputs]:
-    """Return the function that computes the stored values from inputs: activations at the cut, or trunk features."""
+def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
+    """Return the function that computes a tower's stored values: activations at its cut, or its trunk features."""
 
-    def run(inputs: Inputs) -> Inputs:
+    def run(tower: ImageTower | TextTower, inputs: Inputs) -> Inputs:
         if tower.cut is None:
             return {TRUNK_FEATURES: tower.trunk(**inputs).float()}
         with storing.autocast():
@@ -53,11 +55,17 @@ def write_images(
 
     def write(writer: PartWriter, share: slice) -> Tensor:
         bad: dict[int, str] = {}
-        through = _appended(frozen_part(model.image, storing), writer)
         images = items.values[share]
         with evaluating(model):
             numbers = encode_images(
-                model.image, images, through, _batch(model), model.device, _shows(storing), bad if skips_bad else None
+                model.image,
+                images,
+                frozen_part(storing),
+                _batch(model),
+                model.device,
+                storing.processes.is_main,
+                bad if skips_bad else None,
+                keep=_kept(writer),
             )
         positions = _positions(numbers)
         positions[list(bad)] = -1
@@ -71,10 +79,15 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
     """Return a function that stores some of the captions."""
 
     def write(writer: PartWriter, share: slice) -> Tensor:
-        through = _appended(frozen_part(model.text, storing), writer)
         with evaluating(model):
             numbers = encode_strings(
-                model.text, items.values[share], through, _batch(model), model.device, _shows(storing)
+                model.text,
+                items.values[share],
+                frozen_part(storing),
+                _batch(model),
+                model.device,
+                storing.processes.is_main,
+                keep=_kept(writer),
             )
         return _positions(numbers)
 
@@ -96,16 +109,28 @@ def write_views(
     count = len(feed.pairs.images)
 
     def write(writer: PartWriter, share: slice) -> Tensor:
-        run = frozen_part(model.image, storing)
+        run = frozen_part(storing)
         rows = torch.arange(share.start, share.stop)
-        slices = [[Sample(row // count, row % count, 0) for row in part.tolist()] for part in rows.split(_BATCH)]
+        size, threads = _BATCH, 1
+        if not is_accelerator(model.device):
+            few = cpu_batch(model.image, None)
+            threads = threads_for(model.image, len(rows) // few)
+            size = few if threads > 1 else _BATCH
+        parts = rows.split(size)
+        slices = [[Sample(row // count, row % count, 0) for row in part.tolist()] for part in parts]
         names = {"image_features": augment}
         maker = InputMaker(names, {}, _no_tokens, shared_draft(names.values()))
         positions: list[Tensor] = []
-        with evaluating(model), torch.inference_mode():
-            for batch in feed.loader(slices, maker, loading):
-                inputs = {name: value.to(model.device) for name, value in batch.inputs["image_features"].items()}
-                written = writer.append(run(model.image.ready(channels_last(inputs))))
+
+        def values(tower: ImageTower, batch: Batch) -> tuple[Batch, Inputs]:
+            inputs = {name: value.to(model.device) for name, value in batch.inputs["image_features"].items()}
+            with torch.inference_mode():
+                return batch, run(tower, tower.ready(channels_last(inputs)))
+
+        batches = feed.loader(slices, maker, loading)
+        with evaluating(model), closing(side_by_side(model.image, batches, values, threads)) as outputs:
+            for batch, stored in outputs:
+                written = writer.append(stored)
                 requested = rows[sum(len(part) for part in positions) :][: len(batch)] % count
                 positions.append(torch.where(batch.image_ids == requested, written, -1))
                 writer.bad |= batch.bad
@@ -114,14 +139,14 @@ def write_views(
     return write
 
 
-def _appended(run: Callable[[Inputs], Inputs], writer: PartWriter) -> Callable[[Inputs], Tensor]:
-    """Return a function that stores what `run` returns, and returns the positions as float32 (B, 2)."""
+def _kept(writer: PartWriter) -> Callable[[Inputs], Tensor]:
+    """Return a function that stores values and returns their positions as float32 (B, 2)."""
 
-    def through(inputs: Inputs) -> Tensor:
-        positions = writer.append(run(inputs))
+    def keep(values: Inputs) -> Tensor:
+        positions = writer.append(values)
         return torch.stack([positions // _LOW, positions % _LOW], dim=1).float()
 
-    return through
+    return keep
 
 
 def _positions(numbers: Tensor) -> Int[Tensor, " R"]:
@@ -131,10 +156,6 @@ def _positions(numbers: Tensor) -> Int[Tensor, " R"]:
 
 def _batch(model: DualEncoder) -> int | None:
     return None if is_accelerator(model.device) else _BATCH
-
-
-def _shows(storing: Storing) -> bool:
-    return storing.processes.is_main
 
 
 def _no_tokens(texts: list[str]) -> Inputs:

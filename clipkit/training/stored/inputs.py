@@ -171,7 +171,7 @@ def _measured(
     """Return the mean bytes of a row by type of the activations, the largest value, and the type that is computed."""
     inputs = _example(tower)
     with torch.no_grad():
-        made = frozen_part(tower, storing)(inputs)
+        made = frozen_part(storing)(tower, inputs)
     name = ACTIVATIONS if ACTIVATIONS in made else TRUNK_FEATURES
     value, once = made.pop(name), made.pop(OUTSIDE, torch.empty(1, 0))[0].nbytes
     per_row, others = value[0].numel(), sum(one[0].nbytes for one in made.values())

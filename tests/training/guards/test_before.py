@@ -21,6 +21,7 @@ from tests.models.families import SMALL
 
 Build = Callable[..., Recipe]
 GOOD = {"optim.lr": 1e-5, "data.validation": None}
+HIGH = ["high_learning_rate"]
 
 
 def names(recipe: Recipe, steps: int = 100, warmup: int = 10, model: DualEncoder | None = None) -> list[str]:
@@ -110,6 +111,20 @@ def test_one_rate_for_old_and_new_weights_is_found(recipe: Build, plain: Path) -
     assert names(recipe(with_views | {"optim.lr": 1e-5})) == ["low_learning_rate"]
     assert names(recipe(with_views | {"optim.lr": 1e-3})) == ["high_learning_rate"]
     assert names(recipe(with_views | {"optim.lr": {"pretrained": 1e-5, "new": 1e-3}})) == []
+
+
+def test_separate_pretrained_towers_may_learn_faster(recipe: Build, plain: Path) -> None:
+    text = {
+        "name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "context_length": 16,
+        "config": SMALL | {"num_hidden_layers": 2}, "tune": "last:1",
+    }  # fmt: skip
+    image = {"name": "timm:test_convnext", "pretrained": False, "image_size": 32, "tune": "last:1"}
+    towers = GOOD | {"data.train": str(plain), "model": {"image": image, "text": text, "embed_dim": 16}}
+    model = model_of(recipe(towers))
+    pretrained = recipe(towers | {"model.image.pretrained": True, "model.text.pretrained": True})
+    for start, lr, expected in (("cca", 3e-4, []), ("cca", 2e-3, HIGH), ("random", 3e-4, HIGH)):
+        rates = {"model.start": start, "optim.lr": {"pretrained": lr, "new": 1e-3}}
+        assert names(pretrained.override(rates), model=model) == expected
 
 
 def test_pretrained_projection_alone_has_a_wide_range_of_rates(recipe: Build, plain: Path) -> None:

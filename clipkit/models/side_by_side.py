@@ -1,0 +1,88 @@
+"""Forward passes of several batches at the same time on a CPU: one thread per core, each with a batch of its own.
+
+Small operations of one batch do not keep several cores busy, and threads that decode images compete with those of an
+operation. On two cores, an EfficientNet-Lite0 encoded twice as many image files per second this way.
+"""
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from clipkit.models.devices import is_shard
+
+B = TypeVar("B")
+R = TypeVar("R")
+M = TypeVar("M", bound=nn.Module)
+
+# More threads wait for Python's lock. Further cores share the operations of these threads.
+_MOST_THREADS = 8
+# Batches per thread that are computed before their results are used.
+_AHEAD = 2
+
+
+def threads_for(module: nn.Module, batches: int) -> int:
+    """Return the number of threads for a number of batches on a CPU; 1 for few batches and modules with shards.
+
+    Modules with shards communicate while they run, and the order must be the same on all processes.
+    """
+    several = min(_MOST_THREADS, torch.get_num_threads())
+    has_shards = any(is_shard(parameter) for parameter in module.parameters())
+    return 1 if has_shards or batches < 2 * several else several
+
+
+def side_by_side(
+    module: M, batches: Iterable[B], run: Callable[[M, B], R], threads: int, shared: Sequence[object] = ()
+) -> Generator[R, None, None]:
+    """Yield `run(module, batch)` for each batch, in order.
+
+    Each thread has a copy of the module, because a module may keep values between its parts while it runs. The copies
+    share parameters and buffers.
+
+    Args:
+        module: module in evaluation mode.
+        batches: the batches, taken in this thread.
+        run: computes the result of a batch, in one of the threads; inference mode and autocast begin in it.
+        threads: result of `threads_for`; 1: this thread runs the module itself.
+        shared: parts of the module that all threads may use at once, and that are not copied.
+
+    Example:
+        >>> list(side_by_side(nn.Identity(), [1, 2, 3], lambda module, batch: module(10 * batch), threads=2))
+        [10, 20, 30]
+    """
+    if threads == 1:
+        yield from (run(module, batch) for batch in batches)
+        return
+    cores = torch.get_num_threads()
+    copies = [_copy(module, shared) for _ in range(threads)]
+    of_thread = threading.local()
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, cores // threads))
+        of_thread.module = copies.pop()
+
+    def compute(batch: B) -> R:
+        return run(of_thread.module, batch)
+
+    pool = ThreadPoolExecutor(threads, "clipkit-batch", begin)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(compute, batch))
+            if len(waiting) > _AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _copy(module: M, shared: Sequence[object]) -> M:
+    kept = [*module.parameters(), *module.buffers(), *shared]
+    return copy.deepcopy(module, {id(each): each for each in kept})
