@@ -22,7 +22,7 @@ demo: .venv/installed-demo
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-all: .venv/installed-dev .venv/installed-towers
+test-all: .venv/installed-dev .venv/installed-mteb .venv/installed-towers
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 # The lowest declared version of each direct dependency, with Python 3.11; slow to install.

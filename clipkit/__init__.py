@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clipkit import losses, metrics
     from clipkit.evaluation import Result
     from clipkit.evaluation.explanation import Explanation, explain
+    from clipkit.evaluation.mteb import mteb_model
     from clipkit.models import DualEncoder, load
     from clipkit.models.export import export
     from clipkit.models.merge import merge
@@ -51,6 +52,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "losses": ("clipkit.losses", None),
     "merge": ("clipkit.models.merge", "merge"),
     "metrics": ("clipkit.metrics", None),
+    "mteb_model": ("clipkit.evaluation.mteb", "mteb_model"),
     "suggest": ("clipkit.suggestion", "suggest"),
     "train": ("clipkit.training", "train"),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "losses",
     "merge",
     "metrics",
+    "mteb_model",
     "suggest",
     "train",
 ]

@@ -49,6 +49,7 @@ clipkit.evaluate.zeroshot(loaded, "photos", classes=["cat"])
 step = clipkit.Step(model, my_loss, Accelerator(), batch_size=4, micro_batch_size=2)
 loss: Tensor = step(["a.png"], ["a"])
 processes: clipkit.Processes = step.processes
+encoder: Any = clipkit.mteb_model(loaded, name="me/my-clip")
 ranks = clipkit.metrics.retrieval_ranks(features, features, torch.arange(1))
 clipkit.export(model, "onnx", "out")
 merged: clipkit.DualEncoder = clipkit.merge([model, loaded], [0.5, 0.5])

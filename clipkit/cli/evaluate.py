@@ -96,6 +96,14 @@ def zeroshot(
             "underscores), each with 0, 1, 7 and 80 templates.",
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show in the report, for the most confident mistakes, which parts of the image match the predicted "
+            "and the correct class.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate zero-shot classification.
 
@@ -104,12 +112,21 @@ def zeroshot(
     """
     from clipkit.data import read_classes, read_labeled, read_templates
 
+    if explain and measuring.report is None and measuring.json_file is None:
+        raise UserError("--explain adds maps to the report, which was not requested; give --report F.html")
     labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
     measuring.measure(
-        _task("zeroshot", data=labeled, classes=names, templates=prompts, compare_prompts=compare_prompts),
+        _task(
+            "zeroshot",
+            data=labeled,
+            classes=names,
+            templates=prompts,
+            compare_prompts=compare_prompts,
+            explain=explain,
+        ),
         data,
         classes,
         templates,

@@ -54,6 +54,7 @@ class Features:
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: True: show progress bars on the terminal; or other bars.
+        normalize: divide the features by their length. Other features are cached in folders of their own.
 
     Raises:
         OutputError: the folder cannot be created.
@@ -67,6 +68,7 @@ class Features:
         cache: Cache = None,
         processes: Processes | None = None,
         progress: bool | Bars = False,
+        normalize: bool = True,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
@@ -74,6 +76,7 @@ class Features:
         self.folder = None if cache is False else cache_folder() if cache is None else _created(Path(cache))
         self._bars = progress if isinstance(progress, Bars) else Bars(progress and self.processes.is_main)
         self.progress = self._bars.shown
+        self.normalize = normalize
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
@@ -90,7 +93,7 @@ class Features:
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images, float32 on the CPU.
+        """Return features of images, of unit length if `normalize`, float32 on the CPU.
 
         Args:
             images: paths, PIL images or arrays.
@@ -100,12 +103,13 @@ class Features:
             DataError: an image is missing or cannot be decoded.
             ModelError: a feature is not finite.
         """
-        encode = partial(self.model.encode_image, batch_size=self.batch_size)
+        encode = partial(self.model.encode_image, batch_size=self.batch_size, normalize=self.normalize)
         return self._features("images", images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of strings, float32 on the CPU."""
-        return self._features("captions", texts, string_hashes(texts), self.model.encode_text, self.model.text)
+        """Return features of strings, of unit length if `normalize`, float32 on the CPU."""
+        encode = partial(self.model.encode_text, normalize=self.normalize)
+        return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
         """Return the positions of the keys without cached features, on all processes; of equal keys the first one."""
@@ -122,7 +126,9 @@ class Features:
         return [digest for part in self.processes.gather_objects(hashes) for digest in part]
 
     def _cache_of(self, tower: ImageTower | TextTower) -> FeatureCache | None:
-        return None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
+        if self.folder is None:
+            return None
+        return FeatureCache(self.folder / (tower_fingerprint(tower) + ("" if self.normalize else "-unnormalized")))
 
     def _features(
         self,

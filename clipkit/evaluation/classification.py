@@ -176,7 +176,7 @@ def _mistakes(
     for image in wrong[order].tolist():
         right = int(labels[image])
         answers = [answer("text", titles[c], scores[image, c], c == right) for c in (int(predicted[image]), right)]
-        confident = {"kind": "mistake", "confidence": round(float(confidence[image]), 4)}
+        confident = {"kind": "mistake", "row": image, "confidence": round(float(confidence[image]), 4)}
         mistakes.append(example("image", images[image], answers) | confident)
     return mistakes
 

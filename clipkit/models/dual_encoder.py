@@ -137,7 +137,12 @@ class DualEncoder(nn.Module):
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int | None = None, *, progress: Progress = False
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int | None = None,
+        *,
+        progress: Progress = False,
+        normalize: bool = True,
     ) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, in float32 on the CPU.
 
@@ -145,6 +150,7 @@ class DualEncoder(nn.Module):
             images: paths, PIL images or uint8 arrays (H, W, 3); a single image or any number of images, including none.
             batch_size: images per forward pass; None: chosen for the device.
             progress: True: show a progress bar; or a function that receives the number of items after each batch.
+            normalize: divide the features by their length.
 
         Raises:
             DataError: an image is missing, unreadable or of an unsupported type.
@@ -152,10 +158,15 @@ class DualEncoder(nn.Module):
         """
         several = listed_images(images)
         encoded = encode_images(self.image, several, tower_features, batch_size, self.device, progress)
-        return F.normalize(encoded, dim=-1)
+        return F.normalize(encoded, dim=-1) if normalize else encoded
 
     def encode_text(
-        self, texts: str | Iterable[str], batch_size: int | None = None, *, progress: Progress = False
+        self,
+        texts: str | Iterable[str],
+        batch_size: int | None = None,
+        *,
+        progress: Progress = False,
+        normalize: bool = True,
     ) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, in float32 on the CPU. Identical strings are encoded once.
 
@@ -163,6 +174,7 @@ class DualEncoder(nn.Module):
             texts: a string, or any number of them, including none.
             batch_size: maximum number of strings per forward pass; None: chosen for the device.
             progress: True: show a progress bar; or a function that receives the number of items after each batch.
+            normalize: divide the features by their length.
 
         Raises:
             DataError: an item is not a string.
@@ -170,7 +182,7 @@ class DualEncoder(nn.Module):
         """
         several = listed_strings(texts)
         encoded = encode_strings(self.text, several, tower_features, batch_size, self.device, progress)
-        return F.normalize(encoded, dim=-1)
+        return F.normalize(encoded, dim=-1) if normalize else encoded
 
     def classify(
         self,

@@ -95,6 +95,12 @@ _EXAMPLES = {
 }
 
 
+_MAPS = (
+    "The maps show which parts of the image match each class: bright parts most. Each map has its own scale; "
+    "clipkit explain measures how far to trust one."
+)
+
+
 def _metric_tables(results: dict[str, Any]) -> list[Table]:
     """Return one table for each kind of data that was evaluated."""
     data = results["data"]
@@ -250,8 +256,12 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
         by_kind.setdefault(kind, []).append(example)
     answers = "classes" if results["task"] == "zeroshot" else "texts"
     kinds = {"text": ("Text → images", _SAMPLED), "image": (f"Image → {answers}", _SAMPLED), **_EXAMPLES}
+    has_maps = any("map" in answer for one in by_kind.get("mistake", ()) for answer in one["answers"])
+    if has_maps:
+        title, note = kinds["mistake"]
+        kinds["mistake"] = (title, f"{note} {_MAPS}")
     return [
-        Grid(title, by_kind[kind], note, small=kind == "mistake")
+        Grid(title, by_kind[kind], note, small=kind == "mistake" and not has_maps)
         for kind, (title, note) in kinds.items()
         if kind in by_kind
     ]

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from clipkit.cli import app
+from clipkit.errors import UserError
 from clipkit.tasks import TASKS
 from tests.conftest import COLOURS, SHAPES, write_csv
 from tests.forked import together
@@ -82,6 +83,14 @@ def test_compositional_with_report(tiny_clip: Path, shapes: Path, tmp_path: Path
     assert json.loads(file.read_text())["data"]["instances"] == 16
     assert "text score" in printed
     assert "By category" in page.read_text(encoding="utf-8")
+
+
+def test_maps_need_a_file_that_shows_them(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    command = ["zeroshot", "--model", tiny_clip, "--data", shapes / "classes.csv", "--explain"]
+    with pytest.raises(UserError, match="--report"):
+        run(*command)
+    run(*command, "--report", tmp_path / "a.html")
+    assert 'alt="map of ' in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_compare_two_results(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:

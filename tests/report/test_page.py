@@ -1,5 +1,6 @@
 """Report pages: content, escaping, formats, charts, accessibility."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -7,10 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import clipkit
+from clipkit.errors import DataError
+from clipkit.evaluation.explanation.draw import overlaid
+from clipkit.images import DATA_URI, InMemory, open_image
 from clipkit.recipe import Recipe
 from clipkit.report.charts import bar_chart, confusion_chart, interval_chart, line_chart, reliability_chart
 from clipkit.report.comparison import comparison_report
@@ -326,3 +331,25 @@ def test_comparison_of_probes_and_compositional_tests_shows_disagreements(
         Outline(page)
         assert "image queries" in page
         assert ("of the draws" if probed else "<span>wrong</span>") in page
+
+
+def test_mistakes_are_explained_with_maps(tiny_clip: Path, shapes: Path) -> None:
+    model, data = clipkit.load(tiny_clip), str(shapes / "classes.csv")
+    result = clipkit.evaluate.zeroshot(model, data, explain=True)
+    mistakes = [entry for entry in result["examples"] if entry.get("kind") == "mistake"]
+    maps = [[answer["map"] for answer in entry["answers"]] for entry in mistakes]
+    assert all(taken != right for taken, right in maps)
+    page = evaluation_report(json.loads(json.dumps(result)))
+    assert all(map_ in page for both in maps for map_ in both)
+    # The map of a class in the report is the one of its text in `clipkit.explain`.
+    row, title = mistakes[0]["row"], mistakes[0]["answers"][0]["text"]
+    shown = clipkit.explain(model, result["queries"]["images"][row], f"a photo of a {title}.", score=False)
+    drawn = open_image(InMemory("map", base64.b64decode(maps[0][0].removeprefix(DATA_URI))))
+    expected = np.asarray(overlaid(shown.pixels, shown.texts[0].map)).astype(int)
+    assert abs(np.asarray(drawn) - expected).mean() < 6  # JPEG
+    plain = clipkit.evaluate.zeroshot(model, data)
+    assert not any("map" in answer for entry in plain["examples"] for answer in entry["answers"])
+    assert plain["metrics"] == result["metrics"]
+    several = {"image": result["queries"]["images"], "label": [["red", "round"]] * 16}
+    with pytest.raises(DataError, match="several labels"):
+        clipkit.evaluate.zeroshot(model, several, explain=True)

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from clipkit.files import replacing
 from clipkit.tasks import shortened
 
 _SIDE = 2.6  # inches
+_COLORS, _OPACITY = "inferno", 0.6
 _TITLE = 34  # characters
 
 Panel = tuple[str, Float[Tensor, "R C"] | None]
@@ -36,9 +38,17 @@ def draw(pixels: UInt8[np.ndarray, "H W 3"], rows: Sequence[Sequence[Panel]], fi
             ax.imshow(pixels)
             ax.set_title(shortened(title, _TITLE).replace("$", r"\$"), fontsize=8)
             if map_ is not None:
-                ax.imshow(_heat(map_, *pixels.shape[:2]), cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+                ax.imshow(_heat(map_, *pixels.shape[:2]), cmap=_COLORS, vmin=0, vmax=1, alpha=_OPACITY)
     with replacing(file) as written:
         figure.savefig(written, format="png", dpi=110)
+
+
+def overlaid(pixels: UInt8[np.ndarray, "H W 3"], map: Float[Tensor, "R C"]) -> Image.Image:
+    """Return the image with a map on it."""
+    from matplotlib import colormaps
+
+    colors = colormaps[_COLORS](_heat(map, *pixels.shape[:2]).numpy(), bytes=True)[..., :3]
+    return Image.blend(Image.fromarray(pixels), Image.fromarray(colors), _OPACITY)
 
 
 def _heat(map: Float[Tensor, "R C"], height: int, width: int) -> Float[Tensor, "H W"]:
