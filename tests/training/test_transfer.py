@@ -133,8 +133,8 @@ def test_a_killed_worker_is_reported_and_none_is_left(shapes: Path) -> None:
         with closing(ahead(loaded(shapes, 1, memory), memory, True)) as batches:
             next(batches)
             (worker,) = workers() - before
-            # A worker with nothing to do holds no lock. One that is killed while it reads the loader's event would leave
-            # it locked; in a run, the loader's handler of SIGCHLD then reports the worker.
+            # A worker with nothing to do holds no lock. A worker that is killed while it reads the loader's event
+            # leaves it locked; in a run, the loader's handler of SIGCHLD then reports the worker.
             time.sleep(0.3)
             worker.kill()
             worker.wait(5)
