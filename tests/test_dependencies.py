@@ -25,7 +25,7 @@ MODULES = {
     "scikit-learn": "sklearn",
 }
 # Extras of which the package itself imports something.
-EXTRAS = ("data", "demo", "mteb", "onnx", "report", "search", "sentence-transformers")
+EXTRAS = ("data", "demo", "mteb", "onnx", "qdrant", "report", "search", "sentence-transformers")
 
 
 def modules(requirements: list[str]) -> set[str]:

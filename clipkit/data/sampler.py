@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.hard_batches import grouped
 from clipkit.data.pairs import Pairs, Part
 from clipkit.errors import DataError
 from clipkit.seeds import mix
@@ -102,6 +101,8 @@ class EpochSampler:
         items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
         order = generator.permutation(len(items))
         if self.hard is not None:  # the items are the images in their order
+            from clipkit.data.hard_batches import grouped  # here, because it imports torch
+
             order = grouped(order, self.hard.neighbors, self.hard.size, generator)
         items, times = items[order], times[order]
         if self.captions == "one":

@@ -40,7 +40,7 @@ class Bar:
 
 
 class Bars:
-    """Opens a progress bar for each kind of items of a dataset.
+    """Starts a progress bar for each kind of items of a dataset.
 
     Args:
         shown: False: the bars only count.
@@ -49,6 +49,6 @@ class Bars:
     def __init__(self, shown: bool) -> None:
         self.shown = shown
 
-    def open(self, kind: str, total: int) -> Bar:
+    def start(self, kind: str, total: int) -> Bar:
         """Return a bar for a number of images or captions."""
         return Bar(kind, total, shown=self.shown)

@@ -150,7 +150,7 @@ class Features:
         features[known] = stored
         pace = _Pace(kind, is_accelerator(self.model.device), self.batch_size, self.processes)
         start = 0
-        with self._bars.open(kind, len(missing)) as bar:
+        with self._bars.start(kind, len(missing)) as bar:
             # Each process encodes an equal share.
             encode = partial(encode, progress=lambda count: bar.update(count * self.processes.count))
             while start < len(missing):

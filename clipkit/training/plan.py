@@ -140,8 +140,9 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     model = model_of(recipe, given.model)
     if not sharded:
         model = model.to(accelerator.device)
-    data, hard = selected(recipe, data, model, processes)
-    if hard is not None or data.train.pairs is not pairs:
+    chosen, hard = selected(recipe, data, model, processes)
+    if chosen is not data:
+        data = chosen
         pairs = data.train.pairs
         sampler = EpochSampler(pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed, hard)
         steps = recipe.train.epochs * sampler.steps_per_epoch

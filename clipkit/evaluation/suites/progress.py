@@ -21,7 +21,7 @@ class Remaining(Bars):
     Example:
         >>> remaining = Remaining(shown=False)
         >>> remaining.begin({"images": 10, "captions": 0}, after={"images": 30, "captions": 0})
-        >>> bar = remaining.open("images", 10)
+        >>> bar = remaining.start("images", 10)
         >>> bar.update(10)
         >>> remaining.left("images"), remaining.speed("captions")
         (30, None)
@@ -45,7 +45,7 @@ class Remaining(Bars):
         self._after = dict(after)
         self._before = dict(self.encoded), dict(self.busy)
 
-    def open(self, kind: str, total: int) -> Bar:
+    def start(self, kind: str, total: int) -> Bar:
         """Return a bar that counts the items of a kind."""
         self._new[kind] = total  # known exactly now
         return _SuiteBar(self, kind, total, shown=self.shown)

@@ -150,7 +150,7 @@ def test_speed_and_time_left_are_those_of_the_counts() -> None:
     assert remaining.summary() == "5 images encoded at 5/s, 2 captions encoded at 0/s; 11 s left in all"
     remaining.begin({"images": 30, "captions": 0}, after={"images": 0, "captions": 0})
     assert remaining.summary() == ""
-    with remaining.open("images", 8) as bar:  # fewer than estimated
+    with remaining.start("images", 8) as bar:  # fewer than estimated
         bar.update(3)
         bar.update(99)
     assert remaining.left("images") == 0
