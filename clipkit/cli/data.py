@@ -196,7 +196,9 @@ def check(
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
-        typer.Option(help="Check only the images or only the captions. Required for a table without the other column."),
+        typer.Option(
+            help="Check only images or only captions. Required for a table that has only one of the two columns."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -220,7 +222,8 @@ def check(
         Path | None,
         typer.Option(
             metavar="LIST.jsonl",
-            help="With --fix: also drop the images and captions in this file, which clipkit browse wrote.",
+            help="With --fix: also drop the images and captions in this file, written by clipkit browse or clipkit "
+            "data doubtful.",
         ),
     ] = None,
     drop_most: Annotated[
@@ -244,7 +247,7 @@ def check(
     if model is not None:
         check_models(model)
     if drop is not None:
-        check_file(drop, "give a list that clipkit browse wrote")
+        check_file(drop, "give a list that clipkit browse or clipkit data doubtful wrote")
         if fix is None:
             raise UserError(f"--drop {drop} applies to --fix, which was not given; add --fix DIR")
     from clipkit.cli.check import print_report, read_for_check

@@ -23,7 +23,8 @@ def doubtful(
         float,
         typer.Option(
             metavar="P",
-            help="List as many captions as possible of which this share is wrong, by an estimate.",
+            help="Make the list as long as possible while an estimated share P of its captions is wrong: with 0.9, "
+            "about 90 % of them.",
             min=0,
             max=1,
         ),
@@ -33,9 +34,9 @@ def doubtful(
         typer.Option(metavar="K", help="Number of folds. A model is trained for each, on the other folds.", min=2),
     ] = 2,
 ) -> None:
-    """Find wrong captions in the training data of a recipe, by models that were not trained on them.
+    """Find wrong captions in training data by cross-validation.
 
-    The list starts with the most doubtful caption. Remove the lines of captions to keep, then drop the others with
+    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Remove the lines of captions to keep, then drop the others with
     clipkit data check D --fix DIR --drop LIST.jsonl.
     """
     from clipkit.recipe import Recipe

@@ -44,7 +44,7 @@ def embed(
         typer.Option(
             "--qdrant",
             help="Copy the features to the Qdrant server that the environment variable QDRANT_URL names (key: "
-            "QDRANT_API_KEY). Searches with this variable use it.",
+            "QDRANT_API_KEY). clipkit search uses this server whenever QDRANT_URL is set.",
         ),
     ] = False,
 ) -> None:

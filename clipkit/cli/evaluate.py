@@ -234,7 +234,7 @@ def compare(
 
     Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
     most. If A and B are folders of suites, prints the difference on each dataset, with Holm's correction for the number
-    of datasets, and a sentence to quote. If both models are in suite A, leave out B.
+    of datasets, and a summary sentence for papers. If both models are in suite A, leave out B.
     """
     advice = "give a file that clipkit eval … --json wrote, results.json of a run, or the folder of a suite"
     for file in (first, second):

@@ -41,8 +41,8 @@ class TextView:
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
             raise DataError(
-                f"{pairs.name}: has no column named paraphrase or translation, which the objective needs; add it, or "
-                "for views of captions use the policy crop"
+                f"{pairs.name}: has no column named paraphrase or translation, but the objective needs one of them; "
+                "add one, or set views.text.policies: [same, crop] for views that need no column"
             )
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1

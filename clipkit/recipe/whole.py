@@ -122,7 +122,8 @@ class Recipe(Section):
                 )
             if not users and model.name is None and model.has(side):
                 raise ValueError(
-                    f"model.{side} is a new tower, but no objective trains it; remove it, or add captions to objective"
+                    f"model.{side} is a new tower, but no objective trains it; remove model.{side}, or set objective: "
+                    "captions"
                 )
             if users and all(side in term.heads for term in users) and model.embed_dim:
                 raise ValueError(

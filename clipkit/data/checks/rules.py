@@ -1,4 +1,7 @@
-"""All rules about data. To add a rule, write a function and its row in a file of rules, and test it."""
+"""Collection of all rules about data.
+
+To add a rule, write a function and a table row in `batch.py`, `caption_rules.py` or `image_rules.py`, and a test.
+"""
 
 from collections.abc import Collection
 

@@ -57,7 +57,7 @@ class ObjectImages(Items[Path | Stored]):
 
 @dataclass(frozen=True, slots=True)
 class InObject(Held):
-    """Image of a row of a Python object."""
+    """Image in a row of data in memory, such as a list of dicts or a DataFrame."""
 
     images: ObjectImages
     row: int

@@ -66,7 +66,10 @@ class Comparison:
         return listing.items(slice(0, _COMPARED))
 
     def _shown(self, number: int, item: Item, name: int, others: Sequence[int]) -> Item:
-        """Return an item of a side; an image of both indexes has the row and columns of the first one."""
+        """Return an item as one side of the comparison shows it, with its rank on the other side.
+
+        If its image is in both indexes, the item has the row and columns of the first index.
+        """
         rank = others.index(name) + 1 if name >= 0 and name in others else None
         if number == 1 and name >= 0:
             taken = {key: item[key] for key in ("score", "relevance")}
