@@ -36,8 +36,8 @@ def doubtful(
 ) -> None:
     """Find wrong captions in training data by cross-validation.
 
-    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Remove the lines of captions to keep, then drop the others with
-    clipkit data check D --fix DIR --drop LIST.jsonl.
+    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Remove
+    the lines of captions to keep, then drop the others with clipkit data check D --fix DIR --drop LIST.jsonl.
     """
     from clipkit.recipe import Recipe
 
