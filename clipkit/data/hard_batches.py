@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 _BAND = 1024
@@ -12,10 +11,10 @@ _BAND = 1024
 def hard_neighbors(
     image_features: Float[Tensor, "N D"],
     text_features: Float[Tensor, "M D"],
-    image_of_caption: Int[NDArray[np.int64], " M"],
+    image_of_caption: Int[np.ndarray, " M"],
     count: int,
     margin: float,
-) -> Int[NDArray[np.int64], "N K"]:
+) -> Int[np.ndarray, "N K"]:
     r"""Return for each image the images whose pairs are hardest to tell from its pair, the hardest first.
 
     With x_i the feature of image i and y_i the mean feature of its captions, of unit length, the hardness of j for i is
@@ -56,11 +55,11 @@ def hard_neighbors(
 
 
 def grouped(
-    order: Int[NDArray[np.int64], " N"],
-    neighbors: Int[NDArray[np.int64], "N K"],
+    order: Int[np.ndarray, " N"],
+    neighbors: Int[np.ndarray, "N K"],
     size: int,
     generator: np.random.Generator,
-) -> Int[NDArray[np.int64], " N"]:
+) -> Int[np.ndarray, " N"]:
     """Reorder images so that each is followed by its hardest neighbors; every image occurs once.
 
     The images are taken in the given order. Each one that is left begins a group and takes its hardest neighbors that

@@ -75,7 +75,9 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
 
 def _embedding_rows(trunk: Any) -> int | None:
     """Return the number of rows of the token embeddings, or None if the tower has no such table."""
-    holders: list[Any] = [trunk.native, getattr(trunk.native, "transformer", None)]
+    # Before transformers 5.4, CLIP's text transformer has no get_input_embeddings.
+    holders: list[Any] = [getattr(trunk.native, name, None) for name in ("transformer", "embeddings")]
+    holders.insert(0, trunk.native)
     for holder in holders:
         table = getattr(holder, "token_embedding", None)
         if table is None and hasattr(holder, "get_input_embeddings"):

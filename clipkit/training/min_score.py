@@ -58,7 +58,7 @@ def without_low_scores(
     return data, kept
 
 
-def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[NDArray[np.float32], " M"]:
+def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.ndarray, " M"]:
     """Return the similarity of each caption and its image; NaN if the image is missing or unreadable.
 
     Raises:
@@ -71,7 +71,7 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[NDArra
     return np.where(of_bad, np.float32(np.nan), scores)
 
 
-def low_scores(scores: Float[NDArray[np.float32], " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
+def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
     """Return which scores are below `least`, or, with `share`, among that share with the lowest scores.
 
     A share is rounded down to a number of scores; of equal scores, the first ones count as lower. NaN is never low.

@@ -346,7 +346,7 @@ def test_mistakes_are_explained_with_maps(tiny_clip: Path, shapes: Path) -> None
     shown = clipkit.explain(model, result["queries"]["images"][row], f"a photo of a {title}.", score=False)
     drawn = open_image(InMemory("map", base64.b64decode(maps[0][0].removeprefix(DATA_URI))))
     expected = np.asarray(overlaid(shown.pixels, shown.texts[0].map)).astype(int)
-    assert abs(np.asarray(drawn) - expected).mean() < 6  # JPEG
+    assert abs(np.asarray(drawn) - expected).mean() < 10  # JPEG, whose values depend on the version of Pillow
     plain = clipkit.evaluate.zeroshot(model, data)
     assert not any("map" in answer for entry in plain["examples"] for answer in entry["answers"])
     assert plain["metrics"] == result["metrics"]

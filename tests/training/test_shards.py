@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import CLIPModel, SiglipModel
 
 import clipkit
@@ -31,6 +32,10 @@ from tests.forked import ENVIRONMENT, Running, free_port, rank_variables, togeth
 from tests.models.families import build
 from tests.training import second_runs_out, sharded_runs
 from tests.training.test_stop import wait_for_steps
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"), reason="train.shard needs torch 2.9"
+)
 
 Build = Callable[..., Recipe]
 SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0, "optim.clip": 1.0}
