@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from threading import Thread
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from clipkit.errors import UserError
@@ -51,6 +51,22 @@ def joined_processes() -> "Processes":
     return Processes(accelerator_of())
 
 
+def _signals(config: Any) -> dict[str, Any]:
+    """Return the option of torch's launcher with the signals that it passes on to the processes.
+
+    An older torch has no such option, and passes on all of them but SIGUSR1; a handler is then added here.
+    """
+    if "signals_to_handle" in config.__dataclass_fields__:
+        return {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def stop(number: int, frame: object) -> None:
+        raise SignalException(f"{signal.Signals(number).name} was received", signal.Signals(number))
+
+    signal.signal(signal.SIGUSR1, stop)
+    return {}
+
+
 def run_again_on_processes(count: int) -> NoReturn:
     """Run the current command line in `count` processes that form a group, and exit with their exit code.
 
@@ -81,7 +97,7 @@ def run_again_on_processes(count: int) -> NoReturn:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        **_signals(LaunchConfig),
     )
     # Each process reports itself that a signal stopped it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
