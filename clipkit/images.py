@@ -60,6 +60,11 @@ class Held(Stored):
 
     __slots__ = ()
 
+    @property
+    def size(self) -> int:
+        """Size is unknown: −1."""
+        return -1
+
     @abstractmethod
     def held(self) -> "ImageLike | bytes":
         """Return the image: a path, a PIL image, an array, or the bytes of a file."""

@@ -211,10 +211,6 @@ class _Row(Held):
     def name(self) -> str:
         return f"row {self.row + 1}"
 
-    @property
-    def size(self) -> int:
-        return -1
-
     def __str__(self) -> str:
         return f"{self.images.task}, row {self.row + 1}"
 

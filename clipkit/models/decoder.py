@@ -1,6 +1,6 @@
 """Decoding and preprocessing of single images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +64,14 @@ class Decoder:
         except DataError as error:
             return error
 
-    def batch(self, positions: Sequence[int]) -> DecodedBatch:
-        """Return a decoded batch of images; an unreadable image is replaced, and its error recorded."""
+    def batch(self, positions: Sequence[int], decoded: Iterable[Decoded | DataError]) -> DecodedBatch:
+        """Return a batch of decoded images; an unreadable image is replaced, and its error recorded."""
         errors: dict[int, DataError] = {}
         images: list[Decoded] = []
-        for position in positions:
-            image = self(position)
+        for position, image in zip(positions, decoded, strict=True):
             if isinstance(image, DataError):
-                errors[position], image = image, self.blank()
+                errors[position] = image
+                image = self.blank()
             images.append(image)
         return DecodedBatch(self.joined(images), [image.size for image in images], errors)
 

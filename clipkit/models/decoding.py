@@ -6,13 +6,13 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from PIL import ImageFile
 from torch import Tensor
 
-from clipkit.errors import DataError
 from clipkit.images import ImageLike
-from clipkit.models.decoder import Decoded, DecodedBatch, Decoder, batches_of
+from clipkit.models.decoder import DecodedBatch, Decoder, batches_of
 from clipkit.models.decoding_processes import NoProcessesError, in_processes
 
 MANY = 1000
@@ -69,12 +69,5 @@ def _in_threads(
         waiting = [pool.submit(decoder, position) for position in batches[0]]
         for rows, following in zip(batches, [*batches[1:], range(0)], strict=True):
             ready, waiting = waiting, [pool.submit(decoder, position) for position in following]
-            images: list[Decoded] = []
-            errors: dict[int, DataError] = {}
-            for position, future in zip(rows, ready, strict=True):
-                result = future.result()
-                if isinstance(result, DataError):
-                    errors[position], result = result, decoder.blank()
-                images.append(result)
-            inputs = {name: copied(value) for name, value in decoder.joined(images).items()}
-            yield DecodedBatch(inputs, [image.size for image in images], errors)
+            batch = decoder.batch(rows, (future.result() for future in ready))
+            yield replace(batch, inputs={name: copied(value) for name, value in batch.inputs.items()})

@@ -152,7 +152,7 @@ def _image_outputs(
             return through(tower, inputs)
 
     def of_positions(tower: ImageTower, positions: range) -> tuple[DecodedBatch, Any]:
-        batch = decoder.batch(positions)
+        batch = decoder.batch(positions, map(decoder, positions))
         return batch, output(tower, batch)
 
     if not fast:

@@ -46,7 +46,12 @@ class Doubts:
     @property
     def totals(self) -> NDArray[np.float64]:
         """(M,) fit + agreement: the lower, the more doubtful."""
-        return self.fits + np.nan_to_num(self.agreements)
+        return totals_of(self.fits, self.agreements)
+
+
+def totals_of(fits: NDArray[np.float64], agreements: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (M,) fit + agreement, which counts as 0 where it is NaN."""
+    return fits + np.nan_to_num(agreements)
 
 
 def doubts_of(

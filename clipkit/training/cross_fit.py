@@ -22,7 +22,7 @@ from clipkit.errors import Interrupted, RecipeError, UserError
 from clipkit.image_formats import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
-from clipkit.search.doubts import doubts_of, doubts_of_exchanged, wrong_among
+from clipkit.search.doubts import doubts_of, doubts_of_exchanged, totals_of, wrong_among
 from clipkit.seeds import mix
 from clipkit.training.closed_form import coordinates_of, layers_of
 from clipkit.training.failures import failures_in_one_line
@@ -41,7 +41,7 @@ _SIDES = ("image_features", "text_features")
 
 @dataclass(frozen=True)
 class CrossFit:
-    """How doubtful each of M captions is for models that were not trained on it."""
+    """Doubts about each of M captions, by models that were not trained on the caption."""
 
     data: Pairs
     fits: NDArray[np.float64]
@@ -59,7 +59,7 @@ class CrossFit:
         Args:
             precision: estimated share of wrong captions among the returned ones, between 0 and 1.
         """
-        totals = self.fits + np.nan_to_num(self.agreements)
+        totals = totals_of(self.fits, self.agreements)
         order = np.argsort(totals, kind="stable")[: np.isfinite(totals).sum()]
         enough = np.flatnonzero(self.precisions[order] >= precision)
         return order[: enough[-1] + 1] if len(enough) else order[:0]
@@ -128,7 +128,7 @@ def cross_fit(
             doubts, captions = doubts_of(*of), _captions_of(pairs, held)
             fits[captions], agreements[captions] = doubts.fits, doubts.agreements
             exchanged.append(doubts_of_exchanged(*of))
-    totals = fits + np.nan_to_num(agreements)
+    totals = totals_of(fits, agreements)
     share, precisions = wrong_among(totals[np.isfinite(totals)], np.concatenate(exchanged))
     every = np.full(len(totals), np.nan)
     every[np.isfinite(totals)] = precisions

@@ -66,10 +66,6 @@ class InObject(Held):
     def name(self) -> str:
         return f"row {self.row + 1}"
 
-    @property
-    def size(self) -> int:
-        return -1
-
     def __str__(self) -> str:
         return f"{self.images.source}, row {self.row + 1}"
 

@@ -47,7 +47,7 @@ class Work:
 
 
 class Cost:
-    """What one model must encode for a suite.
+    """Items that one model must encode for a suite, with the time and disk they need.
 
     Args:
         suite: the datasets.

@@ -46,7 +46,7 @@ def test_other_hosts_sites_and_users_are_refused(
     "path", ["/api/list", "/api/map", "/api/compare", "/api/differences", "/api/image", "/api/drop"]
 )
 def test_other_sites_cannot_send_anything(path: str, client: Client) -> None:
-    """What a form or script of another site may send without asking: a plain text, with cookies or without."""
+    """A form or script of another site can send plain text, with or without cookies; it is refused."""
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         assert client.ask("POST", path, b"{}", {"Content-Type": "text/plain", **headers})[0] == 403
     assert client.ask("POST", path, b"{}", {"Cookie": ""})[0] == 401
