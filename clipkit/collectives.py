@@ -24,10 +24,10 @@ _MOST_SECONDS = 1.0
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """Context for a collective operation: if another process has ended, raise a one-line error.
 
-    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, these
-    are aliases, which are kept until gloo's threads have released them. Otherwise one of these threads could free a
-    tensor, which runs Python code. Before Python 3.11.10, a loader worker that is forked at that moment waits forever
-    (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
+    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, the
+    returned tensors are aliases. They are kept until the threads of gloo have released them, because a thread that
+    frees a tensor runs Python code, and before Python 3.11.10 a loader worker that is forked at that moment waits
+    forever (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
     """
     _forget_dropped()
     given = [tensor.detach() if tensor.device.type == "cpu" else tensor for tensor in tensors]
@@ -49,7 +49,7 @@ _UNSHARED = _references([object()])[0]
 
 
 def _forget_dropped() -> None:
-    """Delete the aliases that gloo has released. Until then, their Python objects have an additional reference."""
+    """Delete the aliases that gloo has released. An alias that gloo still uses has an additional reference."""
     counts = _references(_lent)
     _lent[:] = [
         tensor for tensor, count in zip(_lent, counts, strict=True) if count > _UNSHARED or tensor._use_count() > 1

@@ -37,7 +37,7 @@ def one_line(error: BaseException) -> str:
 
 
 class UserError(Exception):
-    """Invalid input. The command line prints the message as one line and exits with code 2."""
+    """Error for invalid input. The command line prints the message as one line and exits with code 2."""
 
     everywhere = True
     """True if every process of a run raises the error, so that only one needs to print it."""
@@ -47,31 +47,31 @@ class UserError(Exception):
 
 
 class RecipeError(UserError):
-    """An invalid recipe or override."""
+    """Error for an invalid recipe or override."""
 
 
 class DataError(UserError):
-    """Data that is missing, empty or invalid."""
+    """Error for data that is missing, empty or invalid."""
 
 
 class ColumnError(DataError):
-    """A table that lacks a needed column."""
+    """Error for a table that lacks a needed column."""
 
 
 class UnreachedError(DataError):
-    """Remote data that is unavailable, e.g. because there is no network."""
+    """Error for remote data that is unavailable, e.g. because there is no network."""
 
 
 class ModelError(UserError):
-    """A model that is not found or cannot be loaded or built."""
+    """Error for a model that is not found or cannot be loaded or built."""
 
 
 class OutputError(UserError):
-    """An output that cannot be written, or that would overwrite other data."""
+    """Error for an output that cannot be written, or that would overwrite other data."""
 
 
 class TrainingError(Exception):
-    """A run that started and cannot continue. The command line exits with code 1."""
+    """Error for a run that started and cannot continue. The command line exits with code 1."""
 
     everywhere = True
     """True if every process of a run raises the error, so that only one needs to print it."""
@@ -81,11 +81,11 @@ class TrainingError(Exception):
 
 
 class BatchError(TrainingError):
-    """A batch for which the loss is undefined; all processes raise this error, because all see the whole batch."""
+    """Error for a batch for which the loss is undefined; all processes raise it, because all see the whole batch."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that stopped on request. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
+    """Exception after a stop signal. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

@@ -34,11 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Context that gives a temporary path for a new file or folder, and renames it to `path` at the end.
 
     `path` is always either complete and new, or unchanged. A full disk or an error leaves no other files; a killed
-    process leaves at most a hidden file or folder whose name ends in .writing. A link is replaced, not followed; a
-    folder replaces only an empty one.
+    process leaves at most a hidden file or folder whose name ends in .writing. A symbolic link is replaced, not
+    followed. A new folder replaces only an empty folder.
 
     Raises:
-        OSError: the file or folder cannot be written. Errors of other libraries that have this cause become OSErrors.
+        OSError: the file or folder cannot be written. Errors of other libraries with this cause are converted to
+            OSErrors.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP

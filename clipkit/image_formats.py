@@ -37,7 +37,7 @@ MOST_ELONGATED = 200
 
 
 class RefusedImageError(Exception):
-    """An image that is refused before its pixels are decoded; the message is the reason, e.g. "is a strip"."""
+    """Error for an image that is refused before its pixels are decoded; the message is the reason."""
 
 
 def _limit_at_start() -> int:
@@ -73,7 +73,7 @@ def open_by_pillow(file: BinaryIO) -> Image.Image:
     """Open an image file without decoding its pixels; use the result as a context.
 
     Raises:
-        RefusedImageError: the image has too many pixels, or one side is too long for the other.
+        RefusedImageError: the image has too many pixels, or one side is more than 200 times as long as the other.
         Exception: Pillow cannot open it, or its format is not allowed (UnidentifiedImageError).
     """
     file.seek(0, io.SEEK_END)

@@ -31,7 +31,7 @@ from clipkit.pixels import rgb
 class Stored(ABC):
     """Base class of images in an archive, a table or elsewhere, with `name` and `read_bytes` like a Path.
 
-    `str` of an object is its location, for messages.
+    `str(image)` is the location of the image, for messages.
     """
 
     __slots__ = ()
@@ -62,7 +62,7 @@ class Held(Stored):
 
     @property
     def size(self) -> int:
-        """Size is unknown: −1."""
+        """Return −1, because the size is unknown."""
         return -1
 
     @abstractmethod

@@ -21,7 +21,7 @@ _KINDS = {
 
 
 class UnsuitableFileError(OSError):
-    """A path that is not a regular file, or a file that is too large; `strerror` is the reason, e.g. "is a pipe"."""
+    """Error for a path that is no regular file or is too large; `strerror` is the reason, e.g. "is a pipe"."""
 
 
 def check_file(path: str | Path, most_bytes: int | None = None) -> None:

@@ -16,7 +16,7 @@ IMAGE_MARK = ("Software", "clipkit")
 
 
 def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
-    """Check that a file can be written without losing anything of the user.
+    """Check that a file can be written without overwriting data of the user.
 
     An existing file is replaced if it is empty, or if clipkit wrote it: a result, a comparison, findings, a report,
     predictions or a preview. Tables, images, models, recipes and notes are therefore never replaced.
@@ -57,7 +57,7 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
     """Check that a folder contains no run, unless the run is to be continued or replaced.
 
     Raises:
-        OutputError: it contains a run.
+        OutputError: the folder contains a run.
     """
     if folder.recipe.exists() and not (resume or overwrite):
         raise OutputError(

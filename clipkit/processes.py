@@ -148,7 +148,7 @@ class Processes:
         return self._cpu_group if value.device.type == "cpu" else None
 
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Combine the tensors that the processes give, in place."""
+        """Combine the tensors of all processes by a reduction, in place, and return the result."""
         if self.count > 1:
             with together(value) as (lent,):
                 dist.all_reduce(lent, op=operation, group=self._group_of(value))
@@ -169,13 +169,13 @@ class Processes:
         return wait
 
     def smallest(self, value: int) -> int:
-        """Return the minimum of a value over all processes."""
+        """Return the minimum of the values of all processes."""
         if self.count == 1:
             return value
         return int(self._reduced(torch.tensor(value), dist.ReduceOp.MIN))
 
     def largest(self, value: int) -> int:
-        """Return the maximum of a value over all processes."""
+        """Return the maximum of the values of all processes."""
         return -self.smallest(-value)
 
     def any(self, *facts: bool) -> list[bool]:

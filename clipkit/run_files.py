@@ -134,7 +134,7 @@ def last_row(file: Path) -> dict[str, Any] | None:
 
 
 def row_of(line: str | bytes) -> dict[str, Any] | None:
-    """Return the row (with a step) that a line contains, or None if the line is damaged."""
+    """Return the JSON object in a line, or None if the line is damaged or the object has no `step`."""
     try:
         row = parse_json(line)
     except ValueError:

@@ -20,8 +20,8 @@ _THREADS = 8
 def content_hash(images: Sequence[Path | Stored]) -> str:
     """Return a hash of the images' contents, which does not depend on file names and modification times.
 
-    Of up to 10,000 evenly spaced files, it covers the size, the first 4 KiB and the last 4 KiB. Of images in archives
-    and tables, it covers up to 1,000 completely. Images at URLs are not downloaded.
+    For files, the hash covers the size, the first 4 KiB and the last 4 KiB of up to 10,000 evenly spaced images; for
+    archives and tables, the whole content of up to 1,000 images. Images at URLs are not downloaded.
     """
     sampled = [images[position] for position in evenly_spaced(len(images), _MOST_FILES)]
     stored = [image for image in sampled if isinstance(image, Stored) and not isinstance(image, Remote)]

@@ -15,7 +15,7 @@ def hard_neighbors(
     count: int,
     margin: float,
 ) -> Int[np.ndarray, "N K"]:
-    r"""Return for each image the images whose pairs are hardest to tell from its pair, the hardest first.
+    r"""Return for each image the images whose pairs are hardest to tell apart from its pair, the hardest first.
 
     With x_i the feature of image i and y_i the mean feature of its captions, of unit length, the hardness of j for i is
     (x_i · y_j + x_j · y_i) / 2. Image j is left out as a probable false negative of i if x_i · y_j > x_i · y_i −
@@ -30,7 +30,8 @@ def hard_neighbors(
         margin: smallest distance, in cosine, of a hard negative below the positive.
 
     Returns:
-        Positions of images, with −1 where fewer than K are left. Of equally hard ones, the first come first.
+        Positions of images, padded with −1 if fewer than K are not left out. Equally hard images are in ascending
+        order.
 
     Example:
         >>> x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
@@ -62,9 +63,9 @@ def grouped(
 ) -> Int[np.ndarray, " N"]:
     """Reorder images so that each is followed by its hardest neighbors; every image occurs once.
 
-    The images are taken in the given order. Each one that is left begins a group and takes its hardest neighbors that
-    are left, until the group is complete or it has no more. The groups, of which the last ones are the smallest, are
-    then shuffled.
+    Images are visited in the given order. An image that is in no group yet begins a new group; its hardest neighbors
+    that are in no group yet are added, until the group is complete or no neighbor is left. Later groups therefore tend
+    to be smaller, and the groups are shuffled at the end.
 
     Args:
         order: positions of the N images.
@@ -75,7 +76,7 @@ def grouped(
     Example:
         >>> neighbors = np.array([[2], [3], [0], [1]])
         >>> grouped(np.arange(4), neighbors, 2, np.random.default_rng(0)).tolist()
-        [1, 3, 0, 2]
+        [0, 2, 1, 3]
     """
     is_left = np.ones(len(neighbors), bool)
     groups: list[list[int]] = []

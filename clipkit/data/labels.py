@@ -72,7 +72,7 @@ class LabeledImages:
         )
 
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return the (C,) positions of these classes in the list `classes`; -1 for a class that is not in it.
+        """Return (C,) the position of each class of this data in the list `classes`; -1 for a class that is not listed.
 
         Raises:
             DataError: a class with images is not in the list; `otherwise` is the end of the message, with the reason

@@ -67,7 +67,7 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise an error if images are missing. Images given by URL are fetched to find out.
+    """Raise an error if images are missing. Images given by URL are fetched for this check.
 
     Raises:
         DataError: images are missing or cannot be fetched; the message gives their number and names the first.

@@ -24,7 +24,7 @@ def stores_folder() -> Path:
 
 @dataclass(frozen=True)
 class Cached:
-    """One folder of the cache, with its size and last use."""
+    """A folder of the cache, with its size and the time of its last use."""
 
     folder: Path
     size: int
@@ -67,7 +67,7 @@ def _about(folder: Path) -> dict[str, Any]:
 def hold(folder: Path) -> IO[str] | None:
     """Mark a folder as used now, and keep it from being removed while the returned file is open.
 
-    Returns None if the folder cannot be marked, e.g. on a read-only disk, or on Windows, which has no such locks.
+    The result is None if the folder cannot be marked, e.g. on a read-only disk, or on Windows, which has no such locks.
     """
     try:
         file = (folder / _LOCK).open("a")
@@ -97,7 +97,7 @@ def is_used(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Context in which no other process can use a folder; its value is False if another process already uses it."""
+    """Context in which no other process can use a folder; yields False if another process already uses the folder."""
     if sys.platform == "win32" or not (folder / _LOCK).exists():
         yield True
         return

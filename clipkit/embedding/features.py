@@ -112,7 +112,7 @@ class Features:
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys without cached features, on all processes; of equal keys the first one."""
+        """Return the positions of the keys without cached features, on all processes; equal keys are listed once."""
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None
         missing = sorted(position for key, position in first.items() if cache is None or not cache.has(key))

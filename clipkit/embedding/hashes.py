@@ -49,5 +49,5 @@ def _content_hash(image: ImageLike) -> bytes:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _remembered(path: str, *_: int) -> bytes:
-    """Return the hash of a file; the other arguments identify its content."""
+    """Return the cached hash of a file; the other arguments (e.g. size and time) change with its content."""
     return hashlib.sha256(read_image(Path(path))).digest()

@@ -28,7 +28,7 @@ Inputs = dict[str, Tensor]
 
 
 class DamagedError(Exception):
-    """The files of a store are incomplete, or were changed since they were written."""
+    """Error for a store whose files are incomplete, or were changed after they were written."""
 
 
 class PartWriter:

@@ -28,12 +28,12 @@ WriteShare = Callable[[PartWriter, slice], Int[Tensor, " R"]]
 
 
 class NotStoredError(Exception):
-    """A store cannot be built; the message is the reason."""
+    """Error for a store that cannot be built; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Processes of a run on this machine: each machine has its own files."""
+    """Processes of a run that are on the same machine as this process; each machine has separate files."""
 
     processes: Processes
     hosts: tuple[str, ...]

@@ -43,7 +43,7 @@ class ClassNames:
     Args:
         labels: the label of each class in the data.
         names: the names of each class in prompts.
-        findings: assumptions about the names.
+        findings: findings about assumptions, e.g. that labels are positions in the list of names.
     """
 
     labels: list[str]
@@ -118,7 +118,7 @@ def prompt_features(features: Features, classes: ClassNames, templates: Template
 
 
 def classifier_of(prompt_features: Sequence[Tensor]) -> Float[Tensor, "C D"]:
-    """Return the normalized mean of each class's prompts."""
+    """Return one unit vector per class: the normalized mean of the features of its prompts."""
     return F.normalize(torch.stack([rows.mean(dim=0) for rows in prompt_features]), dim=-1)
 
 

@@ -18,7 +18,7 @@ Resampled = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Difference(TypedDict):
-    """Values of a metric in both results, and the second minus the first, with 95 % interval and two-sided p."""
+    """Values of a metric in both results, and second minus first with its 95 % interval and two-sided p-value."""
 
     first: float
     second: float
@@ -82,7 +82,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 def paired(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Resampled], dict[str, Resampled]]:
-    """Return all metrics of both results, and both on the same 1,000 resamples.
+    """Return all metrics of both results, and all metrics of both on the same 1,000 bootstrap resamples.
 
     Raises:
         DataError: the results differ in task or data, or have no per-query outcomes.
@@ -151,7 +151,7 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
-    """Return the queries that the second model answers better, then those it answers worse; largest change first."""
+    """Return the queries that the second model answers better, then the worse ones; the largest changes come first."""
     order = np.argsort(worse, kind="stable")
     fell, rose = order[worse[order] < 0][:_SHOWN], order[worse[order] > 0][::-1][:_SHOWN]
     return [int(row) for row in (*fell, *rose)]

@@ -18,7 +18,7 @@ LEVEL = 0.05
 
 
 class DatasetDifference(TypedDict):
-    """The main metric of a dataset for both models, and the second minus the first."""
+    """The main metric of a dataset for both models, and the difference second − first."""
 
     dataset: str
     title: str

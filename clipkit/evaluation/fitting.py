@@ -46,7 +46,7 @@ def fit(
         split: two masks: rows to fit to, and rows on which the weight decay is chosen.
         measured: features to score.
         classes: number of classes.
-        refit: after the weight decay is chosen, fit to all rows; otherwise, fit to the first part of `split`.
+        refit: True: after the weight decay is chosen, fit to all rows; False: fit to the first mask of `split`.
         neighbors: number of nearest neighbors.
         device: device of the computation.
         progress: show a progress bar on the terminal.

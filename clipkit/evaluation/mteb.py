@@ -158,7 +158,7 @@ def _texts(dataset: Any, task: str) -> list[str]:
 
 
 def _undecoded(dataset: Any) -> Any:
-    """Return a dataset with its images alone, as bytes or paths if it stores files."""
+    """Return a dataset with only its images; image files stay undecoded, as bytes or paths."""
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
@@ -222,7 +222,7 @@ class _Row(Held):
 
 
 def _rgb(content: bytes | ImageLike) -> NDArray[np.uint8]:
-    """Decode an image as mteb and its wrappers do: upright, and without transparency, whose color stays."""
+    """Decode an image as mteb and its wrappers do: upright; transparent pixels keep their color."""
     if isinstance(content, bytes):
         with open_content(content) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

@@ -58,10 +58,10 @@ def prompt_choices(
     image_features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"],
 ) -> list[dict[str, Any]]:
-    """Return the accuracy with the given prompts, and with each common choice instead.
+    """Return the accuracy with the given prompts, and with each of several common choices of prompts.
 
-    The choices are the class names as given and, if this changes one, cleaned; each with no template, the default one,
-    and CLIP's 7 and 80 templates. If the given prompts are sentences per class, they are the first row.
+    The choices are the given class names and, if any name differs, the cleaned names (`cleaned`); each with no
+    template, with the default template, and with CLIP's 7 and 80 templates. The first row is for the given prompts.
 
     Returns:
         Rows with `names` (given or cleaned), `templates`, `prompts` (number of different ones), `cut` (prompts longer

@@ -1,4 +1,4 @@
-"""Sums over the rows of a G × G matrix, one band of rows at a time; the gradient computes each band again."""
+"""Sums over the rows of a G × G matrix, one band of rows at a time; the backward pass computes each band again."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
     Args:
         rows: rows of the matrix.
         columns: number of columns, which determines the number of rows in a band.
-        of_band: function from the rows of a band to its part of the sum: one or several numbers.
+        of_band: function that takes the rows of a band and returns their part of the sum, a tensor of any shape.
     """
     parts = [
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)

@@ -30,14 +30,14 @@ def contrastive(
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
         margin: cosine distance in [0, 2] from which a negative adds nothing.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
-            whole loss.
+        rows: images whose terms are summed, against all texts; default: all. The values for slices that cover 0..G add
+            up to the loss.
 
     Returns:
-        The sum over the counted images. The terms of positives are divided by the number of positives in the whole
+        The sum over the images in `rows`. The terms of positives are divided by the number of positives in the whole
         batch, and the terms of negatives by the number of negatives.
 
     Raises:

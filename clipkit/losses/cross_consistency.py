@@ -15,17 +15,17 @@ def cross_consistency(
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot y_j - x_j \cdot y_i)^2
 
-    (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the mean over pairs of a
-    sum over all pairs.) The square is expanded to a few products of D × D matrices: time O(G D²), no G × G matrix.
-    Computed in float64, because it is a small difference of large sums.
+    (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the sum over all combinations
+    of two pairs, divided by G.) The square is expanded to a few products of D × D matrices: time O(G D²), no G × G
+    matrix. Computed in float64, because it is a small difference of large sums.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs, divided by G.
+        The sum over the pairs in `rows`, divided by G.
 
     Example:
         >>> x = torch.eye(3)

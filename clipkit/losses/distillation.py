@@ -34,10 +34,10 @@ def distillation(
         teacher_image_features: unit length, of the same images; gets no gradient.
         teacher_text_features: unit length, of the same captions.
         teacher_scale: the teacher's exp(logit_scale).
-        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs, divided by 2G.
+        The sum over the pairs in `rows`, divided by 2G.
 
     Example:
         >>> x = torch.eye(4)

@@ -56,7 +56,7 @@ def check(device: torch.device) -> None:
 
 
 class Logits:
-    """Arguments with which kernels compute the logits scale · x · y + bias tile by tile."""
+    """Arguments of the kernels that compute the logits scale · x · y + bias tile by tile."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, ids: PairIds | None) -> None:
         x, y = x.contiguous(), y.contiguous()
@@ -86,7 +86,7 @@ class Logits:
                 yield slice(top, bottom), slice(left, right)
 
     def described(self, matrix: Tensor, high: int, wide: int) -> Any:
-        """Return the pointer or tensor descriptor with which kernels load or store blocks of this size."""
+        """Return a pointer to a matrix, or a tensor descriptor of its blocks of `high` rows and `wide` columns."""
         if not self.blocks.described:
             return matrix
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -208,7 +208,7 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _add_product(sums: Tensor, weights: Tensor, features: Tensor, first: bool) -> None:
-    """Add weights @ features, both in halves: weights (2, R, C), features (C, [high | low]), sums (R, D) in float32."""
+    """Add weights @ features to `sums`, or with `first` replace `sums`; both factors are in 16-bit halves."""
     high, low = weights.unbind()
     features_high, features_low = features.tensor_split(2, dim=1)
     for left, right in ((low, features_high), (high, features_low), (high, features_high)):

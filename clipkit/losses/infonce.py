@@ -29,8 +29,8 @@ def infonce(
     P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, including i. The loss is the
     cross entropy with targets that are spread evenly over P_i. At equal similarities the loss is ln G.
 
-    With `label_smoothing` ε, the targets are (1 − ε) times these, plus ε spread evenly over all columns (Szegedy et al.
-    2016, "Rethinking the Inception Architecture", section 7).
+    With `label_smoothing` ε, the targets are (1 − ε) times the targets above, plus ε spread evenly over all columns
+    (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
 
     Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square. On data
     center GPUs, float32 products are computed as sums of products of 16-bit halves, which are about as exact.
@@ -39,16 +39,16 @@ def infonce(
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: how to treat another pair with the same image or caption. positive: see above; ignore: leave it
             out of both sums (a row without any negative adds 0); negative: treat it as a negative, as without IDs.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
-        rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
-            the whole loss, and so do the gradients; this is how processes share the work.
+        rows: pairs whose terms are summed, against all columns; default: all. The values for slices that cover 0..G add
+            up to the loss, and the gradients too: this is how processes share the work.
 
     Returns:
-        The sum over the counted pairs, divided by G.
+        The sum over the pairs in `rows`, divided by G.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.

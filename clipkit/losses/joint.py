@@ -25,10 +25,10 @@ def joint(
         image: unit length.
         text: unit length.
         scale: inverse temperature.
-        image_ids: the image of each pair.
-        caption_ids: the caption of each pair.
+        image_ids: ID of each pair's image.
+        caption_ids: ID of each pair's caption.
         duplicates: how to treat another pair with the same image or caption, in both modalities.
-        rows: the pairs whose two anchors are counted.
+        rows: pairs whose two anchors are summed.
         decoupled: leave the positives out of the sum of exponentials.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)

@@ -165,9 +165,9 @@ def weigh(
 ):  # fmt: skip
     """Write the derivatives of the loss with respect to a block of logits, in units of 2^-14 of the largest derivative.
 
-    They are to_row_i · softmax over the row + to_column_j · softmax over the column, or sigmoids, each as two halves.
-    The units of products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to
-    `sums`.
+    The derivatives are to_row_i · softmax over the row + to_column_j · softmax over the column, or sigmoids, each as
+    two halves. The units in which these halves are multiplied with x and with y are written to `factors`; for sigmoids,
+    the sum of the block is written to `sums`.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(

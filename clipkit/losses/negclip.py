@@ -26,20 +26,21 @@ def negclip(
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
     (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
-    is compared with all hard negative captions of the batch. They have no image, so they are never queries.
+    is compared with all hard negative captions of the batch. Hard negative captions have no image, so they are never
+    queries.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
         negative_text_features: unit length, in any order.
         scale: exp(logit_scale).
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs, divided by 2G.
+        The sum over the pairs in `rows`, divided by 2G.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.

@@ -27,16 +27,16 @@ def ntxent(
     instead of images and texts, it is the loss of SimCLR. With duplicates as positives it is `supcon`.
 
     Args:
-        image_features: unit length, one row per pair; the first views.
-        text_features: unit length; row i belongs to row i of the images; the second views.
+        image_features: unit length, one row per pair; or features of the first views.
+        text_features: unit length; row i belongs to row i of the images; or features of the second views.
         scale: inverse temperature; 2 in SimCLR's code for CIFAR, 10 in SLIP.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs' two anchors, divided by 2G.
+        The sum over both anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

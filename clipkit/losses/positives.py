@@ -21,8 +21,8 @@ class Positives:
     both.
 
     Args:
-        image_ids: the image of each pair.
-        caption_ids: the caption of each pair; equal strings have equal ids.
+        image_ids: ID of each pair's image.
+        caption_ids: ID of each pair's caption; equal strings have equal ids.
     """
 
     def __init__(self, image_ids: Int[Tensor, " G"], caption_ids: Int[Tensor, " G"]) -> None:
@@ -56,7 +56,7 @@ def _sums(values: Tensor, group: Int[Tensor, " G"]) -> Tensor:
 
 
 def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
-    """Return the IDs of images and captions; None if there are none.
+    """Return both IDs as a tuple, or None if neither is given.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -74,10 +74,10 @@ def other_pairs(
     Both results are None if no pairs share an image or a caption, or if these pairs are treated as negatives.
 
     Args:
-        image_ids: the image of each pair, or None.
-        caption_ids: the caption of each pair, or None.
+        image_ids: ID of each pair's image, or None.
+        caption_ids: ID of each pair's caption, or None.
         duplicates: how to treat pairs that share an image or a caption.
-        rows: the rows whose terms are counted; pairs to leave out are in these rows and all columns.
+        rows: slice of the pairs whose terms are summed; pairs to leave out are in these rows and all columns.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -99,8 +99,8 @@ class Relations:
 
     Args:
         pairs: number of pairs G.
-        image_ids: the image of each pair, or None.
-        caption_ids: the caption of each pair, or None.
+        image_ids: ID of each pair's image, or None.
+        caption_ids: ID of each pair's caption, or None.
         duplicates: how to treat other pairs with the same image or caption.
         device: device of the masks.
 

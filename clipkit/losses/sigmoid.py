@@ -33,13 +33,13 @@ def sigmoid(
         text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale); 10 at the start of SigLIP's training.
         bias: the logit bias; -10 at the start of SigLIP's training.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: the images whose terms are counted, against all texts.
+        rows: images whose terms are summed, against all texts; default: all.
 
     Returns:
-        The sum over the counted images, divided by G.
+        The sum over the images in `rows`, divided by G.
 
     Example:
         >>> x = torch.eye(2)

@@ -28,12 +28,12 @@ def supcon(
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
         scale: inverse temperature; 10 in the paper.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
+        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs' two anchors, divided by 2G.
+        The sum over both anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

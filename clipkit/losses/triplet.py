@@ -35,7 +35,7 @@ def triplet(
       anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
     - all: every triplet; mean over the triplets that violate the margin (Hermans et al. 2017, "In Defense of the
       Triplet Loss", batch all ≠ 0).
-    - semihard: as all, but only with negatives that are farther than the positive and within the margin.
+    - semihard: like all, but only with negatives that are farther than the positive and within the margin.
 
     For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
     counts the violations in all rows, so more processes do not reduce this time.
@@ -46,14 +46,14 @@ def triplet(
         margin: a distance, in [0, 2].
         mining: see above.
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
-        image_ids: the image of each pair, if images may repeat.
-        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        image_ids: ID of each pair's image, if images may repeat.
+        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: the pairs whose two anchors are counted; over slices that cover 0..G the values sum to the whole loss.
+        rows: pairs whose anchors are summed; default: all. The values for slices that cover 0..G add up to the loss.
 
     Returns:
-        The sum over the counted pairs' anchors, divided by the number of terms in the whole batch; 0 if no triplet
-        violates the margin.
+        The sum over the anchors of the pairs in `rows`, divided by the number of terms in the whole batch; 0 if no
+        triplet violates the margin.
 
     Raises:
         BatchError: no pair has a negative.
@@ -79,7 +79,7 @@ def triplet(
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        """Return sum and number of terms, both in float64."""
+        """Return the sum and the number of the terms of a band of rows, over both directions, in float64."""
         directions = [sums(*sides, band) for sides in ((image, text), (text, image))]
         return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
@@ -96,7 +96,7 @@ def triplet(
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
-    """Return the negative distance, up to a constant."""
+    """Return the negative distance of each row of x to each row of y, up to an additive constant."""
     if distance == "cosine":
         return x @ y.T
     # Valid for unit vectors. The gradient of the square root is infinite at 0, so the squared distance is kept above 0.
@@ -118,10 +118,10 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return sum and number of violations over all (positive, negative) of each row.
+    """Return the sum and the number of violations over all (positive, negative) pairs of each row.
 
-    The negatives of a row are sorted in ascending order. Those above the limit of a positive form a suffix, so their
-    sum is a difference of cumulative sums, and their number a difference of positions.
+    The negatives of a row are sorted in ascending order. The negatives that violate the margin of a positive are the
+    last ones, so their sum is a difference of cumulative sums, and their number a difference of positions.
     """
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values
     columns = rising.shape[1]

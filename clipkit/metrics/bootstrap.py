@@ -12,9 +12,9 @@ _BLOCK = 1 << 22  # number of counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """Draw as many clusters as there are, with replacement; yield how often each is drawn, in blocks (draws, clusters).
+    """Resample the clusters with replacement; yield how often each cluster is drawn, in blocks (draws, clusters).
 
-    The same seed and number of clusters give the same draws, so that differences of metrics can be paired.
+    The same seed and number of clusters give the same draws, so that two metrics can be compared on the same resamples.
     """
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // clusters)
@@ -43,7 +43,7 @@ def cluster_bootstrap(
         among: number of clusters, if some have no query; `clusters` then contains indices below this number. Default:
             only the clusters that occur.
         draws: number of repetitions.
-        seed: the same seed and number of clusters give the same draws, for paired differences of two metrics.
+        seed: the same seed and number of clusters give the same draws, so that two metrics can be compared pairwise.
 
     Returns:
         (draws,) or (draws, F), one mean per repetition.

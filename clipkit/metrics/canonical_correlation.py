@@ -16,7 +16,7 @@ _CONSTANT = 1e-9
 
 @dataclass
 class PairSums:
-    """Sums over pairs (x, y) in float64, from which all means and covariances follow.
+    """Sums over pairs (x, y) in float64, from which means and covariances can be computed.
 
     The sums of the whole data are the sums of its parts, so micro-batches and processes can be added.
 
@@ -126,8 +126,8 @@ def canonical_correlation(
         x_ridge, y_ridge: a and b, in units of the mean variance of the columns.
         count: number of coordinates K; None: as many as the narrower features have columns.
         x_blocks, y_blocks: widths of blocks of columns, such as layers of a network. Before the ridge is added, each
-            block is scaled to a total variance of 1 (block scaling, Westerhuis et al. 1998), so that the ridge does not
-            erase layers whose values are small. None: columns are used as they are.
+            block is scaled to a total variance of 1 (block scaling, Westerhuis et al. 1998), so that the ridge has the
+            same effect on layers with small and with large values. None: columns are used as they are.
         approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011): takes
             a fifth of the time if K is much smaller than the widths of the features.
 
@@ -204,7 +204,7 @@ def _lower(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add one triangle of the symmetric product rowsᵀ · rows."""
+    """Add one triangle of the symmetric matrix rowsᵀ · rows to `total`."""
     for start in range(0, rows.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         product = rows[:, start:].T @ rows[:, block]

@@ -102,10 +102,10 @@ def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: 
 
 @takes_arrays
 def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
-    """Return the mean F1 score of the classes that occur in `labels`, as WILDS (Koh et al. 2021) for iWildCam.
+    """Return the mean F1 score of the classes that occur in `labels`, as WILDS (Koh et al. 2021) does for iWildCam.
 
     Example:
-        >>> macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1]))
+        >>> round(macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1])), 4)
         0.4
     """
     scores = []
@@ -118,8 +118,8 @@ def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
 def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return for each group the number of its images, and their top-1 and top-5 accuracy.
 
-    The lowest accuracy is that of the worst group, as in WILDS (Koh et al. 2021). Images without a group ("") do not
-    count.
+    The lowest of these accuracies is the worst-group accuracy of WILDS (Koh et al. 2021). Images without a group ("")
+    are ignored.
 
     Example:
         >>> group_accuracies([1, 3, 1], ["a", "a", "b"])["a"]

@@ -58,8 +58,9 @@ def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> 
 
     Returns:
         `nmi`: mutual information divided by the mean of both entropies, equal to the V-measure (Rosenberg and
-        Hirschberg 2007). `ami`: the same above its expectation for random clusters of these sizes (Vinh et al. 2010),
-        0 by chance. `ari`: pairs of rows that both put together, above chance (Hubert and Arabie 1985).
+        Hirschberg 2007). `ami`: mutual information adjusted for chance (Vinh et al. 2010), 0 on average for random
+        clusters of the same sizes. `ari`: Rand index adjusted for chance (Hubert and Arabie 1985), from the pairs of
+        rows that are in one cluster and in one class.
 
     Example:
         >>> cluster_agreement(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))

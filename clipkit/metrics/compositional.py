@@ -22,6 +22,7 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
         score of every caption is its image (mean: `image_acc`). `acc` is the share of instances in which both hold.
 
     Example:
+        >>> import torch
         >>> text, image = selection(torch.tensor([[[0.3, 0.1], [0.2, 0.4]]]))
         >>> text.item(), image.item()
         (True, True)
@@ -43,6 +44,7 @@ def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
         scores: scores of a correct caption, an incorrect one, and another correct one.
 
     Example:
+        >>> import torch
         >>> both_positives(torch.tensor([[0.3, 0.1, 0.2], [0.3, 0.25, 0.2]])).tolist()
         [True, False]
     """
@@ -56,6 +58,7 @@ def closest_pair(first: Float[Tensor, "K D"], negative: Float[Tensor, "K D"], se
     This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
 
     Example:
+        >>> import torch
         >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
         >>> closest_pair(x, y, x).tolist(), closest_pair(x, x, y).tolist()
         ([True], [False])

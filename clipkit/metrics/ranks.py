@@ -77,7 +77,7 @@ def retrieval_ranks(
         image_of_text: row of each text's image; or (image, text) pairs, if a text belongs to several images.
         on_scores: called with the number of scores of each finished tile, for a progress bar.
         part: (index, number) of the share of tiles to compute, if several processes share the work.
-        summed: adds up the counts (P,) of all processes.
+        summed: function that returns the sum of the counts (P,) of all processes.
 
     Raises:
         ValueError: `image_of_text` does not fit the features.
@@ -212,7 +212,7 @@ class _Queries:
     """One direction of retrieval: counts for each (query, correct answer) pair the candidates that rank before it.
 
     Pairs are grouped by the band of their query. Within a band they form layers that contain each query at most once,
-    so that a layer needs only one comparison, with one threshold per row. Queries with many correct answers are counted
+    so that a layer needs only one comparison, with one score per row. Queries with many correct answers are counted
     one by one, by binary search.
 
     Args:
@@ -289,7 +289,7 @@ class _Layer:
 
 
 class _Many:
-    """A query with many correct answers; their keys are in ascending order."""
+    """A query with many correct answers; the keys of these answers are in ascending order."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

@@ -145,7 +145,7 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the expected average precision if all candidates are in random order and R of them are correct.
+    """Return the expected average precision of candidates in random order, of which R = `correct` are correct.
 
     Only the first `among` candidates count. This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of
     correct answers among the first k) / k. With `among` = R it is the chance level of average precision at R; with

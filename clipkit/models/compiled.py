@@ -21,7 +21,10 @@ def compile_trunk(tower: Tower) -> None:
 
 
 def repeated_blocks(trunk: nn.Module) -> list[nn.Module]:
-    """Return the longest sequence of modules of one class in the trunk, if it holds most of the weights."""
+    """Return the largest sequence of modules of one class in the trunk, by number of weights.
+
+    The result is empty if the sequence has less than half of the weights of the trunk.
+    """
     stacks = [m for m in trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
     blocks = max(([*stack] for stack in stacks), key=_weights, default=[])
     return blocks if len(blocks) > 1 and _weights(blocks) > _weights([trunk]) / 2 else []

@@ -35,7 +35,7 @@ class Composed:
     class_name = None
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write `image/` for timm, `text/` for transformers, and the rest for clipkit."""
+        """Write `image/` for timm, `text/` for transformers, and all other weights and settings for clipkit."""
         heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()

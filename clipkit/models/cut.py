@@ -26,11 +26,11 @@ Inputs = dict[str, Tensor]
 
 
 class NoCutError(Exception):
-    """A trunk cannot be cut; the message is the reason."""
+    """Error for a trunk that cannot be cut; the message is the reason."""
 
 
 class _ReachedError(Exception):
-    """The trunk reached the cut."""
+    """Exception that stops a trunk at the cut."""
 
 
 @dataclass(eq=False)
@@ -66,8 +66,8 @@ class Cut:
         """Run the lower part; return what the upper part needs.
 
         Returns:
-            `activations` (B, …), the small inputs of the trunk, and, if some columns of the output come from below the
-            cut, `outside` (B, C), for which the whole trunk runs.
+            `activations` (B, …), the small inputs of the trunk and, if some columns of the output come from below the
+            cut, these columns as `outside` (B, C); only then does the whole trunk run.
         """
         reached: dict[str, Tensor] = {}
 

@@ -58,7 +58,10 @@ class Decoder:
         self.steps = preprocess.steps if resizes and isinstance(preprocess.steps, Resize) else None
 
     def __call__(self, position: int, room: int = _MOST_BYTES) -> Decoded | DataError:
-        """Return a decoded image; if the accelerator resizes it, it has at most `room` bytes."""
+        """Return a decoded image, or the error of an unreadable image.
+
+        An image that the accelerator resizes has at most `room` bytes.
+        """
         try:
             return self._prepared(open_image(self.images[position]), room)
         except DataError as error:

@@ -28,7 +28,7 @@ def decoded(
     Args:
         decoder: converts the images.
         batch_size: images per batch.
-        fast: decode many images in processes, because threads would be slower than the device.
+        fast: True for a device that is faster than decoding in threads, so that many images are decoded in processes.
         copied: returns a copy of a tensor on the device of the batches.
     """
     workers = _workers() if fast and len(decoder.images) >= MANY and _can_fork(decoder.images) else 0

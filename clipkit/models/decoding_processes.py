@@ -26,7 +26,7 @@ _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
 
 
 class NoProcessesError(Exception):
-    """Processes cannot be started."""
+    """Error for processes that cannot be started."""
 
 
 def in_processes(

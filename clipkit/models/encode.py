@@ -105,12 +105,13 @@ def encode_images(
     Args:
         tower: tower whose preprocessing is used.
         images: paths, PIL images or arrays.
-        through: function to run: `tower_features`, `trunk_features` or another one.
+        through: function from a tower and its inputs to outputs, such as `tower_features` or `trunk_features`.
         batch_size: images per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: True: show a progress bar; or a function that receives the number of items after each batch.
-        bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
-        keep: called with each output of `through`, in the order of the images; returns the rows to return.
+        bad: dict to which the reasons why images are unreadable are added, by position; the rows of these images have
+            arbitrary values.
+        keep: function from an output of `through` to the rows to return; called in the order of the images.
 
     Raises:
         DataError: an image is unreadable, and `bad` is None.
@@ -191,11 +192,11 @@ def encode_strings(
     Args:
         tower: tower whose tokenizer is used.
         texts: strings.
-        through: function to run: `tower_features`, `trunk_features` or another one.
+        through: function from a tower and its inputs to outputs, such as `tower_features` or `trunk_features`.
         batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
         device: device of the tower.
         progress: True: show a progress bar; or a function that receives the number of items after each batch.
-        keep: called with each output of `through`, in the order of the batches; returns the rows to return.
+        keep: function from an output of `through` to the rows to return; called in the order of the batches.
 
     Raises:
         UserError: the batch size is not positive.

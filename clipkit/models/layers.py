@@ -40,7 +40,7 @@ class Coordinates(nn.Module):
 class Layered(nn.Module):
     """Base of trunks whose output concatenates the layers `layers`, which have the dimensions `widths`.
 
-    With `coordinates`, this map is applied to the concatenated layers.
+    With `coordinates`, an affine map (`Coordinates`), the output is this map of the concatenated layers.
     """
 
     layers: tuple[str, ...]

@@ -40,9 +40,9 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that returns a function of a tensor, which tells whether adapters have computed it.
+    """Context that returns a function from a tensor to True if adapters have computed the tensor.
 
-    It is True for the weights that they return, and for all tensors while they compute.
+    The result is True for the weights that adapters return, and for all tensors that exist only while adapters compute.
     """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory

@@ -31,7 +31,7 @@ def greedy_soup(
 ) -> tuple[DualEncoder, list[Ingredient]]:
     """Try to add models to an average, best first; a model is kept if it does not lower the score of the average.
 
-    At most two models and the sum of the kept models are in memory at a time.
+    Two models and the sum of the kept models are in memory at the same time.
 
     Args:
         names: at least two models.

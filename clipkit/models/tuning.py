@@ -16,7 +16,7 @@ Method = Callable[[Tower, int, LoraRecipe], None]
 
 
 def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:
-    """Apply a tuning method to a tower. A new projection is always trained, because frozen it would be noise.
+    """Apply a tuning method to a tower. A new projection is always trained, because its initial values are random.
 
     Args:
         tower: changed in place.

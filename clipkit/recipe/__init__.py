@@ -2,7 +2,7 @@
 
 >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "train.csv"}, "output": "runs/a"})
 >>> recipe.optim.lr
-LearningRates(pretrained=1e-05, new=0.001)
+LearningRates(pretrained=1e-05, new=0.001, adapter=0.0001)
 >>> print(recipe.override({"optim.lr": 5e-6}).optim.lr)
 5e-06
 """

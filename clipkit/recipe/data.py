@@ -51,7 +51,7 @@ def _check_score(score: float | str | None) -> float | str | None:
 
 
 def _share_of(score: str) -> float | None:
-    """Convert a share such as 10% to a number; None if it is not one between 0 and 1.
+    """Convert a percentage such as 10% to a share; None for other texts, and outside of 0 to 100 %.
 
     >>> _share_of("10%"), _share_of("10")
     (0.1, None)

@@ -72,7 +72,7 @@ def check_tower(layers: object, tower: str) -> None:
     """Check that each layer exists in this kind of tower, `image` or `text`.
 
     Raises:
-        ValueError: a layer exists only in the other kind.
+        ValueError: a layer exists only in the other kind of tower.
     """
     for name in layers if isinstance(layers, list) else ():
         pooling, number = parse_layer(name)

@@ -59,7 +59,7 @@ def _value(typed: str) -> Any:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the values with overrides such as `{"key.sub": value}` applied."""
+    """Return a copy of nested values in which overrides such as `{"key.sub": value}` replace values."""
     result = dict(values)
     for dotted, value in changes.items():
         section, dot, rest = dotted.partition(".")

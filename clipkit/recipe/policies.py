@@ -186,7 +186,7 @@ def parse_policy(text: str) -> tuple[Step, ...]:
     """Parse a policy from the command line: a name, or a list of steps in YAML.
 
     Raises:
-        RecipeError: `text` is neither.
+        RecipeError: `text` is neither a known name nor a valid list.
     """
     try:
         return steps_of(TypeAdapter(Policy).validate_python(parse_yaml(text)))

@@ -48,7 +48,7 @@ def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
 
 
 def contains(kind: Any, *sought: Any) -> bool:
-    """Return whether an annotation contains one of the types."""
+    """Return whether a type annotation contains one of the types `sought`, e.g. as part of a union."""
     return kind in sought or get_origin(kind) in sought or any(contains(part, *sought) for part in get_args(kind))
 
 

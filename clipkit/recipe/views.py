@@ -91,7 +91,7 @@ class TextViewsRecipe(Section):
 
     @property
     def are_equal(self) -> bool:
-        """True if two views of a caption would be equal without dropout."""
+        """True if all views of a caption are the same text, so that only dropout makes their features differ."""
         return any(self.policies.count(policy) > 1 for policy in ("same", "paraphrase"))
 
 

@@ -164,7 +164,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
-        """Refuse options that `train.shard` does not support, because they change or enter a sharded trunk."""
+        """Refuse options that `train.shard` does not support, because they change a trunk or read its layers."""
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,

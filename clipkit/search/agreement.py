@@ -61,7 +61,7 @@ def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 class Pair:
-    """Two indexes whose rows are matched by the content of the images, and else by their locations.
+    """Two indexes whose rows are matched by the content of the images, or by their locations if no content matches.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -92,7 +92,11 @@ class Pair:
         return rank_biased_overlap(*names), len(set(names[0]) & set(names[1]))
 
     def _names(self, number: int, rows: Sequence[int]) -> list[int]:
-        """Return one number per image of the first ten, each image once; negative for images of one index alone."""
+        """Return numbers for the first ten distinct images of ranked rows.
+
+        An image that both indexes have gets the same number in both. An image that only one index has gets a negative
+        number.
+        """
         matched = [int(self.rows[number][row]) for row in rows]
         named = [name if name >= 0 else -1 - row for name, row in zip(matched, rows, strict=True)]
         return list(dict.fromkeys(named))[:DEPTH]
@@ -159,7 +163,10 @@ class Pair:
 
 
 def _positions(one: Index, other: Index) -> NDArray[np.int64]:
-    """Return for each row of the other index the first row of one with the same content, else the same location."""
+    """Return for each row of `other` the first row of `one` with the same image, or -1.
+
+    The same image means the same content or, if no row has this content, the same location.
+    """
     found = np.full(len(other), -1, np.int64)
     for column in (IMAGE, CONTENT):  # content is looked up last, and decides
         known = pc.index_in(other.rows[column], value_set=one.rows[column].combine_chunks())

@@ -115,7 +115,7 @@ def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> 
 
     Args:
         totals: (M,) fit + agreement of the captions.
-        exchanged: (R,) the same of captions that are known to be wrong.
+        exchanged: (R,) fit + agreement of captions that are known to be wrong.
 
     Returns:
         The share among all captions, and for each caption the share among those that are at least as doubtful.

@@ -26,7 +26,7 @@ _DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet|faiss)")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an index; sizes of its files are checked, their content by `check_content`.
+    """Return the manifest of an index, after checking the sizes of its files; `check_content` checks their content.
 
     Raises:
         DataError: the folder is not a complete index, or a file is missing or damaged.

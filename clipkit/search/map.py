@@ -47,7 +47,7 @@ class Map:
 
 
 def map_of(index: Index) -> Map:
-    """Return the map of an index, from its folder if it was made before.
+    """Return the map of an index; it is read from the folder of the index if it was made before.
 
     It is kept in the folder as `map-….parquet` with the columns row, x and y, and with the method, the seed and the
     checksum of the features in the file's metadata; `clipkit.embed` removes it when it writes the index again. If the
@@ -69,7 +69,7 @@ def map_of(index: Index) -> Map:
 
 
 def positions_of(features: Float[Tensor, "N D"], seed: int = SEED) -> NDArray[np.float32]:
-    """Return (N, 2) positions of features in [0, 1]; up to four are put side by side.
+    """Return (N, 2) positions of features in [0, 1], by t-SNE; four or fewer features are put side by side.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -90,9 +90,9 @@ def positions_of(features: Float[Tensor, "N D"], seed: int = SEED) -> NDArray[np
 
 
 def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """Return the most frequent labels of rows, at most nine, and for each row the number of its label among them.
+    """Return the most frequent labels of rows, at most nine, and for each row the position of its label in this list.
 
-    Other labels are the last number, and so are missing ones.
+    For rows with other labels and for rows without a label, the position is the length of the list.
 
     Raises:
         DataError: the index has no such column of labels.
@@ -104,7 +104,7 @@ def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[
 
 
 def _read(file: Path, made_by: dict[str, str], count: int) -> Map | None:
-    """Return a stored map; None if there is none, or none of these features."""
+    """Return a stored map; None if it is missing, invalid, or was not made from the current features (`made_by`)."""
     try:
         opened = parquet.ParquetFile(file)
         metadata = {key.decode(): value.decode() for key, value in (opened.schema_arrow.metadata or {}).items()}

@@ -24,7 +24,7 @@ _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
 class DataFacts:
     """Properties of training data on which a recipe depends.
 
-    Shares, in [0, 1], are of the examined images or captions.
+    Shares are in [0, 1] and refer to the examined images or captions.
     """
 
     source: str

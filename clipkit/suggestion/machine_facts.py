@@ -23,7 +23,7 @@ class MachineFacts:
 
     @property
     def operations(self) -> float:
-        """Operations per second that training reaches, roughly."""
+        """Estimated floating-point operations per second during training."""
         return _GPU if self.has_gpu else _CPU_CORE * self.cores
 
 

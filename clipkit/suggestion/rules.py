@@ -78,7 +78,7 @@ def tune(s: Situation) -> Choice:
 
 
 def tune_text(s: Situation) -> Choice:
-    """Choose the tuning method of the text tower, which is the one of the image tower."""
+    """Choose the tuning method of the text tower: the same as for the image tower."""
     return Choice(s.tune, "the same method as for the image tower")
 
 
@@ -172,7 +172,7 @@ def pull_to_start(s: Situation) -> Choice | None:
 
 
 def batch_size(s: Situation) -> Choice:
-    """Choose the number of pairs that compete in a step."""
+    """Choose the number of pairs in a global batch."""
     images = s.images
     most = 2048 if images >= _HUGE else 1024 if s.model.is_new else 512
     aim = images / (6 if s.model.is_new else 16)
@@ -196,7 +196,7 @@ def epochs(s: Situation) -> Choice:
 
 
 def evaluate_every(s: Situation) -> Choice | None:
-    """Choose about ten evaluations per run."""
+    """Choose the number of epochs between evaluations, so that a run has about ten evaluations."""
     if "data.validation" not in s.chosen:
         return None
     every = max(1, int(s.chosen["train.epochs"]) // 10)
@@ -204,7 +204,7 @@ def evaluate_every(s: Situation) -> Choice | None:
 
 
 def retention(s: Situation) -> Choice | None:
-    """Choose the data on which forgetting is measured: the data that the user names."""
+    """Choose the data on which forgetting is measured: the data given by the user."""
     if s.retention is None:
         return None
     return Choice(s.retention, "as given: measured before the first step and at each evaluation", "docs/keeping.md")

@@ -37,9 +37,9 @@ _SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_reca
 def closed_form_start(
     plan: Plan, inputs: TowerInputs, start: StartPoint, folder: RunFolder, log: RunLog
 ) -> dict[str, Any] | None:
-    """Set the projections of the model in closed form, and replace stored features by their coordinates.
+    """Set the projections of the model in closed form, and replace stored features by their canonical coordinates.
 
-    A resumed run takes the coordinates of its checkpoint.
+    A resumed run uses the coordinates in its checkpoint.
 
     Args:
         plan: the plan of the run; its model is changed.
@@ -81,7 +81,7 @@ def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int
 def coordinates_of(
     model: DualEncoder, outputs: Mapping[str, Tensor], layers: Mapping[str, tuple[Sequence[str], Sequence[int]]]
 ) -> dict[str, Tensor]:
-    """Return the coordinates of frozen trunks whose layers have been chosen.
+    """Return the canonical coordinates of frozen trunks, computed from all their layers, by the name of the features.
 
     Args:
         model: the model, with its closed-form start.
@@ -189,7 +189,7 @@ def pair_sums(
 
 
 def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the captions of some images, and for each the position of its image among them."""
+    """Return the positions of the captions of `images`, and for each caption the position of its image in `images`."""
     position = torch.full((int(max(image_of_caption.max(), images.max())) + 1,), -1) if len(images) else None
     if position is None:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
@@ -199,11 +199,10 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Make the trunks return coordinates multiplied by their correlations. The projections select the first
-    coordinates.
+    """Set the trunks to return scaled canonical coordinates, and the projections to select the first ones.
 
-    The correlations are in the coordinates, not in the projections, so that training changes coordinates with a low
-    correlation less.
+    The coordinates are multiplied by their correlations in the trunks, not in the projections, so that training changes
+    coordinates with a low correlation less.
     """
     weights = solution.correlations
     _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)

@@ -41,7 +41,7 @@ _SIDES = ("image_features", "text_features")
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Doubts about each of M captions, by models that were not trained on the caption."""
+    """Estimates of how doubtful each of M captions is, by models that were not trained on the caption."""
 
     data: Pairs
     fits: NDArray[np.float64]
@@ -54,7 +54,7 @@ class CrossFit:
     """(M,) estimated share of wrong captions among those that are at least as doubtful as this one."""
 
     def doubtful(self, precision: float = 0.9) -> NDArray[np.int64]:
-        """Return the positions of as many captions as possible of which this share is wrong, the most doubtful first.
+        """Return the positions of doubtful captions, the most doubtful first: as many as the given precision allows.
 
         Args:
             precision: estimated share of wrong captions among the returned ones, between 0 and 1.

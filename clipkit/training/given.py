@@ -56,7 +56,7 @@ class Given:
         checked_callbacks(self.callbacks)
 
     def recipe(self, recipe: "str | Path | Recipe | Mapping[str, Any]", overrides: Mapping[str, Any]) -> Recipe:
-        """Return a recipe in which the objects are named.
+        """Return the recipe with the names of the given objects as values of the keys that they replace.
 
         Args:
             recipe: a YAML file, a Recipe, or a dict of its sections, in which keys of given objects may be missing.
@@ -131,7 +131,7 @@ class Given:
 
 
 def name_of(data: object) -> str:
-    """Return the text that replaces an object in a recipe."""
+    """Return the text that a recipe contains in place of a Python object with data."""
     return f"{IN_PYTHON} {data.name if isinstance(data, Pairs) else name_of_object(data)}"
 
 

@@ -20,7 +20,7 @@ class GradientSum:
 
     Args:
         groups: parameters in the order in which their gradients are completed, such as one group for each tower.
-        processes: the group.
+        processes: the processes whose gradients are summed.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], processes: Processes) -> None:

@@ -18,7 +18,7 @@ def hard_groups(
 ) -> tuple[HardGroups, str]:
     """Return the hard negatives of the training images, the same on all processes, and a line about them.
 
-    Missing and unreadable images have none and are none.
+    Missing and unreadable images are left out: they have no hard negatives, and are not hard negatives of other images.
 
     Args:
         recipe: size of a group, and margin against false negatives.

@@ -180,7 +180,7 @@ class TowerInputs:
                 yield replace(batch, inputs=inputs, caption_ids=self._positive_ids(batch))
 
     def _positive_ids(self, batch: Batch) -> Tensor:
-        """Return IDs that are equal for captions of equal meaning; the batch has IDs of equal strings."""
+        """Return IDs that are equal for captions with the same meaning, e.g. for all prompts of a class."""
         if self.pairs.classes is None:
             return batch.caption_ids
         return torch.from_numpy(self.pairs.positive_ids)[batch.caption_rows]

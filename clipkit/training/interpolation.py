@@ -63,7 +63,7 @@ def interpolated(
         figures: function that evaluates the model with its current weights.
         names: mapping from names in the curve, `target` and `retention`, to names of metrics.
         alphas: weights of the trained model, from 0 to 1.
-        max_forgetting: the rule, as for `best_row`.
+        max_forgetting: largest allowed loss of retention, as for `best_row`.
 
     Returns:
         One row per alpha, with `alpha` and the metrics by their names in the curve; and the chosen alpha, whose weights

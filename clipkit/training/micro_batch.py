@@ -76,9 +76,10 @@ def find_micro_batch_size(
 ) -> int:
     """Return the largest micro-batch size that fits on every process, at most `rows`.
 
-    On a GPU, sizes are tried. On a CPU, where the system would kill the process, half of the available memory is
-    divided by the measured bytes per pair. The same is done on a GPU if trunks are sharded: a process that runs out of
-    memory could not tell the others, which wait for it.
+    On a GPU, the size is found by trial. On a CPU, where the system would kill a process that runs out of memory, it is
+    half of the available memory divided by the measured bytes per pair. A GPU is treated like a CPU if trunks are
+    sharded, because a process that runs out of memory during a collective operation would leave the other processes
+    waiting.
 
     Args:
         model: the model.

@@ -76,7 +76,7 @@ def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
 
 
 class WarmupCosine:
-    """Linear warmup to the peak, then half a cosine to zero. It depends on the step alone: checkpoints need no state.
+    """Learning rate schedule without a state: linear warmup to the peak, then cosine decay to zero.
 
     Args:
         peak: learning rate at the end of warmup.

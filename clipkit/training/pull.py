@@ -48,7 +48,7 @@ class Pull:
         self._start = {name: parameter.detach().clone() for name, parameter in self._pulled.items()}
 
     def apply_to(self, weights: Weights) -> None:
-        """Pull these weights from now on: with `train.shard`, the parts of this process to their part of the start."""
+        """Apply the penalty to these weights; with `train.shard`, to the rows that this process has."""
         self._weights = weights
         for name, start in self._start.items():
             self._pulled[name] = weights.trained[name]
@@ -66,7 +66,8 @@ class Pull:
     def add_gradient(self, scale: float = 1.0) -> Float[Tensor, ""]:
         """Add the gradient of the penalty, 2 w (θ − θ_start), to the gradients of the loss.
 
-        Call it on every process after the gradients are summed. Weights without a gradient have not moved.
+        Call it on every process after the gradients are summed. Weights without a gradient still have their initial
+        values.
 
         Args:
             scale: factor by which the gradients of the loss are scaled (mixed precision).

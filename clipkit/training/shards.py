@@ -167,7 +167,7 @@ class Shards(Weights):
 
 
 def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
-    """Distribute the parameters of a trunk over the processes, in place: of each block, and of the rest."""
+    """Distribute the parameters of a trunk over the processes, in place: each block alone, then all others."""
     device = processes.device.type
     mesh = init_device_mesh(device, (processes.count,))
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()

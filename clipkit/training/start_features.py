@@ -69,7 +69,7 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
 
 
 def _in_blocks(count: int, encode: Callable[[range], Tensor], processes: Processes, kind: str) -> Float[Tensor, "N D"]:
-    """Return the unit-length features of `count` items; a block of them is one row of the shared work."""
+    """Return the unit-length features of `count` items; the processes share the work in blocks of fixed size."""
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
     def rows(share: Sequence[range]) -> Tensor:

@@ -279,7 +279,7 @@ class _Encoding:
         run again.
 
         Args:
-            last: called before the backward pass of the last of these parts.
+            last: called before the last of these backward passes.
         """
         gradient = self.features.grad
         if gradient is None:

@@ -1,6 +1,6 @@
 """Transfer of batches to the device: the next batch in a thread, or one micro-batch at a time if memory is short.
 
-On a CPU, batches are used where the loader has put them.
+On a CPU, batches are not copied.
 
 `TowerInputs.batches` yields batches of tensors on the device or in CPU memory. Pixels are on the device if two batches
 of them use a small part of its memory, otherwise in CPU memory. Tokens are in CPU memory, so that their lengths are
@@ -38,7 +38,7 @@ _PATIENCE = 10.0
 
 
 class Closed(Exception):
-    """Exception for closed memory: no further batches are needed."""
+    """Exception for access to memory that is closed, because no further batches are needed."""
 
 
 class PixelMemory(BatchMemory):
@@ -68,7 +68,7 @@ class PixelMemory(BatchMemory):
             used.synchronize()
 
     def release(self) -> None:
-        """Let the next batch overwrite the oldest one as soon as the GPU has done the queued work of this thread."""
+        """Let the next batch overwrite the oldest one after the GPU has finished the work queued by this thread."""
         if self.stream is None:
             self._free.put(None)
             return
@@ -140,7 +140,7 @@ class PixelMemory(BatchMemory):
 
 
 def pixel_memory(device: torch.device) -> PixelMemory | None:
-    """Return the memory for batches on this device; None if batches stay where the loader has put them."""
+    """Return the memory for batches on this device; None on a device to which batches are not copied."""
     return PixelMemory(device) if device.type == "cuda" else None
 
 

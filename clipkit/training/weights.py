@@ -66,4 +66,4 @@ class Weights:
         return nullcontext()
 
     def end(self) -> None:
-        """After the last step, give each process all weights of the model permanently."""
+        """Give each process the complete model permanently, after the last step."""

@@ -52,9 +52,10 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return, for each number k of images that match a given image, the probability that its batch contains a match.
+    """Return the probability that a batch with an image contains one of its k matches, for each number k in `partners`.
 
-    For k matches among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k may be an expected value.
+    For k matches among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k need not be an integer, e.g. if it is an
+    expected value.
     """
     different, row = np.unique(partners, return_inverse=True)
     none = [

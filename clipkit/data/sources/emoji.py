@@ -103,7 +103,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     """Write images, and CSV files with one English name per image, to `folder`.
 
     All images of a family are in the same split, so that training contains no skin-tone or gender variant of a held-out
-    emoji. Of each held-out family only the simplest image is kept.
+    emoji. Only the simplest image of each held-out family is kept.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.

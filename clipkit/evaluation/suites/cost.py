@@ -37,7 +37,7 @@ class Work:
         entry: the dataset.
         total: numbers of images and captions (or prompts) in the dataset.
         new: numbers that are neither cached nor in an earlier dataset of the suite.
-        state: to measure, measured before, unavailable, or not downloaded: the numbers are those of the entry.
+        state: to measure; measured before; unavailable; or not downloaded (the numbers are those of the entry).
     """
 
     entry: DataSet
@@ -52,7 +52,7 @@ class Cost:
     Args:
         suite: the datasets.
         opened: data of the datasets that are on this machine.
-        kept: names of datasets with a result from before.
+        kept: names of datasets that already have a result.
         unavailable: names of datasets that cannot be measured.
         features: encodes and caches with this model, over all processes.
     """
@@ -105,7 +105,7 @@ class Cost:
         return [hashlib.sha256(f"{entry.corruption} {image}".encode()).digest() for image in images]
 
     def measure(self, remaining: Remaining) -> None:
-        """Measure the speed of the model with some of the new items. Their features are cached, not computed again."""
+        """Measure the speed of the model on some of the new items; their features are cached for the evaluation."""
         sizes = _ACCELERATOR_ROUNDS if is_accelerator(self.features.model.device) else _ROUNDS
         for kind, encode in (("images", self.features.images), ("captions", self.features.texts)):
             found = list(self._items[kind].values())
@@ -136,7 +136,7 @@ class Cost:
                 left -= taken
 
     def after(self, position: int) -> dict[str, int]:
-        """Return the numbers of new items in the datasets from a position on."""
+        """Return the numbers of new images and captions in all datasets from this position on."""
         return {kind: sum(work.new[kind] for work in self.works[position:]) for kind in KINDS}
 
     def lines(self, remaining: Remaining) -> list[str]:

@@ -39,7 +39,7 @@ class Remaining(Bars):
 
         Args:
             new: number of items to encode by kind.
-            after: the same for all later datasets.
+            after: number of items to encode in all later datasets, by kind.
         """
         self._new = dict(new)
         self._after = dict(after)

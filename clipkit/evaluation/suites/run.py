@@ -187,7 +187,7 @@ class _Run:
                     self.note(f"{entry.name} with {name}: {summary}")
 
     def _cost(self, model: DualEncoder, name: str, weights: str, remaining: Remaining) -> Cost:
-        """Return the work of a model, after a description of it was printed."""
+        """Print a description of the work for a model, and return the work."""
         features = Features(model, cache=self.options["cache"], processes=self.processes)
         kept = {
             entry.name

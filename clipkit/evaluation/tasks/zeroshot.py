@@ -66,7 +66,7 @@ def zeroshot(
         templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
         compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
-            no, 1, 7 and 80 templates. Data with several labels per image has none.
+            no, 1, 7 and 80 templates. Ignored for data with several labels per image.
         explain: add the maps of the predicted and of the correct class, as images, to the most confident mistakes in
             the result, which its report shows; see `clipkit.explain`.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.

@@ -1,7 +1,7 @@
 """Attaching adapters to layers, and merging them into the weights.
 
-A layer with an adapter keeps its parameters and their names; only its class changes, so that reading its weight gives
-the adapted one. This also works for attention that reads the weights of its layers directly, for fused projections,
+A layer with an adapter keeps its parameters and their names; only its class changes, so that reading its weight returns
+the adapted weight. This also works for attention that reads the weights of its layers directly, for fused projections,
 gradient checkpointing and compiled blocks.
 """
 
@@ -26,11 +26,11 @@ ATTRIBUTE = "adapter"
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
     """Add adapters to the layers that a recipe chooses, and make only the adapters and a new projection trainable.
 
-    The adapters belong to the blocks of their layers. Initial values come from torch's global random generator: seed
-    it first.
+    In `tower.blocks`, adapters belong to the blocks of their layers. Initial values come from torch's global random
+    generator: seed it first.
 
     Raises:
-        ModelError: the tower has no such layers, or fewer blocks than the recipe asks for.
+        ModelError: the tower has none of the chosen layers, or fewer blocks than the recipe requires.
     """
     blocks = [list(block) for block in tower.blocks]
     added = []

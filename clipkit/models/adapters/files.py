@@ -1,7 +1,7 @@
 """Folders with adapters in the layout of PEFT: adapter_config.json, adapter_model.safetensors.
 
-The weights also hold everything else that was trained, such as the scale and new projections, under the names that the
-model's library gives it. A file that clipkit adds contains the hash of the weights that the adapters belong to.
+The weights file also holds all other trained parameters, such as the scale and new projections, under the names that
+the model's library gives it. A file that clipkit adds contains the hash of the frozen weights.
 """
 
 import json
@@ -33,12 +33,12 @@ Compose = Callable[[ModelRecipe], DualEncoder]
 
 
 def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None:
-    """Write the adapters of a model and everything else that is trained, with the hash of the frozen weights.
+    """Write the adapters and all other trained parameters of a model, with the hash of the frozen weights.
 
     Args:
         model: model with adapters.
         folder: new folder.
-        recipe: names the base, a whole model or two towers.
+        recipe: names the base model or the two towers.
     """
     tensors, ranks, alphas = _adapter_tensors(model)
     others = _others(model)
@@ -122,7 +122,7 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
 def _base(
     folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], load: Load, compose: Compose
 ) -> DualEncoder:
-    """Load the model without adapters."""
+    """Load the base model that the configuration of the adapters names."""
     if "model" in identity:
         recipe = ModelRecipe(**identity["model"])
         base, file, key = f"{recipe.image.name} + {recipe.text.name}", IDENTITY, "model"
@@ -204,7 +204,7 @@ def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
 
 
 def _others(model: DualEncoder) -> dict[str, Tensor]:
-    """Return the scale, the bias, and all other trained parameters without adapters, by their library's names."""
+    """Return the scale, the bias and all trained parameters outside of adapters, by their names in the library."""
     trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
     native = dict(_root(model).named_parameters())
     for name in _SCALARS:

@@ -52,7 +52,7 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
     """Return the layers that a recipe adapts, each with the roles of the slices that are adapted.
 
     Raises:
-        ModelError: the tower has no such layers, or fewer than `last` blocks.
+        ModelError: the tower has none of the chosen layers, or fewer than `last` blocks.
     """
     layers = linear_layers(tower)
     present = {role for layer in layers for role in layer.roles}

@@ -33,7 +33,7 @@ def adapted_weight(
 
 @torch.no_grad()
 def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
-    """Return the norm of each row, at least the smallest positive number, which keeps rows of zeros finite."""
+    """Return the norm of each row, at least the smallest positive number, so that it can be a divisor."""
     return torch.linalg.vector_norm(weight, dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 

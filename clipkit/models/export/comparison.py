@@ -62,7 +62,10 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Run the second part of a card's code without the first part, which prepares images and captions."""
+    """Return the features if images and captions are prepared in the library's plain way, not by the card's code.
+
+    The result is None if the card's code is the plain way.
+    """
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:
         return None, None

@@ -168,7 +168,10 @@ def _prove(
 
 
 def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
-    """Return the images whose crop the two libraries place differently, because they round odd margins differently."""
+    """Return the names of images that the two libraries crop at different positions.
+
+    The libraries round odd margins differently.
+    """
     steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
     if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":
         return set()

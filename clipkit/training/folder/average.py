@@ -49,7 +49,7 @@ class Average:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Set the weights of the model to their average, for good."""
+        """Set the weights of the model permanently to their average."""
         for name, parameter in self._trainable.items():
             parameter.copy_(self.values[name])
 

@@ -42,7 +42,7 @@ class BadSamples:
         """Raise an error if more images than `data.max_bad` allows are known to be bad before the first step.
 
         Raises:
-            DataError: there are too many.
+            DataError: too many images are bad.
         """
         if len(bad) > self.max_bad:
             raise DataError(
@@ -82,7 +82,7 @@ class BadSamples:
         """Raise an error if more images are bad than `data.max_bad` allows.
 
         Raises:
-            TrainingError: there are too many.
+            TrainingError: too many images are bad.
         """
         if self.are_too_many:
             raise TrainingError(

@@ -51,9 +51,10 @@ class Keeper:
         self._written = time.monotonic()
 
     def prune(self) -> None:
-        """Remove old checkpoints.
+        """Remove the checkpoints that are no longer needed.
 
-        The last and the best checkpoints stay, and also, for each of the last ones, the best one before it.
+        The last and the best checkpoints are kept. For each of the last checkpoints, the best checkpoint before it is
+        also kept, so that the run can resume from there.
         """
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]

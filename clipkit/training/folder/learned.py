@@ -67,7 +67,7 @@ class Learned:
                     parameter.copy_(averaged[name])
 
     def keep_chosen(self) -> None:
-        """Give the model the weights that the run evaluates, for good: the averaged ones if the run has them."""
+        """Set the model permanently to the weights that the run evaluates: the averaged weights if the run has them."""
         if self.average is not None:
             self.average.keep()
 
@@ -75,7 +75,7 @@ class Learned:
     def chosen(self) -> Iterator[None]:
         """Return a context in which each process has the complete model with the weights to evaluate and save.
 
-        These are the averaged weights if the run has them.
+        The weights are the averaged ones if the run has them.
         """
         with self.average.applied() if self.average is not None else nullcontext(), self.weights.model_is_whole():
             yield
@@ -90,7 +90,7 @@ class Learned:
             value.copy_(saved[name])
 
     def _of_model(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each tensor once, even if it has two names in the model: safetensors does not accept shared tensors."""
+        """Yield each tensor of the model once, with one of its names: safetensors does not accept shared tensors."""
         for name, parameter in self.weights.trained.items():
             yield name, parameter.detach()
         model = self.weights.model

@@ -113,7 +113,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush to disk the logs that depend only on the recipe; return the mark of each: its length and hash."""
+        """Flush the logs that depend only on the recipe to disk; return the mark of each log: its length and hash."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""

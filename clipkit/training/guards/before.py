@@ -183,7 +183,7 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a batch with very few negatives, or with few negatives at a high scale, where all of them are easy."""
+    """Report a batch with very few negatives, or with few negatives and a high scale, at which the loss is near 0."""
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
         return Finding(

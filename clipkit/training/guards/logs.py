@@ -55,7 +55,7 @@ class Logs:
         self.evaluations: list[Row] = []
 
     def mean(self, name: str) -> float | None:
-        """Return the mean of a value over the window; None if a step lacks it."""
+        """Return the mean of a logged value over the window of the last steps; None if a step lacks this value."""
         values = [row[name] for row in self.rows if name in row]
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 

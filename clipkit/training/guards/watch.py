@@ -215,7 +215,7 @@ def validation_at_chance(watch: Watch) -> Finding | None:
 
 
 def memorization(watch: Watch) -> Finding | None:
-    """Report a model that matches nearly all training pairs but far fewer validation pairs, which no longer rise."""
+    """Report a model that matches nearly all training pairs but far fewer validation pairs, and no longer improves."""
     learned = _training_and_validation(watch)
     if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
         return None

@@ -67,7 +67,7 @@ def finite(name: str, *features: Tensor) -> Any:
     """Return the features unchanged if all of them are finite.
 
     Raises:
-        TrainingError: some are not finite.
+        TrainingError: a feature is not finite.
     """
     if not all(one.isfinite().all() for one in features):
         raise TrainingError(f"{name}: its features are not finite; use a lower optim.lr, or train.precision: fp32")

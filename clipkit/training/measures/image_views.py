@@ -27,8 +27,9 @@ from clipkit.training.transfer import send
 class ImageViewValidation:
     """Validation by retrieval between two views of held-out images, in both directions.
 
-    The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
-    the features that the loss uses, after the head; neighbors and the map on the features of the saved tower.
+    The views are the first two of the recipe, augmented as in the first epoch. Recall, alignment and uniformity are
+    measured on the features that the loss uses, after the head. The neighbors and the map in the result are computed
+    from the features of the saved tower, without the head.
 
     Args:
         encoded: the objective's views.

@@ -21,8 +21,7 @@ from clipkit.training.objectives.objective import Encoded
 class NamedSet:
     """Retention on a dataset: zero-shot accuracy for labeled images, mean recall for images with captions.
 
-    Frozen trunks run once over the dataset, so that the evaluations cost little if only the heads are trained or
-    interpolated.
+    Frozen trunks run once over the dataset, so that evaluations are fast if only the heads are trained or interpolated.
 
     Args:
         model: the model that is trained.

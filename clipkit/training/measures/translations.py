@@ -15,7 +15,7 @@ from clipkit.training.measures.text_views import TextViewValidation
 
 
 class TranslationValidation(TextViewValidation):
-    """Validation by retrieval from the model's translations to the teacher's captions.
+    """Validation by retrieval of the teacher's caption features, with the model's features of translations as queries.
 
     Args:
         teacher_features: (M, D) unit-length features of all captions by the teacher.

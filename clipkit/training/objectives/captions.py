@@ -18,7 +18,7 @@ from clipkit.training.stored.settings import Storing
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Compare `image_features` with `text_features`, and with `negative_text_features` if the loss needs them.
+    """Return the objective that compares `image_features` with `text_features` and, if needed, hard negative captions.
 
     Raises:
         DataError: the loss needs hard negative captions, but the data has none.
@@ -39,7 +39,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> CaptionValidation:
-    """Measure retrieval on held-out pairs."""
+    """Return the validation by retrieval on held-out pairs."""
     evaluations = recipe.train.epochs // recipe.eval.every_epochs + 1
     storing = None
     if recipe.data.store is not None:

@@ -15,7 +15,7 @@ from clipkit.training.objectives.views import objective_of_views
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Compare `image_view_1`, `image_view_2`…, one view per policy."""
+    """Return the objective that compares the views `image_view_1`, `image_view_2`…, one per policy."""
     assert isinstance(term, ImageViewsTerm)
     encoded, head = _encoded(term, recipe, model, pairs), model.view_head("image")
     ids = ("image_ids", "image_ids" if term.views.positives == "image" else "caption_ids")
@@ -23,7 +23,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> ImageViewValidation:
-    """Measure retrieval between two views of held-out images."""
+    """Return the validation by retrieval between two views of held-out images."""
     assert isinstance(term, ImageViewsTerm)
     return ImageViewValidation(_encoded(term, recipe, model, pairs), recipe.data.workers, model, pairs, processes)
 

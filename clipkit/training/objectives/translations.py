@@ -21,13 +21,14 @@ _NAMES = ("text_features", "translation_features")
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    r"""Pull the features of a caption and of its translation to the teacher's feature of the caption.
+    r"""Return the objective that pulls a caption and its translation to the teacher's feature of the caption.
 
     .. math:: L = \frac{1}{2G} \sum_i (1 - x_i \cdot t_i) + (1 - y_i \cdot t_i)
 
-    x are the features of the captions, y of their translations, t the teacher's of the captions, all of unit length
-    (Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation";
-    Carlsson et al. 2022, M-CLIP). The squared distance of both papers is twice the cosine distance at unit length.
+    x are the features of the captions, y those of their translations, and t the teacher's features of the captions, all
+    of unit length (Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
+    Distillation"; Carlsson et al. 2022, M-CLIP). The squared distance of both papers is twice the cosine distance at
+    unit length.
 
     Raises:
         DataError: the data has no translations.
@@ -63,7 +64,7 @@ def objective(
 def measure(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
 ) -> TranslationValidation:
-    """Measure how often a held-out translation finds its caption among the teacher's features."""
+    """Return the validation by retrieval of the teacher's caption features, with held-out translations as queries."""
     assert isinstance(term, TranslationsTerm)
     teacher = teachers_of([term.teacher], pairs, processes)[term.teacher]
     return TranslationValidation(teacher.text_features, TextView("paraphrase", pairs), model, pairs, processes)

@@ -30,7 +30,9 @@ _LOW = 1 << 20
 
 
 def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
-    """Return the function that computes a tower's stored values: activations at its cut, or its trunk features."""
+    """Return a function that computes stored values: the activations at the cut of a trunk, or the output of a frozen
+    trunk.
+    """
 
     def run(tower: ImageTower | TextTower, inputs: Inputs) -> Inputs:
         if tower.cut is None:

@@ -87,7 +87,7 @@ class StoredInputs:
 
 
 def has_cut(tower: ImageTower | TextTower, storing: Storing) -> bool:
-    """Return whether the tower has a cut; the first call searches for it, and logs the reason if there is none."""
+    """Return whether the trunk can be cut (see `clipkit.models.cut`); the first call finds out, and logs why not."""
     if tower.cut is None:
         may_cut_padding = isinstance(tower, TextTower) and tower.padding_may_be_cut
         try:
@@ -108,7 +108,7 @@ def store_of(
 
     Args:
         tower: the tower, with its cut unless its trunk is frozen.
-        items: what is stored.
+        items: images or captions whose inputs are stored.
         storing: settings.
         write: computes and writes some of the rows.
         view: describes the augmentation; empty if there is none.

@@ -21,7 +21,7 @@ _SAMPLE = 1000  # captions from which the mean length is estimated
 
 @dataclass(frozen=True)
 class Items:
-    """Images, or different strings, that are stored.
+    """Images or distinct texts whose inputs are stored.
 
     Args:
         kind: kind of the items.
