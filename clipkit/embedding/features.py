@@ -232,7 +232,7 @@ class _Pace:
     def __init__(self, kind: str, fast: bool, batch_size: int | None, processes: Processes) -> None:
         self.adapts = kind == "images" and not fast
         self.processes = processes
-        # Whole batches of every process.
+        # A multiple of the batch size for every process.
         self.unit = min(batch_size or 1, 8) * _FIRST_IMAGES * processes.count
         self.size = self.unit if self.adapts else _ACCELERATOR_CHUNK if fast else _STRINGS
         self._clock = time.perf_counter()

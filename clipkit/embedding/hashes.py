@@ -16,7 +16,7 @@ from clipkit.images import Held, ImageLike, open_image, read_image
 
 _PART = 8192  # images that are hashed at once, because waiting tasks need memory
 _REMEMBERED = 1 << 18
-# A file that changed less than this before it was read could change again without another time: it is not remembered.
+# A file that changed more recently than this could change again with the same time stamp, so its hash is not cached.
 _RECENT = 2_000_000_000  # nanoseconds
 
 

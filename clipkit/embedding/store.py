@@ -144,7 +144,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DamagedError from error
         numbers = [part["number"] for part in self._parts]
-        part_of = np.full(max(numbers, default=-1) + 2, -1)  # the last one is of rows that do not exist
+        part_of = np.full(max(numbers, default=-1) + 2, -1)  # the last entry is for rows that do not exist
         part_of[numbers] = np.arange(len(numbers))
         self._table = table
         self._part = part_of[table[:, 0]]

@@ -66,7 +66,7 @@ class Logits:
         self.units = x.new_empty(2)
         self.scalars = (self.units, scale, scale if bias is None else bias)
         self.without = (ids is not None and ids.without_self, ids is not None and bool(ids.row_ids))
-        self.keys = (self.x[None], self.y[None])  # never read
+        self.keys = (self.x[None], self.y[None])  # not used
         if ids is not None:
             self.keys = (
                 torch.stack([ids.row_position, *ids.row_ids]),

@@ -30,7 +30,7 @@ class Positives:
         both = _ranks(image * len(image) + caption)
         self._groups = (image, caption, both)
         self.count: Int[Tensor, " G"] = self._per_pair(torch.ones_like(image))
-        """(G,) number of positives of each pair, itself included."""
+        """(G,) number of positives of each pair, including the pair itself."""
 
     def sums(self, features: Float[Tensor, "G D"]) -> Float[Tensor, "G D"]:
         """Return for each pair the sum of `features` over its positives."""
@@ -123,7 +123,7 @@ class Relations:
         shared = self._position.new_ones(pairs) if not self._ids else Positives(*self._ids).count
         one = torch.ones_like(shared)
         self.positives: Int[Tensor, " G"] = shared if self.duplicates == "positive" else one
-        """(G,) number of positives of each pair, itself included."""
+        """(G,) number of positives of each pair, including the pair itself."""
         self.negatives: Int[Tensor, " G"] = pairs - (one if self.duplicates == "negative" else shared)
         """(G,) number of negatives of each pair."""
         check_negatives(self.negatives, image_ids, caption_ids)

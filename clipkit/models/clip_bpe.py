@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-_BYTES = 8  # of an ID
+_BYTES = 8  # size of an ID
 # Words are cached; longer ones hardly ever repeat.
 _LONGEST_WORD = 64
 _MOST_WORDS = 200_000

@@ -114,7 +114,7 @@ class Outside:
     """Columns of the features (B, W) at one point of the trunk that come from the lower part."""
 
     module: nn.Module | None
-    """Module whose input the features are; None: they are the output of the trunk."""
+    """Module whose input contains the features; None: the features are the output of the trunk."""
     columns: Bool[Tensor, " W"]
 
 

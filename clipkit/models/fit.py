@@ -113,7 +113,7 @@ def _check_preprocessing(tower: ImageTower, name: str) -> None:
         landscape, portrait = (tower.preprocess(Image.new("RGB", shape, (90, 120, 150))) for shape in _SHAPES)
     except UserError:
         raise
-    except Exception as error:  # of any library
+    except Exception as error:  # libraries raise errors of many kinds
         raise ModelError(f"{name}: its image preprocessing fails ({one_line(error)}); {advice}") from None
     for key, value in landscape.items():
         if value.shape != portrait[key].shape:
@@ -166,7 +166,7 @@ def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
         except Exception:
             try:
                 trunk(**batch)
-            except Exception as error:  # of any library
+            except Exception as error:  # libraries raise errors of many kinds
                 return one_line(error)
     return None
 

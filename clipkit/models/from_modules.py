@@ -115,7 +115,7 @@ def _preprocess(call: PreprocessCall) -> Preprocess:
         portrait = {name: value.shape for name, value in call(Image.new("RGB", (64, 97))).items()}
     except ModelError:
         raise
-    except Exception as error:  # of the user's function
+    except Exception as error:  # the user's function may raise any error
         raise ModelError(
             f"preprocess fails for an RGB image ({one_line(error)}); give a function of a PIL image"
         ) from None
@@ -142,7 +142,7 @@ def _width(name: str, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> int:
             features = trunk.eval()(**{key: value.to(parameter.device) for key, value in inputs.items()})
     except ModelError:
         raise
-    except Exception as error:  # of the user's module
+    except Exception as error:  # the user's module may raise any error
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
         raise ModelError(f"{name} fails for {shapes} ({one_line(error)}); check preprocess and tokenizer") from None
     finally:

@@ -44,7 +44,7 @@ class PythonTokenizer:
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
         try:
             made = self.function(texts)
-        except Exception as error:  # of the user's function
+        except Exception as error:  # the user's function may raise any error
             raise ModelError(f"the tokenizer fails for a list of strings ({one_line(error)}); fix it") from None
         tokens = made if isinstance(made, Mapping) else {"input_ids": made}
         found = {name: torch.as_tensor(tokens[name]) for name in ("input_ids", "attention_mask") if name in tokens}

@@ -203,7 +203,7 @@ def transformers_tokenizer(
     refuse_code(folder / "tokenizer_config.json")
     try:
         native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
-    except Exception as error:  # of any library
+    except Exception as error:  # libraries raise errors of many kinds
         has_pairs = (folder / "vocab.json").is_file()
         _check_files(folder, {"vocab_file": "vocab.json", "merges_file": "merges.txt"} if has_pairs else {})
         raise ModelError(

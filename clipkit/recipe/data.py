@@ -77,10 +77,10 @@ class HardNegativesRecipe(Section):
     """Batches composed of groups of pairs that the starting model can hardly tell apart."""
 
     group: int = Field(default=4, ge=2, le=64)
-    """Maximum number of pairs in a group: a pair of the random order, and its hardest negatives that are left."""
+    """Maximum number of pairs in a group: one pair, and its hardest negatives that are in no other group yet."""
     margin: float = Field(default=0.02, ge=0, le=2)
-    """Cosine by which a negative must be less similar than the positive. Others are probably false negatives, and
-    are put into a batch only by chance."""
+    """Cosine by which a negative must be less similar than the positive. Others are
+    probably false negatives; they are in the same batch only by chance."""
 
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}

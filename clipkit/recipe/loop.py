@@ -123,7 +123,7 @@ class TrainRecipe(Section):
     """Distribute the parameters of the trunks, their gradients and the optimizer's state over the processes (FSDP2),
     for a model that does not fit on one GPU."""
     cpu_offload: bool = False
-    """With shard: keep these parts in the memory of the CPU, where the optimizer updates them."""
+    """With `shard`: keep the distributed parameters, gradients and optimizer state in CPU memory."""
     compile: bool = False
     """Compile both trunks with torch.compile."""
     ema: float | None = Field(default=None, gt=0, lt=1)

@@ -25,7 +25,7 @@ from clipkit.search.source import CAPTIONS, CONTENT, IMAGE
 DEPTH = 10
 """Number of first results that are compared."""
 MOST_QUERIES = 2000
-_RANKED = 100  # results among which the image of a caption is looked for
+_RANKED = 100  # number of results among which the image of a caption is searched
 _BLOCK = 256
 _P = 0.9
 
@@ -38,7 +38,7 @@ class Difference:
     overlap: float
     """Rank-biased overlap of the first ten results."""
     common: int
-    """Number of images among the first ten of both."""
+    """Number of images that are among the first ten results of both."""
     row: int | None = None
     """Row of the caption's image in the first index; None for a query that is not a caption."""
     ranks: tuple[int | None, int | None] = (None, None)
@@ -172,7 +172,7 @@ def _positions(one: Index, other: Index) -> NDArray[np.int64]:
         known = pc.index_in(other.rows[column], value_set=one.rows[column].combine_chunks())
         numbers = pc.fill_null(known.cast(pa.int64()), -1).to_numpy()
         found = np.where(numbers >= 0, numbers, found)
-    # Copies of one image are one image: a location stands for the first row with its content.
+    # Copies of an image count as one image: use the first row with the same content.
     if one is not other:
         first = _positions(one, one)
         found[found >= 0] = first[found[found >= 0]]

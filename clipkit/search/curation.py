@@ -45,7 +45,7 @@ class Neighbors:
     scores: NDArray[np.float32]
     """(N, K) cosine similarities."""
     rows: NDArray[np.int64]
-    """(N, K) their rows."""
+    """(N, K) rows of the similar images."""
 
     def near_duplicates(self, at_least: float = 0.97) -> list[tuple[int, int, float]]:
         """Return pairs of similar images; see `near_duplicates`."""

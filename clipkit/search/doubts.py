@@ -29,7 +29,7 @@ from clipkit.search.nearest import as_float32
 _IMAGES = 256  # images whose captions are compared together
 _IMAGE_SAMPLE, _TEXT_SAMPLE = 4096, 1024
 _AGREEING = 2
-_LEAST = 0.5  # share of the exchanged captions from which the share of wrong ones is read
+_LEAST = 0.5  # smallest R(t) at which the share of wrong captions is estimated
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from clipkit.search.nearest import Exact, Nearest, scores_of
 NAME = "FAISS IVF, SQ8"
 LEAST_ROWS = 50_000
 """Number of rows from which an engine is faster than a comparison with every row."""
-_TRAINED = 40  # rows per cell that the cells are made from
+_TRAINED = 40  # rows per cell on which the cells are trained
 _BLOCK = 65_536
 _PROBES = 64
 _CANDIDATES = 200

@@ -113,7 +113,7 @@ def doubtful_labels(index: Index, column: str, neighbors: Neighbors) -> list[Dou
         shares = (votes[:, None, :] * (numbers[others][:, :, None] == numbers[others][:, None, :])).sum(axis=2)
         own_shares = (votes * (numbers[others] == own)).sum(axis=1)
         shares[~voting | (numbers[others] == own)] = -1  # (B, K) shares of the other classes, by neighbor
-        best = shares.argmax(axis=1)  # of the neighbors with this class, the most similar one
+        best = shares.argmax(axis=1)  # the most similar neighbor with this class
         for n in np.flatnonzero((own[:, 0] >= 0) & (shares.max(axis=1) > own_shares)).tolist():
             similar, row = int(others[n, best[n]]), start + n
             suggested, share = float(shares[n, best[n]]), float(own_shares[n])

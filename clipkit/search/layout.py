@@ -109,7 +109,7 @@ def open_array(
     file = file_of(folder, manifest, kind)
     try:
         array = np.load(file, mmap_mode="c", allow_pickle=False) if shape[0] else np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:  # of damaged headers
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:  # raised for damaged headers
         raise _damaged(file, one_line(error)) from None
     if array.dtype != dtype or array.shape != shape:
         raise _damaged(file, f"{array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")

@@ -96,7 +96,7 @@ def _client() -> Iterator[Any]:
         yield client
     except DataError:
         raise
-    except Exception as error:  # of httpx, grpc, pydantic and portalocker, which have no common base
+    except Exception as error:  # errors of httpx, grpc, pydantic and portalocker have no common base
         raise DataError(
             f"{where}: Qdrant failed ({one_line(error)[:200]}); check QDRANT_URL, QDRANT_API_KEY and the server"
         ) from None

@@ -30,7 +30,7 @@ def quick_text(name: str | Path) -> "QuickText | None":
         if config.get("model_type") != "clip" or any((folder / file).exists() for file in _NOT_PLAIN):
             return None
         return QuickText(folder, config["text_config"], str(name))
-    except Exception:  # of safetensors and tokenizers, which have no common base
+    except Exception:  # errors of safetensors and tokenizers have no common base
         return None
 
 

@@ -44,11 +44,11 @@ KINDS = ("short", "long")
 """Kinds of queries, each with a separate calibration: queries of one word, and queries of several words."""
 DEPTH = 30
 """Results per query that are used for fitting."""
-_SAMPLE = 4096  # images of the null of a query
-_REFERENCES = 512  # captions of the null of an image
-_QUERIES = 1000  # captions, and as many words
+_SAMPLE = 4096  # images in the null distribution of a query
+_REFERENCES = 512  # captions in the null distribution of an image
+_QUERIES = 1000  # captions, and the same number of words
 _FEWEST = 50  # captions below which nothing can be fitted
-_FEWEST_RESULTS = 5  # from which a precision is read
+_FEWEST_RESULTS = 5  # smallest number of results for which a precision is estimated
 _WEIGHT_DECAY = 0.2  # over the number of results
 _OFTEN = 0.4
 _MOST_POSSIBLE = 300  # images that may be relevant for a word, at most a fifth of all
@@ -287,7 +287,7 @@ def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> lis
     order = np.argsort(-probabilities, kind="stable")
     right = np.cumsum(labels[order])
     counts = np.unique(np.geomspace(_FEWEST_RESULTS, max(_FEWEST_RESULTS, len(order)), 100).astype(np.int64))
-    # Two more count as irrelevant, so that a few lucky results promise little.
+    # Two irrelevant results are added, so that a few results cannot have a high precision by chance.
     points = [(float(probabilities[order[n - 1]]), float(right[n - 1] / (n + 2))) for n in counts if n <= len(order)]
     return [[float(f"{value:.4g}") for value in point] for point in reversed(points)]
 

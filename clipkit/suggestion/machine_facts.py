@@ -7,7 +7,7 @@ import psutil
 import torch
 
 _CPU_CORE, _GPU = 5e10, 5e13
-"""Operations per second that training is assumed to reach on one core, and on a GPU."""
+"""Assumed operations per second of training on one core, and on a GPU."""
 
 
 @dataclass(frozen=True)

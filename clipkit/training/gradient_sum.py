@@ -28,7 +28,7 @@ class GradientSum:
         self._groups = [[parameter for parameter in group if parameter.requires_grad] for group in groups]
         self._buckets = _buckets([parameter for group in self._groups for parameter in group], _BUCKET)
         self._incomplete = {parameter: index for index, part in enumerate(self._buckets) for parameter in part}
-        """Parameters whose gradient is not complete, with their bucket."""
+        """Parameters whose gradient is not complete, with the index of their bucket."""
         self._left = [len(part) for part in self._buckets]
         self._sums: list[tuple[torch.Tensor, Callable[[], None]]] = []
         self._present: list[bool] = []

@@ -64,7 +64,7 @@ class Plan:
     first_steps: dict[str, int]
     """Step in which a parameter starts to learn, by name, for those that start later than the first one."""
     pull: Pull | None
-    """Pull of the pretrained weights to their values at the start."""
+    """Regularization that pulls pretrained weights toward their initial values."""
     model: DualEncoder
     weights: Weights
     """Trained weights of the model: whole, or distributed over the processes."""

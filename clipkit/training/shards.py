@@ -172,12 +172,12 @@ def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
     mesh = init_device_mesh(device, (processes.count,))
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()
     for parameter in trunk.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP2 distributes no others
-    single = {parameter for parameter in trunk.parameters() if not parameter.ndim}  # they stay whole
+        parameter.data = parameter.data.contiguous()  # FSDP2 distributes only contiguous ones
+    single = {parameter for parameter in trunk.parameters() if not parameter.ndim}  # stay whole
     for parameter in single:
         parameter.data = parameter.data.to(processes.device)
     for module in (*repeated_blocks(trunk), trunk):
-        # The trunk too is freed after its forward pass: other code sees parts only.
+        # The whole trunk is also freed after its forward pass, so that other code sees only the rows of this process.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=policy, ignored_params=single)
         assert isinstance(module, FSDPModule)
         # A step sums the gradients over the processes; FSDP2 would average them.

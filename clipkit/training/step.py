@@ -155,7 +155,7 @@ class Step:
         # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its large
         # kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
         ordered = towers if everything_fits else towers[::-1]
-        # One process sums nothing, and does not walk through the parameters in every step.
+        # One process has nothing to sum, so it skips the loop over the parameters in every step.
         groups = _completed_by(ordered, model) if processes.count > 1 else [[] for _ in (model, *ordered)]
         sums = GradientSum(groups, processes)
         self.accelerator.backward(loss)
@@ -177,7 +177,7 @@ class Step:
         try:
             yield
         except RuntimeError as error:
-            # With shards, the other processes wait for this one in a pass, and cannot learn of it: the run ends.
+            # With shards, the other processes wait for this process in a pass and cannot be informed, so the run ends.
             if self.is_sharded or not is_out_of_memory(error):
                 raise
             too_large = True

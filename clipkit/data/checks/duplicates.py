@@ -11,8 +11,8 @@ from clipkit.data.checks.scan import ImageScan
 
 # Largest number of differing bits between the hashes of near duplicates. Measured on 7,000 photos of Flickr8k: no pair
 # of different photos (24.5 million pairs) has a distance of 7 or less. All copies saved with JPEG quality 20, as WebP
-# or at a quarter of the size have one. So have 399 of 400 copies cropped by 2 %, 90 % of those cropped by 5 %, and 20 %
-# of those cropped by 10 %. Distances are even, because half of the bits of every hash are set.
+# or at a quarter of the size have such a distance, as have 399 of 400 copies cropped by 2 %, 90 % of those cropped by
+# 5 %, and 20 % of those cropped by 10 %. Distances are even, because half of the bits of every hash are set.
 _DISTANCE = 7
 # If two hashes differ in at most 7 bits, at least one of their four bands of 16 bits differs in at most one bit.
 _BANDS = 4

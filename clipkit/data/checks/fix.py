@@ -99,10 +99,10 @@ def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     rank = report.rank.copy()
-    rank[list(drop.images)] = 1  # as of leaked images: no other image is merged into them
+    rank[list(drop.images)] = 1  # as for leaked images: no other image is merged into them
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
     merged = replace(report.duplicates, near_pairs=near).representatives(rank).tolist()
-    first: dict[int, int] = {}  # of the copies of a dropped image that are not dropped
+    first: dict[int, int] = {}  # first copy of a dropped image that is not dropped itself
     return [
         first.setdefault(kept, image) if kept in drop.images and image not in drop.images else kept
         for image, kept in enumerate(merged)

@@ -29,9 +29,9 @@ class Areas:
     """Areas under the curves of one map: mean cosine while parts of the image are hidden or shown."""
 
     deletion: float
-    """Cells are hidden, the most relevant ones first. Lower is better."""
+    """Area when cells are hidden, the most relevant ones first; lower is better."""
     insertion: float
-    """Cells are shown, the most relevant ones first. Higher is better."""
+    """Area when cells are shown, the most relevant ones first; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Scores:
 
     map: Areas
     random: Areas
-    """Mean of random maps."""
+    """Mean areas of random maps."""
     center: Areas
-    """The map that decreases with the distance from the center."""
+    """Areas of the map that decreases with the distance from the center."""
     occlusion: float | None
     """Spearman's rank correlation of the map, summed over windows of 3 × 3 cells, with the drop of the cosine when the
     window is hidden; None if the map or the drop is constant."""

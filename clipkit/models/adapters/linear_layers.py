@@ -26,10 +26,10 @@ class Linear:
     """A linear layer of a tower: its weight, and the roles of the weight's slices."""
 
     name: str
-    """Name of its module in the trunk."""
+    """Name of the layer in the trunk."""
     module: nn.Module
     parameter: str
-    """Name of the weight in the module."""
+    """Name of the weight in the layer."""
     roles: tuple[str, ...]
     """Role of each slice: q, k, v, out or mlp."""
     block: int

@@ -11,7 +11,7 @@ from clipkit.search.browse.asked import Part, Query
 from clipkit.search.browse.jobs import Job
 from clipkit.search.browse.views import Item, Listing, Views
 
-_COMPARED = 100  # results of one index that are looked for in the other one
+_COMPARED = 100  # number of results of one index that are searched in the other index
 
 
 class Comparison:

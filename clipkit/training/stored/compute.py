@@ -30,9 +30,7 @@ _LOW = 1 << 20
 
 
 def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
-    """Return a function that computes stored values: the activations at the cut of a trunk, or the output of a frozen
-    trunk.
-    """
+    """Return a function that computes stored values: activations at the cut of a trunk, or a frozen trunk's output."""
 
     def run(tower: ImageTower | TextTower, inputs: Inputs) -> Inputs:
         if tower.cut is None:
