@@ -163,6 +163,6 @@ def _check_icon(file: BinaryIO, size: int) -> None:
 
 @cache
 def _formats() -> list[str]:
-    """Return the allowed formats that Pillow has, common ones first."""
+    """Return the allowed formats that the installed Pillow supports, the most common first."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

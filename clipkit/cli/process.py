@@ -36,9 +36,9 @@ def keep_freed_memory() -> None:
 def without_collection() -> Iterator[None]:
     """Context without garbage collection, for imports of libraries and for loading a model.
 
-    Both create hundreds of thousands of objects that stay in use. Python would search them for cycles again and again,
-    which takes a sixth of the time of importing torch and transformers. After the context, these objects are never
-    searched.
+    Imports and loading create hundreds of thousands of objects that stay in use. Python would search them for cycles
+    again and again, which takes a sixth of the time of importing torch and transformers. After the context, these
+    objects are never searched.
     """
     was_enabled = gc.isenabled()
     gc.disable()

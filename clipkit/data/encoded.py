@@ -77,7 +77,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 def _extension_if_plain(content: bytes) -> str | None:
     """Return the extension of a file that can be copied unchanged, otherwise None.
 
-    It can be copied if all decoders return the same pixels for it as `open_image`.
+    A file can be copied if all decoders return the same pixels for the file as `open_image`.
     """
     with open_content(content) as file:
         plain = (

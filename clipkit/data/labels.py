@@ -71,7 +71,7 @@ class LabeledImages:
             class_names=None if self.class_names is None else [self.class_names[position] for position in kept],
         )
 
-    def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
+    def positions_in(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
         """Return (C,) the position of each class of this data in the list `classes`; -1 for a class that is not listed.
 
         Raises:
@@ -79,11 +79,11 @@ class LabeledImages:
                 and advice.
         """
         position = {name: index for index, name in enumerate(classes)}
-        places = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
-        unknown = np.flatnonzero((places < 0) & self.has_images)
+        positions = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
+        unknown = np.flatnonzero((positions < 0) & self.has_images)
         if len(unknown):
             raise DataError(f"{self.name}: has images of the class {self.classes[unknown[0]]!r}, {otherwise}")
-        return places
+        return positions
 
 
 def read_labeled(source: object) -> LabeledImages:

@@ -54,7 +54,7 @@ class Features:
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: True: show progress bars on the terminal; or other bars.
-        normalize: divide the features by their length. Other features are cached in folders of their own.
+        normalize: divide the features by their length. Features that are not normalized are cached in separate folders.
 
     Raises:
         OutputError: the folder cannot be created.

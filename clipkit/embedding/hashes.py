@@ -21,7 +21,7 @@ _RECENT = 2_000_000_000  # nanoseconds
 
 
 def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
-    """Return the SHA-256 hash of each file's bytes, or of the pixels of an image in memory.
+    """Return the SHA-256 hash of each image: of the file's bytes, or of the pixels of an image in memory.
 
     Raises:
         DataError: a file cannot be read.

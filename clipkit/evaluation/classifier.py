@@ -89,9 +89,9 @@ class ClassNames:
         """Return the images' labels as positions among these classes.
 
         Raises:
-            DataError: an image has a class that is not among them.
+            DataError: an image has a class that is not among these classes.
         """
-        position = labeled.places_among(
+        position = labeled.positions_in(
             self.labels,
             f"which is not among the {len(self.labels)} given classes; give a name for each label, as a "
             "JSON object that maps "

@@ -35,7 +35,10 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One value per query. The metric is their mean (with strata, the mean of the strata's means) or their median."""
+    """One value per query.
+
+    The metric is the mean of the values (with strata, the mean of the means of all strata) or their median.
+    """
 
     queries: Queries
     values: NDArray[np.float64]

@@ -28,9 +28,9 @@ class LabeledPart:
         """Return all images, with labels as positions among `classes`.
 
         Raises:
-            DataError: an image has a class that is not among them.
+            DataError: an image has a class that is not in `classes`.
         """
-        position = labeled.places_among(classes, _NOT_LEARNED)
+        position = labeled.positions_in(classes, _NOT_LEARNED)
         return cls(labeled.images, position[labeled.labels], hashes)
 
     def take(self, rows: NDArray[np.bool_]) -> "LabeledPart":

@@ -135,7 +135,7 @@ def _printable(name: object) -> str:
 def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
     """Context that gives a function to append columns to a Parquet file.
 
-    It is written under a temporary name, then renamed.
+    The file is written under a temporary name, then renamed.
 
     Raises:
         OutputError: the file cannot be written.

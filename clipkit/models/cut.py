@@ -216,14 +216,14 @@ def is_activation(value: object) -> bool:
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first argument of a module that `is_activation`."""
+    """Return the first argument of a module for which `is_activation` is true."""
     return next(value for value in (*args, *kwargs.values()) if is_activation(value))
 
 
 def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with the activations in place of its first tensor."""
+    """Return the arguments of a module with `activations` instead of the first tensor among them."""
     for position, value in enumerate(args):
         if is_activation(value):
             return (*args[:position], activations, *args[position + 1 :]), kwargs

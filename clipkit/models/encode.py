@@ -99,7 +99,7 @@ def encode_images(
 ) -> Float[Tensor, "N W"]:
     """Return the output of `through` for every image, in float32 on the CPU.
 
-    On a CPU, each core decodes and encodes a batch of its own. On an accelerator with many images, processes decode
+    On a CPU, each core decodes and encodes a separate batch. On an accelerator with many images, processes decode
     them in advance.
 
     Args:
@@ -187,7 +187,7 @@ def encode_strings(
 ) -> Float[Tensor, "M W"]:
     """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
 
-    On a CPU, each core encodes a batch of its own.
+    On a CPU, each core encodes a separate batch.
 
     Args:
         tower: tower whose tokenizer is used.

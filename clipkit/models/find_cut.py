@@ -112,7 +112,7 @@ def _candidates(
 ) -> list[tuple[nn.Module, list[nn.Module]]]:
     """Return the modules at which a cut saves enough time, each with the modules that run before it.
 
-    They are the module `name` and the modules that contain it, the outermost first.
+    The candidates are the module `name` and the modules that contain it, the outermost first.
     """
     path = name.split(".")
     holders = [trunk.get_submodule(".".join(path[:length])) for length in range(1, len(path) + 1)]

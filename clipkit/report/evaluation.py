@@ -147,7 +147,7 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _prompts(result: Mapping[str, Any]) -> list[Chart]:
-    """Chart the accuracy with each prompt alone, and the accuracy that is lost without it."""
+    """Chart the accuracy with each prompt alone, and the loss of accuracy without each prompt."""
     prompts = result.get("prompts") or []
     ensemble = result["metrics"]["acc1"]["value"]
     alone = {row["prompt"]: row["acc1"] for row in prompts}

@@ -97,7 +97,7 @@ def differences(first: str | Path, second: str | Path) -> list[tuple[str, str, s
     """Return the recipe keys in which two runs differ, each with both values.
 
     Raises:
-        DataError: one of the folders is not a run.
+        DataError: a folder is not a run.
     """
     one, two = (flat(recipe_of(folder)) for folder in (first, second))
     return [

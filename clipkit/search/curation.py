@@ -58,7 +58,7 @@ class Neighbors:
         return [(one, other, score) for (one, other), score in ordered]
 
     def outliers(self) -> list[tuple[int, float]]:
-        """Return the images that resemble others least, and their mean similarity to ten others; see `outliers`."""
+        """Return all images with their mean similarity to the ten most similar images, the lowest first."""
         others = self.rows != np.arange(len(self.rows))[:, None]
         others &= others.cumsum(axis=1) <= _NEIGHBORS
         means = np.where(others, self.scores, 0).sum(axis=1) / np.maximum(others.sum(axis=1), 1)

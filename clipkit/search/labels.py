@@ -61,7 +61,7 @@ def check_label_column(index: Index, column: str) -> None:
     """Check that an index has a column that may hold labels.
 
     Raises:
-        DataError: it has no such column.
+        DataError: the index has no such column.
     """
     known = label_columns(index.rows)
     if column not in known:

@@ -45,7 +45,7 @@ def terms_of(
     """Return the parts of a query.
 
     Raises:
-        DataError: there are none, a text is empty, or a weight is not a finite number.
+        DataError: the query has no parts, a text is empty, or a weight is not a finite number.
     """
     given = [texts] if isinstance(texts, str) else texts or []
     taken = [minus] if isinstance(minus, str) else minus

@@ -59,10 +59,10 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
 
 def columns_of(where: str) -> list[str]:
-    """Return the names in a filter that can be columns.
+    """Return all names in a filter that may refer to columns.
 
     Raises:
-        DataError: it contains a character that has no meaning.
+        DataError: the filter contains an invalid character.
     """
     tokens = _tokens(where)
     names = [t.text for t in tokens if t.kind == "quoted" or (t.kind == "name" and t.text.lower() not in _WORDS)]

@@ -137,7 +137,7 @@ class _Writer:
         """Read the former index and the logs of an interrupted call, if there are any.
 
         Raises:
-            DataError: another model made them.
+            DataError: another model made the index or the logs.
         """
         self.probes = probes_of(self.model)
         self.former = read_manifest(self.folder) if (self.folder / "manifest.json").is_file() else None

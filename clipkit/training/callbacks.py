@@ -37,7 +37,7 @@ class Progress:
     stop_reason: str | None = field(default=None, init=False)
 
     def stop(self, reason: str = "a callback stopped it") -> None:
-        """End the run after this step, with a checkpoint, results and a report. It is enough if one process calls this.
+        """End the run after this step, with a checkpoint, results and a report, if any process calls this method.
 
         Args:
             reason: reason for log.txt.

@@ -54,7 +54,7 @@ class CrossFit:
     """(M,) estimated share of wrong captions among those that are at least as doubtful as this one."""
 
     def doubtful(self, precision: float = 0.9) -> NDArray[np.int64]:
-        """Return the positions of doubtful captions, the most doubtful first: as many as the given precision allows.
+        """Return the positions of doubtful captions, the most doubtful first: as many as possible at this precision.
 
         Args:
             precision: estimated share of wrong captions among the returned ones, between 0 and 1.

@@ -60,7 +60,7 @@ def interpolated(
     Args:
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
-        figures: function that evaluates the model with its current weights.
+        figures: function that evaluates the model with its current weights and returns metrics by name.
         names: mapping from names in the curve, `target` and `retention`, to names of metrics.
         alphas: weights of the trained model, from 0 to 1.
         max_forgetting: largest allowed loss of retention, as for `best_row`.

@@ -87,7 +87,7 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
 def are_finite(weights: Sequence[Tensor]) -> bool:
     """Return whether all weights are finite.
 
-    This is one reduction on their device, a fiftieth of the time of AdamW's update.
+    The check is one reduction on the device of the weights; it takes a fiftieth of the time of AdamW's update.
 
     The result is also False if a weight exceeds 1e19, because the norm overflows; training cannot recover from this.
     """

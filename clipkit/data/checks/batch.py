@@ -22,8 +22,8 @@ _MANY = 0.5
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
     """Estimate how many pairs of rows in one batch have the same caption or image.
 
-    A batch contains different images, each with one of its captions, as in training. It contains two given images with
-    probability G (G - 1) / (N (N - 1)).
+    A batch contains different images, each with one of its captions, as in training. Two given images are both in the
+    batch with probability G (G - 1) / (N (N - 1)).
 
     Args:
         pairs: N images with captions.

@@ -45,9 +45,7 @@ class Duplicates:
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) number of images with the same bytes, at the position of the first of them; 0 at the positions of the
-        others.
-        """
+        """(N,) number of images with the same bytes as this image, if this is the first of them; otherwise 0."""
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
@@ -71,7 +69,7 @@ class Duplicates:
             rank: (N,) images with a lower value are preferred.
 
         Returns:
-            (N,) position of the kept image for each image; a kept image has its own position.
+            (N,) position of the kept image for each image; for a kept image, the position of the image itself.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}

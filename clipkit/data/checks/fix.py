@@ -80,7 +80,7 @@ def fix(
     if not rows:
         raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
     if not drop_most:
-        _check_loss(pairs, len(report.broken.keys() | report.leaked.keys() | listed.images.keys()), dropped)
+        _check_share_kept(pairs, len(report.broken.keys() | report.leaked.keys() | listed.images.keys()), dropped)
     try:
         with replacing(out) as temporary:
             temporary.mkdir()
@@ -109,7 +109,7 @@ def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
     ]
 
 
-def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
+def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
     """Raise an error if at least half of the images or captions would be dropped."""
     captions = sum("caption" in entry for entry in dropped)
     for lost, total, noun in (

@@ -17,7 +17,7 @@ def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
     For rows without bytes, equal names are enough.
 
     Names often lack their folders, so names alone are not enough; without names, only the bytes count. An image is read
-    completely only if another one has the same name, the same size and the same bytes in three places.
+    completely only if another image has the same name, the same size and the same bytes in three places.
 
     Args:
         contents: (R,) column of bytes; null for an image that is not in the table.

@@ -136,7 +136,7 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
     """Fetch the images given by URL, with a progress bar on a terminal.
 
     Raises:
-        DataError: some cannot be fetched; one message gives their number and the first reason.
+        DataError: images cannot be fetched; the message gives their number and the first reason.
     """
     failed = fetch_ahead(images, progress=True)
     if failed:

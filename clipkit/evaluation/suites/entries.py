@@ -138,7 +138,7 @@ Kind = TypeVar("Kind", DataSet, Suite)
 def suites_folder() -> Path:
     """Return the folder of the built-in suites.
 
-    It is in the installed package, or next to the package in a source checkout.
+    The folder is in the installed package, or next to the package in a source checkout.
     """
     package = Path(__file__).parents[2]
     installed = package / "suites"

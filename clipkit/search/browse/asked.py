@@ -80,10 +80,10 @@ class DropList(_Strict):
 
 
 def parsed(kind: type[_Model], body: bytes) -> _Model:
-    """Return a request from JSON.
+    """Parse a request in JSON, and return it as an object of the class `kind`.
 
     Raises:
-        UserError: it is not valid.
+        UserError: the request is not valid.
     """
     try:
         return kind.model_validate_json(body)

@@ -77,7 +77,7 @@ class Comparison:
         return {**item, "index": number, "rank": rank}
 
     def differences(self, part: Part) -> dict[str, Any]:
-        """Return part of the queries where the searches differ most, or the share of them that is computed.
+        """Return a part of the list of queries where the searches differ most, or the computed share of this list.
 
         Raises:
             UserError: there are no queries.

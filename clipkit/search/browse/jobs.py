@@ -24,7 +24,7 @@ class Job(Generic[T]):
         self._error: Exception | None = None
 
     def result(self, wait: float = 0.3) -> T | None:
-        """Return the result; None if it is not there after this many seconds.
+        """Return the result of the computation; None if it is not available after `wait` seconds.
 
         Raises:
             Exception: the error of the computation.

@@ -58,7 +58,7 @@ class Views:
         self._map = Job(lambda progress: map_of(index))
 
     def listing(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
-        """Return a list, or the share (0 to 1) of it that is computed.
+        """Return a list, or the share (0 to 1) of its computation that is done.
 
         Args:
             query: description of the list.

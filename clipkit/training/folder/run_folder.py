@@ -199,7 +199,7 @@ class RunFolder(RunFiles):
 def claimed(
     folder: RunFolder, processes: Processes, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
 ) -> Iterator[RunFolder]:
-    """Context in which the main process has locked a run folder. It raises the errors of `RunFolder.claim`."""
+    """Context in which the main process has locked a run folder; arguments and errors as for `RunFolder.claim`."""
     try:
         processes.on_main(lambda: folder.claim(resume, overwrite, inputs))
         yield folder

@@ -21,7 +21,7 @@ def send_results(tracker: Any, results: Mapping[str, Any], folder: Path) -> None
     """Send the results of a finished run to a tracker of Accelerate.
 
     TensorBoard gets the table and the images; W&B and trackio also the report; MLflow all files as artifacts. Other
-    trackers have only the logged numbers.
+    trackers get nothing more than the logged numbers.
 
     Args:
         tracker: the tracker.

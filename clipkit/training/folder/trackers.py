@@ -19,7 +19,7 @@ def check_installed(names: Sequence[str]) -> None:
     """Check that the trackers of a recipe can be imported.
 
     Raises:
-        RecipeError: one of them is not installed.
+        RecipeError: a tracker is not installed.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:

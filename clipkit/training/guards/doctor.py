@@ -113,7 +113,7 @@ def unfinished(examined: Examined) -> Finding | None:
 
 
 def nothing_measured(examined: Examined) -> Finding | None:
-    """Report a recipe without validation data."""
+    """Report a run that was not evaluated, because its recipe has no validation data."""
     if examined.recipe.metrics or not examined.metrics:
         return None
     return Finding(

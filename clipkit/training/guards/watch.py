@@ -260,7 +260,7 @@ def _training_and_validation(watch: Watch) -> _Learned | None:
 
 
 def forgetting(watch: Watch) -> Finding | None:
-    """Report a loss of retention."""
+    """Report a large loss of retention: the model has lost earlier abilities."""
     name, start = watch.facts.retention, watch.facts.retention_start
     if name is None or start is None or start <= 0 or name not in watch.evaluations[-1]:
         return None
