@@ -111,7 +111,7 @@ def check_opened(image: Image.Image) -> None:
 
 
 def check_shape(size: tuple[int, int]) -> None:
-    """Check that an image is not a strip.
+    """Check that an image is not much longer than wide (a strip), or the reverse.
 
     Raises:
         RefusedImageError: one side is more than 200 times as long as the other.

@@ -30,7 +30,7 @@ def check_file(path: str | Path, most_bytes: int | None = None) -> None:
     Raises:
         UnsuitableFileError: the path is not a regular file, or the file is larger.
         OSError: the path cannot be accessed.
-        ValueError: the name is invalid for any file.
+        ValueError: the name is not valid for a file.
     """
     _check(Path(path).stat(), path, most_bytes)
 
@@ -43,7 +43,7 @@ def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
     Raises:
         UnsuitableFileError: the path is not a regular file, or the file is larger than `most_bytes`.
         OSError: the file cannot be opened.
-        ValueError: the name is invalid for any file.
+        ValueError: the name is not valid for a file.
     """
     check_file(path, most_bytes)  # opening a device can already have effects
     # Check again after opening, because the file may have been replaced; do not wait for the writer of a pipe.

@@ -9,9 +9,9 @@ class Bar:
     """Progress bar with the speed and the time left; it disappears at the end.
 
     Args:
-        kind: what is counted: images or captions.
+        kind: kind of the items: images or captions.
         total: number of items.
-        shown: False: only count. Nothing is printed either if standard error is not a terminal.
+        shown: False: count items without a bar. Without a terminal at standard error, nothing is printed either.
         options: further options of tqdm.
     """
 
@@ -43,7 +43,7 @@ class Bars:
     """Starts a progress bar for each kind of items of a dataset.
 
     Args:
-        shown: False: the bars only count.
+        shown: False: the bars count items without being shown.
     """
 
     def __init__(self, shown: bool) -> None:

@@ -220,7 +220,7 @@ def string_hashes(texts: Sequence[str]) -> list[bytes]:
 
 
 class _Pace:
-    """Number of items per chunk; the same on all processes.
+    """Chooses the number of items per chunk from the measured speed; all processes use the same number.
 
     Args:
         kind: kind of the items.

@@ -118,10 +118,10 @@ def write_index(
 
 
 class Store:
-    """Rows of a complete store.
+    """A complete store, opened for reading.
 
     Args:
-        folder: its folder.
+        folder: folder of the store.
 
     Raises:
         DamagedError: files are missing or have a wrong size, or the index cannot be read; `verify` checks the content.

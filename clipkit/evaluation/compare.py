@@ -151,7 +151,7 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
-    """Return the queries that the second model answers better, then the worse ones; the largest changes come first."""
+    """Return the queries with the largest improvements, then the queries with the largest deteriorations."""
     order = np.argsort(worse, kind="stable")
     fell, rose = order[worse[order] < 0][:_SHOWN], order[worse[order] > 0][::-1][:_SHOWN]
     return [int(row) for row in (*fell, *rose)]

@@ -91,7 +91,7 @@ def _widest(dtype: torch.dtype) -> float:
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
-    """Return Σ_ij log(1 + exp(logit_ij)), in float64 because the sums of tiles differ much in size.
+    """Return Σ_ij log(1 + exp(logit_ij)), in float64, because the sums of tiles differ greatly in magnitude.
 
     The last result is an argument of `weigh_sigmoid`.
     """

@@ -262,7 +262,8 @@ class DualEncoder(nn.Module):
             private: create a private repository.
 
         Raises:
-            ModelError: the repository cannot be written to, or the upload failed; call again to resume it.
+            ModelError: the repository cannot be written to, or the upload failed; call `push` again to resume the
+                upload.
         """
         import tempfile
 

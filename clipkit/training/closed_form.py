@@ -86,7 +86,7 @@ def coordinates_of(
     Args:
         model: the model, with its closed-form start.
         outputs: outputs of the trunks with all layers, by the name of the features.
-        layers: `layers_of` the model before the choice.
+        layers: result of `layers_of` before the layers were chosen.
     """
     made = {}
     for name, rows in outputs.items():

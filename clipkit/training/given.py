@@ -111,7 +111,7 @@ class Given:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each loss, objective or callback that the recipe does not show."""
+        """Lines for the log, one per loss, objective or callback given in Python, which the recipe does not contain."""
         return [f"{name} in Python: {value}" for name, value in self.facts().items()]
 
     def facts(self) -> dict[str, Any]:

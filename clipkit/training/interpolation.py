@@ -24,7 +24,7 @@ def alphas_of(interpolate: bool | int) -> tuple[float, ...]:
 
 
 def best_row(rows: Sequence[Mapping[str, float]], max_forgetting: float | None) -> Mapping[str, float]:
-    """Return the row of the curve whose weights are kept.
+    """Return the row of the interpolation curve whose weights the run keeps.
 
     Args:
         rows: one per alpha, the first with alpha 0, each with `alpha`, `target` and, if measured, `retention`.

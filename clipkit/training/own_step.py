@@ -96,8 +96,9 @@ class Step:
         Args:
             images: images of this process's rows, or their stacked outputs of `model.image.preprocess`, by name.
             captions: their captions, or their tokens by name.
-            image_ids: equal for pairs of the same image; None: all images are different.
-            caption_ids: equal for pairs of the same caption; None: equal for equal strings, different for tokens.
+            image_ids: IDs that are equal for pairs with the same image; None: all images are different.
+            caption_ids: IDs that are equal for pairs with the same caption; None: equal strings have equal IDs, and
+                rows of tokens different IDs.
 
         Raises:
             DataError: the numbers of images and captions differ from `rows`, or an image is unreadable.

@@ -17,11 +17,11 @@ from clipkit.training.weights import Weights
 
 
 class Pull:
-    """Penalty w · Σ (θ − θ_start)² over the trained pretrained weights of the towers.
+    """Penalty w · Σ (θ − θ_start)² over the pretrained weights of the towers that are trained.
 
     If only the projection is trained, this is ProLIP (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the
-    bias and new weights are not pulled. Unlike weight decay, it is part of the gradient, which is clipped and from
-    which AdamW estimates its moments.
+    bias and new weights are not pulled. Unlike weight decay, the penalty is part of the gradient, which is clipped and
+    from which AdamW estimates its moments.
 
     Args:
         model: the model with its initial weights.

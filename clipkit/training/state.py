@@ -17,7 +17,7 @@ class State:
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
-        closed_form: choice and metrics of a closed-form start; None if projections start randomly.
+        closed_form: choice and metrics of a closed-form start; None if projections are initialized randomly.
     """
 
     plan: Plan

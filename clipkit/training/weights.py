@@ -62,7 +62,7 @@ class Weights:
         return value
 
     def model_is_whole(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has all its weights on each process, to encode or to be saved."""
+        """Return a context in which the model has all its weights on each process, for encoding or saving."""
         return nullcontext()
 
     def end(self) -> None:

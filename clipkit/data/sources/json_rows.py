@@ -124,7 +124,7 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
 
 
 def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row with its number, after checking that it is an object; `rows` updates the number in `position`."""
+    """Yield each row with its number, after checking that the row is a JSON object; `rows` updates the number."""
     for row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")

@@ -20,7 +20,7 @@ _MASKS = {"pixel_attention_mask"}  # not needed without padding
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The inputs of one image, on the device of the model, and what is needed to hide parts of them."""
+    """The inputs of one image, on the device of the model, with the settings for hiding parts of the image."""
 
     inputs: dict[str, Any]
     preprocess: Preprocess

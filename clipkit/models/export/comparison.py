@@ -62,9 +62,9 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Return the features if images and captions are prepared in the library's plain way, not by the card's code.
+    """Return the features of images and captions that the library prepares itself, without the card's code for this.
 
-    The result is None if the card's code is the plain way.
+    The result is None if the card has no such code, or if the library raises an error without it.
     """
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:

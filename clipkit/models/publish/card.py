@@ -62,7 +62,7 @@ def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Return the card of the folder or run from which a model was loaded, or None if its weights have changed."""
+    """Return the card of the folder or run from which a model was loaded, or None if the weights are different."""
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]

@@ -154,7 +154,7 @@ def best_at_first(examined: Examined) -> Finding | None:
 
 
 def bad_samples(examined: Examined) -> Finding | None:
-    """Report training images that were replaced."""
+    """Report training images that were missing or unreadable and were replaced."""
     bad = read_rows(examined.run.bad_samples)
     if not bad:
         return None

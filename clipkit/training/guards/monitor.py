@@ -143,7 +143,7 @@ class Monitor:
         self._take(self.watch.evaluation(row))
 
     def retained(self) -> dict[str, float]:
-        """Measure retention, and return it by its name in evaluations.jsonl."""
+        """Measure retention; return its value with its name in evaluations.jsonl as the key."""
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from clipkit.training.stored.settings import Storing
 
 @dataclass(eq=False)
 class TowerStores:
-    """Stores of one dataset.
+    """Stored inputs of both towers for one dataset.
 
     Args:
         model: model whose towers are used.
