@@ -21,7 +21,7 @@ def token_counter(model: DualEncoder) -> Callable[[list[str]], list[int]]:
 
 
 def share_cut(model: DualEncoder, texts: Sequence[str]) -> float:
-    """Return the share of strings that are longer than the context of the text tower, which cuts them.
+    """Return the share of strings that are longer than the context of the text tower and are truncated.
 
     Raises:
         ModelError: the model has no text tower.

@@ -17,7 +17,7 @@ def leaderboard(result: SuiteResult) -> dict[str, Any]:
         `format`, `suite`, `rows`, `means` (by model, if the suite has a mean), `missing` (reasons by dataset or model)
         and `versions`. A row has `model`, `dataset`, `title`, `task`, `task_type` (the Hub's name), `metric` and
         `value` (the main metric), `low`, `high`, `chance`, `metrics` (all values by name), `images`, `captions`,
-        `data_sha256`, `captions_cut` (share of captions that the model cuts; null if unknown) and `seconds`.
+        `data_sha256`, `captions_cut` (share of captions that are truncated; null if unknown) and `seconds`.
 
     Example:
         >>> rows = leaderboard(run_suite(read_suite("offline"), ["runs/a"], Path("suite")))["rows"]   # doctest: +SKIP

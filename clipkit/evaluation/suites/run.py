@@ -37,7 +37,7 @@ class SuiteResult:
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One row per measured dataset and model: dataset, title, task, metric, model, counts of the data, value, low,
-    high, chance, values of all metrics, hash of the data, share of captions that the model cuts, seconds, and the file
+    high, chance, values of all metrics, hash of the data, share of captions that are truncated, seconds, and the file
     of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
     """Reasons why datasets are not available, by dataset."""

@@ -22,7 +22,7 @@ class Layout:
     pad_to: int | None = None
     """Number of tokens to which all captions are padded, for text towers whose features depend on padding."""
     context_length: int | None = None
-    """Number of tokens to which longer captions are cut."""
+    """Number of tokens to which longer captions are truncated."""
     repairs: bool = False
     """True if captions must be repaired before the library tokenizes them, as open_clip does."""
     prepared_by_clipkit: tuple[str, ...] = ()
