@@ -23,7 +23,7 @@ _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Sizes of the block that one program computes and of its steps, chosen for a GPU's registers and caches."""
+    """Tile sizes of a kernel: rows and columns of logits per program, features per step, and settings of Triton."""
 
     high: int
     wide: int
