@@ -44,8 +44,8 @@ def _limit_at_start() -> int:
     given = os.environ.get(_LIMIT) or str(MAX_PIXELS)
     if not (given.isascii() and given.isdecimal() and len(given) <= 18 and int(given)):
         raise UserError(
-            f"{_LIMIT} is {given[:80]!r}, not a number of pixels; set the environment variable to a whole number "
-            f"above 0, or unset it to use {MAX_PIXELS}"
+            f"{_LIMIT} is {given[:80]!r}, not a number of pixels; set the environment variable to a whole "
+            f"number above 0, or unset the variable to use {MAX_PIXELS}"
         )
     return int(given)
 
@@ -132,16 +132,15 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
         return
     pixels = size[0] * size[1]
     advice = (
-        "drop its rows or, if you trust the file, raise data.max_pixels in a recipe, the environment variable "
-        f"{_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
+        "drop its rows or, if you trust the file, raise data.max_pixels (in a recipe), the environment "
+        f"variable {_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
     )
     if pixels > most:
         raise RefusedImageError(f"is over the limit of {most} pixels ({size[0]} × {size[1]} pixels); {advice}")
     if 3 * pixels > most and pixels > _PIXELS_PER_BYTE * file_bytes > 0 and pixels > MAX_PIXELS // 3:
         raise RefusedImageError(
-            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, like a file that is made to exhaust the "
-            "memory; "
-            f"{advice}"
+            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, as if the file was made to exhaust "
+            f"the memory; {advice}"
         )
 
 

@@ -166,7 +166,10 @@ def _content_of(image: Stored) -> bytes:
     return image.read_bytes()
 
 
-_SMALLER = "make it smaller or drop its rows, or raise data.max_pixels in a recipe or CLIPKIT_MAX_PIXELS"
+_SMALLER = (
+    "make the image smaller, drop its rows, or raise data.max_pixels (in a recipe) or the environment variable "
+    "CLIPKIT_MAX_PIXELS"
+)
 
 
 @contextmanager

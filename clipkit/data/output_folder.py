@@ -22,8 +22,8 @@ def as_output_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{out}: cannot be written to ({error.strerror or error}); free some space or give another --out, then run "
-            "the same command again"
+            f"{out}: cannot be written to ({error.strerror or error}); free some disk space, or give another "
+            "folder with --out, then run the command again"
         ) from None
 
 

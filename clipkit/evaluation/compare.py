@@ -90,7 +90,7 @@ def paired(
     for result in (first, second):
         if not result.get("queries") or not result["data"].get("sha256"):
             raise DataError(
-                f"{result.get('model')}: this result has no per-query outcomes (queries, data.sha256), so it "
+                f"{result.get('model')}: the result has no values per query (queries, data.sha256), so it "
                 "cannot be compared; evaluate again with --json"
             )
     _check_comparable(first, second)
@@ -98,7 +98,7 @@ def paired(
         (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"one result has no per-query outcomes ({one_line(error)}), so the two cannot be compared; "
+            f"one of the results has no values per query ({one_line(error)}), so they cannot be compared; "
             "evaluate again with --json"
         ) from None
     return (
@@ -128,7 +128,8 @@ def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
     ):
         if one != two:
             raise DataError(
-                f"the results differ in their {what}: {one} and {two}; compare results of one task on the same data"
+                f"the results differ in their {what}: {one} and {two}; compare results of the same task on "
+                "the same data"
             )
 
 

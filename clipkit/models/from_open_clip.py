@@ -149,7 +149,7 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
 
     options = config["text_cfg"].get("tokenizer_kwargs", {})
     if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
-        raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove it")
+        raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove this option")
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     with (
         as_model_error(f"{name}: its tokenizer cannot be loaded", "; add the files of the tokenizer"),

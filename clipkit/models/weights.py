@@ -111,10 +111,10 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
     refuse_pointer(file)
     if _is_torch_script(file):
         raise ModelError(
-            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); clipkit runs no "
-            "code of model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a repository such as "
-            "openai/clip-vit-base-patch32; for another file that you trust, save torch.jit.load(file).state_dict() "
-            "with torch.save"
+            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); "
+            "clipkit does not run code from model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a "
+            "repository such as openai/clip-vit-base-patch32; for another file that you trust, save "
+            "torch.jit.load(file).state_dict() with torch.save"
         )
     try:
         with warnings.catch_warnings():
@@ -124,8 +124,8 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
         # Torch's message is not shown: it advises to open the file anyway.
         if "GLOBAL" in str(error):
             raise ModelError(
-                f"{file}: holds objects other than tensors, which need code to load; it was not opened: get the "
-                "weights as safetensors from a source you trust"
+                f"{file}: contains objects other than tensors, which need code to load, so it was not opened; "
+                "get the weights as safetensors from a source that you trust"
             ) from None
         raise ModelError(
             f"{file}: is not a PyTorch checkpoint that holds only tensors, so it was not opened; use another file"

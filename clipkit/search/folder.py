@@ -18,7 +18,7 @@ def check_is_index(folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         return
     if not folder.is_dir():
-        raise DataError(f"{folder}: folder not found; make the index with clipkit embed D --model M --out {folder}")
+        raise DataError(f"{folder}: folder not found; write the index with clipkit embed D --model M --out {folder}")
     if (folder / UNFINISHED).is_dir():
         raise DataError(f"{folder}: is an unfinished index; run the same clipkit embed command again")
     raise DataError(f"{folder}: is not an index (it has no {MANIFEST}); give a folder that clipkit embed wrote")

@@ -106,9 +106,9 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
         example = Path(dotted[0]).name
         stem, _, ending = example.partition(".")
         raise DataError(
-            f"{path}: in {len(dotted):,} of its {len(samples):,} samples, file names have a dot before the ending, "
-            f"such as {example}, but the name of a sample ends at the first dot, here {stem!r}; rename the files in "
-            f"the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
+            f"{path}: {len(dotted):,} of its {len(samples):,} samples have a file name with a dot before the ending, "
+            f"such as {example}, but a sample's name ends at the first dot, here {stem!r}; rename the files in the "
+            f"tar, or give '{path.name}?image={ending}' if each sample has a file {ending!r}"
         )
     return pa.table(rows, _SCHEMA.with_metadata({_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)}))
 

@@ -67,7 +67,9 @@ def open_data(entry: DataSet) -> TaskData:
     _check_counts(entry, opened)
     if entry.corruption is not None:
         if isinstance(opened.data, NearMisses | Associations):
-            raise DataError(f"{entry.name}: corruption is unsupported for task {entry.task}; remove it")
+            raise DataError(
+                f"{entry.name}: the key corruption does not apply to the task {entry.task}; remove corruption"
+            )
         corrupted: list[Path | Stored] = [Corrupted(image, entry.corruption) for image in opened.data.images]
         opened = replace(opened, data=replace(opened.data, images=corrupted))
     return opened

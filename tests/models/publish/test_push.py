@@ -128,7 +128,7 @@ def test_card_is_valid_for_the_hub(hub: Hub, client: Client, run: Path, shapes: 
     value = results["metrics"]["image_retrieval_recall@10"]
     assert f"{100 * value['low']:.1f} % – {100 * value['high']:.1f} %" in text
     assert "16 images, 32 captions" in text
-    assert "16 training images are in this data too" in text
+    assert "16 training images are also in this data" in text
     assert str(shapes) not in text  # nothing of the machine it ran on
     assert str(run.parent) not in text
 
