@@ -147,7 +147,12 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Recipe values to override, e.g. optim.lr=1e-5.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in the recipe's output folder from its newest checkpoint.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in the recipe's output folder from its newest checkpoint; without such a run, start "
+            "one.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the recipe's output folder, and start a new run.")

@@ -282,7 +282,7 @@ STEP_RULES: tuple[Rule[Watch], ...] = (
     Rule("loss_at_chance", loss_at_chance,
          "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for NT-Xent, …), "
          "and no more pairs of the batch are matched than by chance"),
-    Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 on one side"),
+    Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 for images or for texts"),
     Rule("scale_at_cap", scale_at_cap, "the logit scale was below its upper limit at the start and has reached it"),
     Rule("scale_falls", scale_falls, "the logit scale decreases steadily, to less than 0.7 of its initial value"),
     Rule("gradient_explodes", gradient_explodes, "the gradient's norm is 20 times its median"),

@@ -142,7 +142,7 @@ def test_interrupted_upload_is_resumed(hub: Hub, client: Client, run: Path) -> N
     before = len(hub.commits)
     broken = client.ask("me/broken", two)
     if "error" in broken:  # the client may have tried once more by itself
-        assert "push again" in broken["error"]
+        assert "run the same command again" in broken["error"]
         assert len(hub.commits) == before
         client.ask("me/broken", two)
     assert len(hub.commits) == before + 1
