@@ -107,7 +107,9 @@ def check_opened(image: Image.Image) -> None:
     if type(pixels).__name__ == "DeferredError":
         raise RefusedImageError("is closed; give an open image")
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
-        raise RefusedImageError(f"is in the format {image.format}, which is not allowed; convert it to PNG or JPEG")
+        raise RefusedImageError(
+            f"is in the format {image.format}, which is not supported; convert the image to PNG or JPEG"
+        )
 
 
 def check_shape(size: tuple[int, int]) -> None:
@@ -121,8 +123,8 @@ def check_shape(size: tuple[int, int]) -> None:
         raise RefusedImageError(f"an image of {width} × {height} pixels has no pixels; drop its rows")
     if max(size) > MOST_ELONGATED * min(size):
         raise RefusedImageError(
-            f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop it or "
-            "drop its rows"
+            f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop "
+            "the image or drop its rows"
         )
 
 

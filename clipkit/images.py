@@ -191,7 +191,7 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{name}file not found; check the path") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name}is not an image that Pillow can read; replace it or drop its rows") from None
+        raise DataError(f"{name}is not an image that Pillow can read; replace the file or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
         raise DataError(f"{name}cannot be decoded ({one_line(error)}); replace the file or drop its rows") from None

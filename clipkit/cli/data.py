@@ -32,7 +32,8 @@ def preview(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="D", help="Images: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Images: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     policy: Annotated[
@@ -102,7 +103,8 @@ def prepare(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging "
+            "Face Hub).",
         ),
     ],
     out: Annotated[
@@ -178,8 +180,8 @@ def check(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME "
-            "(Hub).",
+            help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or "
+            "hf:NAME (Hugging Face Hub).",
         ),
     ],
     against: Annotated[
@@ -201,7 +203,8 @@ def check(
     only: Annotated[
         Literal["images", "captions"] | None,
         typer.Option(
-            help="Check only images or only captions. Required for a table that has only one of the two columns."
+            help="Check only images or only captions. Required for a table that has no column of captions or no "
+            "column of images."
         ),
     ] = None,
     batch_size: Annotated[

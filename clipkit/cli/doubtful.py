@@ -28,8 +28,8 @@ def doubtful(
         float,
         typer.Option(
             metavar="P",
-            help="Estimated share of the listed captions that are wrong. With 0.9, about 90 % of them are wrong; "
-            "a lower value gives a longer list.",
+            help="Estimated share of the listed captions that are wrong. With 0.9, about 90 % of the captions in "
+            "the list are wrong; a lower value gives a longer list.",
             min=0,
             max=1,
         ),
@@ -47,8 +47,8 @@ def doubtful(
     """Find wrong captions in training data by cross-validation.
 
     Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Delete
-    the lines of captions that you want to keep from the list; clipkit data check D --fix DIR --drop LIST.jsonl then
-    writes a copy of the data without the other captions.
+    from the list the lines of captions that are correct. Then clipkit data check D --fix DIR --drop LIST.jsonl writes a
+    copy of the data without the captions that are still listed.
     """
     from clipkit.recipe import Recipe
 

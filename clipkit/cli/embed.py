@@ -17,7 +17,8 @@ def embed(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging "
+            "Face Hub).",
         ),
     ],
     model: Annotated[

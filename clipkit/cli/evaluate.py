@@ -40,7 +40,8 @@ def retrieval(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Images with captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Images with captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     merge_captions: Annotated[
@@ -66,7 +67,8 @@ def zeroshot(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     classes: Annotated[
@@ -93,7 +95,7 @@ def zeroshot(
         typer.Option(
             "--compare-prompts",
             help="Also report the accuracy for the original class names and for cleaned ones (without numbers and "
-            "underscores), each with 0, 1, 7 and 80 prompts per class.",
+            "underscores). For both, 0, 1, 7 and 80 prompts per class are compared.",
         ),
     ] = False,
     explain: Annotated[
@@ -139,7 +141,8 @@ def probe(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Labeled training images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Labeled training images: class folders, a table, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     test: Annotated[

@@ -15,7 +15,7 @@ def suggest(
         typer.Argument(
             metavar="D",
             help="Training data, images with captions or labels: a table, a folder, shards (WebDataset), or "
-            "hf:NAME (Hub).",
+            "hf:NAME (Hugging Face Hub).",
         ),
     ],
     model: Annotated[
@@ -38,7 +38,7 @@ def suggest(
         str | None,
         typer.Option(
             metavar="D2",
-            help="Validation data, in any form that is possible for D. Default: a share of the training images.",
+            help="Validation data, of any kind that D can be. Default: a share of the training images.",
         ),
     ] = None,
     retention: Annotated[

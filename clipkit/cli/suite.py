@@ -39,8 +39,8 @@ def suite(
         bool,
         typer.Option(
             "--dry-run",
-            help="Do not evaluate. Print the numbers of images and captions to encode, and the time and disk "
-            "space that they need, estimated by running each model for a few seconds.",
+            help="Print the numbers of images and captions to encode, and the estimated time and disk space, "
+            "without evaluating. The speed of each model is measured for a few seconds.",
         ),
     ] = False,
     json_file: Annotated[

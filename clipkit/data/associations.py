@@ -52,7 +52,7 @@ def read_associations(source: str | Path) -> Associations:
         values: list[Any] = [row.get(role) if isinstance(row, dict) else None for role in _ROLES]
         cue, shown, chosen = values
         if not isinstance(cue, str) or not cue.strip() or not _are_names(shown) or not _are_names(chosen):
-            raise DataError(f"{where} needs a cue and the lists candidates and associations; fill them in")
+            raise DataError(f"{where} needs the fields cue, candidates and associations; add the missing fields")
         if not set(chosen) <= set(shown) or len(set(shown)) < len(shown):
             raise DataError(
                 f"{where}: an association is not among the candidates, or a candidate is listed twice; fix the row"

@@ -45,7 +45,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise OutputError(f"{folder}: another process is writing to it; wait until it has finished") from None
+            raise OutputError(
+                f"{folder}: another process is writing to this folder; wait until that process has finished"
+            ) from None
         # Other errors: the file system does not support locks.
     try:
         yield

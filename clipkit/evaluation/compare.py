@@ -118,7 +118,7 @@ def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
 def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     if first["task"] == second["task"] and first["data"].get("sha256") != second["data"].get("sha256"):
         one, two = (named_data(result["data"]) for result in (first, second))
-        data = f"different content under the same name, {one}" if one == two else f"{one} and {two}"
+        data = f"the content of {one} differs" if one == two else f"{one} and {two}"
         raise DataError(f"the results were measured on different data: {data}; evaluate both models on the same data")
     for what, one, two in (
         ("task", first["task"], second["task"]),
@@ -128,8 +128,8 @@ def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
     ):
         if one != two:
             raise DataError(
-                f"the results differ in their {what}: {one} and {two}; compare results of the same task on "
-                "the same data"
+                f"the results have different values of {what}: {one} and {two}; compare results of the same "
+                "task on the same data"
             )
 
 

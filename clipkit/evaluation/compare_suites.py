@@ -89,7 +89,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
     contents = [content] if second is None else [content, _content(second)]
     names = _names(first, contents, models)
     rows, others = _rows(first, content, names[0]), _rows(second or first, contents[-1], names[1])
-    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured with only one of the models")
+    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured only with one of the two models")
     compared: list[DatasetDifference] = []
     changes = []
     for name in [name for name in rows if name in others]:
@@ -99,7 +99,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
             results = [read_result(file) for file in (row["path"], other["path"])]
             if metric != other["metric"]:
                 raise DataError(
-                    f"its metric is {metric} in one suite and {other['metric']} in the other; evaluate both "
+                    f"the metric is {metric} in one suite and {other['metric']} in the other; evaluate both "
                     "suites with the same metric"
                 )
             one, two, before, after = paired(*results)

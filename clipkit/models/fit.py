@@ -68,8 +68,8 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
         )
     elif isinstance(end, int) and end not in (ids := tokenizer(["a"])["input_ids"][0].tolist()):
         raise ModelError(
-            f"{name}: its text tower reads the features of a caption at the end token {end}, but its tokenizer does "
-            f"not end captions with it ('a' becomes {ids[:5]}); {advice}"
+            f"{name}: its text tower reads the features of a caption at the end token {end}, but its "
+            f"tokenizer does not add this token at the end ('a' becomes {ids[:5]}); {advice}"
         )
 
 

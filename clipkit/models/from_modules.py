@@ -232,7 +232,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
     problem = _not_saved(model, saved)
     if problem is not None:
         raise ModelError(
-            f"{name}: has no weight {problem}, but the given modules have it; give modules of the same structure"
+            f"{name}: has no weight {problem}, which the given modules have; give modules of the same structure"
         )
     model.load_state_dict(saved, strict=False)
 

@@ -78,7 +78,8 @@ def load_open_clip(name: str) -> DualEncoder:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if tag not in tags:
             raise ModelError(
-                f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; it has {', '.join(tags) or 'none'}"
+                f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; its weights are: "
+                f"{', '.join(tags) or 'none'}"
             )
         _match_activation(name, architecture, tag, config)
     weights = Weights(Path(file).expanduser(), name) if file else None
@@ -98,8 +99,8 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); use the one that was "
-            "saved with the weights"
+            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); use the "
+            "configuration that was saved with the weights"
         ) from None
     files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:

@@ -141,7 +141,7 @@ def _folder(name: str) -> Path:
     run = RunFiles(folder)
     if run.is_run:
         if not run.model.is_dir():
-            raise ModelError(f"{name}: this run has not saved a model yet; finish it with clipkit train --resume")
+            raise ModelError(f"{name}: this run has not saved a model yet; finish the run with clipkit train --resume")
         folder = run.model
     return folder
 

@@ -42,14 +42,16 @@ def check_weights(folder: Path) -> list[str]:
                 names += check(file)
                 check_merged(names, file)
             if adapters:
-                log.warning("%s: its adapters (adapter_config.json) are not applied; merge them into the model", folder)
+                log.warning(
+                    "%s: its adapters (adapter_config.json) are not applied; merge the adapters into the model", folder
+                )
             return names
     if adapters:
         raise ModelError(
-            f"{folder}: holds only adapters, without the weights of the model; merge them into it with PEFT's "
-            "merge_and_unload() and save the model"
+            f"{folder}: contains only adapters, without the weights of the model; merge the adapters into the "
+            "model with PEFT's merge_and_unload(), and save the model"
         )
-    raise ModelError(f"{folder}: has no weights; it needs {_SAFETENSORS} or {_PICKLE}")
+    raise ModelError(f"{folder}: has no weights; it needs the file {_SAFETENSORS} or {_PICKLE}")
 
 
 def has_weights(folder: Path) -> bool:
@@ -155,7 +157,7 @@ def _files_of_index(index: Path) -> list[Path]:
                 "source you trust"
             )
         if not (index.parent / name).is_file():
-            raise ModelError(f"{index}: refers to {name}, which is missing; download it")
+            raise ModelError(f"{index}: refers to {name}, which is missing; download {name}")
     return [index.parent / name for name in sorted(names)]
 
 

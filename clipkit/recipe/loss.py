@@ -90,9 +90,8 @@ class LossRecipe(LossOptions):
                 )
         if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):
             raise ValueError(
-                f"name: {' + '.join(self.names)} alone would collapse all features to one point; combine it "
-                "with another loss, "
-                f"e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
+                f"name: {' + '.join(self.names)} alone would make all features equal; combine it with another "
+                f"loss, e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
             )
         for term in self.terms:
             options = LOSSES[term.name].options

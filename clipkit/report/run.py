@@ -102,8 +102,8 @@ _EXAMPLES = {
 
 
 _MAPS = (
-    "The maps show which parts of the image match each class: bright parts most. Each map has its own scale; "
-    "clipkit explain measures how faithful a map is."
+    "The maps show which parts of the image match each class: the brightest parts match best. Brightness is "
+    "scaled separately for each map; clipkit explain measures how faithful a map is."
 )
 
 

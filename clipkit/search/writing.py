@@ -155,7 +155,7 @@ class _Writer:
                 write_whole(mark, fingerprint)
             elif mark.read_text(encoding="utf-8") != fingerprint:
                 raise DataError(
-                    f"{self.folder}: was started with another model, library version or device; use the same "
+                    f"{self.folder}: was written with another model, library version or device; use the same "
                     "model, version and device as before, or give another folder with --out"
                 )
 

@@ -136,7 +136,7 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
         raise DataError(
             f"{train.name}: {len(missing)} of its {len(train.images)} training images are missing, the first "
             f"is {train.images[missing[0]]}; fix the paths, drop the rows (clipkit data check --fix), or "
-            f"raise data.max_bad (it allows {max_bad})"
+            f"raise data.max_bad (now {max_bad})"
         )
     return missing
 

@@ -159,7 +159,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
         return source.read(name, wanted)
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{wanted.source}: contains the name {error.object[:80]!r}, which is not UTF-8; rename it"
+            f"{wanted.source}: contains the name {error.object[:80]!r}, which is not UTF-8; rename this file or folder"
         ) from None
 
 

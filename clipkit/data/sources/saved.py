@@ -72,8 +72,8 @@ def as_data_errors(name: str) -> Iterator[None]:
         cause = error.__cause__ or error
         kind = UnreachedError if name.startswith("hf:") else DataError
         raise kind(
-            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
-            "download it again"
+            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the "
+            "network, or download the dataset again"
         ) from None
 
 

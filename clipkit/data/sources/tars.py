@@ -99,8 +99,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in tables])
     if not len(table):
         raise DataError(
-            f"{pattern}: contains no samples; the files of a sample share one base name, for example "
-            "000.jpg and 000.txt"
+            f"{pattern}: contains no samples; add files that share a base name, for example 000.jpg and 000.txt"
         )
     columns: dict[str, pa.Array] = {}
     present = [role for role in ROLES if table[role].null_count < len(table)]

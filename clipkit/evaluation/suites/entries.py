@@ -125,9 +125,8 @@ class Suite(Section):
         for entry in self.datasets:
             if entry.version_of is not None and entry.version_of not in names:
                 raise ValueError(
-                    f"{entry.name} is a version_of "
-                    f"{entry.version_of}, which is not among the datasets; add it, "
-                    "or remove version_of"
+                    f"{entry.name} is a version_of {entry.version_of}, which is not a dataset of the suite; "
+                    "add that dataset, or remove version_of"
                 )
         return self
 

@@ -105,7 +105,7 @@ class App:
 
     def _comparison(self) -> Comparison:
         if self.comparison is None:
-            raise UserError("only one index is open; to compare two, start clipkit browse with two indexes")
+            raise UserError("only one index is open; to compare two indexes, start clipkit browse with both")
         return self.comparison
 
     def _map(self, asked: Mapped) -> Response:

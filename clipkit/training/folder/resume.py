@@ -110,8 +110,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
         now = identity.get(name)
         if UNIDENTIFIED in (before, now):
             raise RecipeError(
-                f"{folder.path}: {name} are Python objects without an identity, so they may have changed since step "
-                f"{step}; give them with identity='content' from the first run on, or as files"
+                f"{folder.path}: {name} are Python objects without an identity, so they may have changed "
+                f"since step {step}; give the data with identity='content' from the first run on, or as files"
             )
         if before == now:
             continue

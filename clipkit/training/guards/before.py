@@ -238,9 +238,9 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
             seconds = (time.perf_counter() - began) / _TIMED_IMAGES
     return Finding(
         "augmented_frozen_trunk", "warning",
-        f"with data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes about "
-        f"{duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, about "
-        f"{duration(seconds * start.images)}",
+        f"because of data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes "
+        f"about {duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, "
+        f"about {duration(seconds * start.images)}",
         "set data.augment: none, or data.views: 4 to store four augmented views of each image; keep the "
         "setting only if the augmentation is worth this time",
     )  # fmt: skip

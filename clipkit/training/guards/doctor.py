@@ -52,7 +52,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
     """
     run = RunFiles(folder)
     if not run.is_run:
-        raise DataError(f"{run.path}: is not a run folder (it has no recipe.yaml); give the output folder of a recipe")
+        raise DataError(f"{run.path}: is not a run folder (it has no recipe.yaml); give the output folder of a run")
     recipe = Recipe.from_yaml(run.recipe)
     metrics, speeds = read_rows(run.metrics, IN_METRICS), read_rows(run.speed, IN_SPEED)
     evaluations = read_rows(run.evaluations)

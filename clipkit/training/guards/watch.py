@@ -164,8 +164,8 @@ def one_direction(watch: Watch) -> Finding | None:
         "one_direction", "warning",
         f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
         f"{better} ({low:.0%})",
-        f"many {worse} samples may be similar to each other, or one tower hardly learns: check the captions, and "
-        "model.image.tune and model.text.tune",
+        f"many samples ({worse}) may be similar to each other, or one tower hardly learns: check the "
+        "captions, model.image.tune and model.text.tune",
     )  # fmt: skip
 
 
@@ -280,8 +280,8 @@ def forgetting(watch: Watch) -> Finding | None:
 
 STEP_RULES: tuple[Rule[Watch], ...] = (
     Rule("loss_at_chance", loss_at_chance,
-         "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for NT-Xent, …), "
-         "and no more pairs of the batch are matched than by chance"),
+         "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for "
+         "NT-Xent, …), and the share of matched pairs in the batch is at chance"),
     Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 for images or for texts"),
     Rule("scale_at_cap", scale_at_cap, "the logit scale was below its upper limit at the start and has reached it"),
     Rule("scale_falls", scale_falls, "the logit scale decreases steadily, to less than 0.7 of its initial value"),
@@ -295,8 +295,8 @@ EVALUATION_RULES: tuple[Rule[Watch], ...] = (
          "three evaluations in a row are 5 % below the best one; `eval.patience: N` would end the run"),
     Rule("validation_at_chance", validation_at_chance,
          "in a batch, at least 20 % of the training captions find their image, three times as many as "
-         "validation captions, and validation captions find their image only by chance: captions are "
-         "assigned to wrong images, or the model memorizes"),
+         "validation captions, whose share is at chance: captions are assigned to wrong images, or the model "
+         "memorizes"),
     Rule("memorization", memorization,
          "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
          "captions, and the share of validation captions has not risen in two evaluations"),
