@@ -45,7 +45,7 @@ def search(
         str | None,
         typer.Option(
             metavar="FILTER",
-            help='Show only images whose columns have the values of this condition, e.g. "year > 2020 and city '
+            help='Show only images that fulfill this condition on their columns, e.g. "year > 2020 and city '
             "in ('Seoul', 'Lima')\".",
         ),
     ] = None,
