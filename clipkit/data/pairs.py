@@ -220,8 +220,8 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         if len(column) and pc.max(length).as_py() > LONGEST_TEXT:
             row = row_of_text[pc.index(length, pc.max(length)).as_py()] + 1
             raise DataError(
-                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more than the "
-                f"limit of {LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
+                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more "
+                f"than the limit of {LONGEST_TEXT:,}; shorten this text or drop the {rows.row}"
             )
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()

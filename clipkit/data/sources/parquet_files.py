@@ -70,7 +70,9 @@ def _read(path: str, files: Sequence[Path], wanted: Wanted) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({one_line(error)}); download or create the file again"
+        ) from None
     from datasets import Dataset, Features, Image
 
     with as_data_errors(path):

@@ -107,7 +107,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
         return of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not choice.has_bytes(kind):
         raise DataError(
-            f"{name}: column {image} has the type {kind}, which contains neither paths nor images; give another column"
+            f"{name}: column {image} has the type {kind}, but must contain paths or images; give another column"
         )
     rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     # A row identifies an image only together with its split and its column.
@@ -149,8 +149,8 @@ def _texts(name: str, column_name: str, column: Any, default: str | None = "") -
             f"{name}: column {column_name} is damaged ({one_line(error)}); download or create the file again"
         ) from None
     raise DataError(
-        f"{name}: column {column_name} has the type {kind}, which contains neither texts nor lists of texts; "
-        "give another column"
+        f"{name}: column {column_name} has the type {kind}, but must contain texts or lists of texts; give "
+        "another column"
     )
 
 

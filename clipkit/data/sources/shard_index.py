@@ -64,7 +64,9 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     # tarfile trusts the headers, so that damaged ones make it fail in many ways.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
-        return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
+        return DataError(
+            f"{path}: is a damaged tar file ({reason}); download or create the file again, or leave it out"
+        )
     with suppress(OSError):  # without a writable cache, reading is only slower
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as temporary:
@@ -141,7 +143,9 @@ def _check_end(path: Path) -> None:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
         if any(file.read()):
-            raise DataError(f"{path}: is not a tar file, or is truncated; download or create it again, or leave it out")
+            raise DataError(
+                f"{path}: is not a tar file, or is truncated; download or create the file again, or leave it out"
+            )
 
 
 def _check_rest(path: Path, start: int) -> None:
@@ -163,6 +167,8 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.Ta
         if member.size < 0:  # the next header would precede this one: an endless loop
             raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
         if member.offset_data + member.size > end:
-            raise DataError(f"{path}: is truncated within {member.name}; download or create it again, or leave it out")
+            raise DataError(
+                f"{path}: is truncated within {member.name}; download or create the file again, or leave it out"
+            )
         if member.isfile():
             yield member.name, member

@@ -128,7 +128,7 @@ def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], Non
             if padding > _MOST_PADDING:
                 raise DataError(f"{address}: has {padding:,} or more bytes after the end of the tar; create it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
-            raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
+            raise DataError(f"{address}: is truncated; download or create the file again, or leave it out")
 
 
 def _open(address: str) -> Any:

@@ -109,6 +109,6 @@ def _check_counts(entry: DataSet, opened: TaskData) -> None:
         expected = getattr(entry, name)
         if expected is not None and expected != count:
             raise DataError(
-                f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of {entry.name}; "
-                "download it again, or correct the suite's file"
+                f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of "
+                f"{entry.name}; download the data again, or correct the numbers in the suite's file"
             )
