@@ -186,7 +186,7 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
             f"{name}is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); {_SMALLER}"
         ) from None
     except UnsuitableFileError as error:
-        advice = _SMALLER if error.errno == errno.EFBIG else "replace it or drop its rows"
+        advice = _SMALLER if error.errno == errno.EFBIG else "replace the file or drop its rows"
         raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
         raise DataError(f"{name}file not found; check the path") from None

@@ -60,7 +60,9 @@ def merge(
             "leave out --alpha"
         )
     if greedy and (data is None or alpha is not None):
-        raise UserError("--greedy chooses the models by their scores on held-out data; give --data D, without --alpha")
+        raise UserError(
+            "--greedy chooses the models by their scores on held-out data; give --data D, and leave out --alpha"
+        )
     if data is not None and not greedy:
         raise UserError(f"--data {data} applies only to a greedy soup; add --greedy, or leave out --data")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

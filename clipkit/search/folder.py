@@ -35,7 +35,7 @@ def check_index_folder(folder: Path) -> None:
     if not folder.absolute().parent.is_dir():
         raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
     if folder.is_dir() and any(folder.iterdir()) and not _is_index(folder):
-        raise OutputError(f"{folder}: contains other files than an index; give a new or empty folder")
+        raise OutputError(f"{folder}: is not an index, but contains files; give a new or empty folder")
 
 
 def _is_index(folder: Path) -> bool:
