@@ -24,7 +24,10 @@ app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True,
 def _policies() -> str:
     from clipkit.recipe.policies import table
 
-    return "Augmentation policies and the parameters of their steps (p: probability):\n\n" + table()
+    return (
+        "Augmentation policies and the parameters of their steps (p: probability; scale: share of the image area):\n\n"
+        + table()
+    )
 
 
 @app.command(cls=ending_with(_policies))
