@@ -130,7 +130,7 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
                 "get the weights as safetensors from a source that you trust"
             ) from None
         raise ModelError(
-            f"{file}: is not a PyTorch checkpoint that holds only tensors, so it was not opened; use another file"
+            f"{file}: is not a PyTorch checkpoint that contains only tensors, so it was not opened; use another file"
         ) from None
     except Exception as error:  # torch.load raises many types
         raise ModelError(f"{file}: cannot be read ({one_line(error)}); save or download it again") from None

@@ -232,7 +232,7 @@ def _interpolation_chart(settings: dict[str, Any]) -> Chart:
     rule = settings.get("interpolation_rule")
     note = f"Alpha 0: the weights before training; 1: after it. Kept: alpha {alpha:g}, {figures}"
     least = None if most is None else ("least retention", rows[0]["retention"] - most)
-    title = f"Interpolation between start and end weights (kept: alpha {alpha:g})"
+    title = f"Interpolation between the weights before and after training (kept: alpha {alpha:g})"
     note += f"; it has {rule}." if rule else "."
     return _curves(title, columns, rows, "share", x="alpha", note=note, reference=least)
 

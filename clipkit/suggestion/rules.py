@@ -222,7 +222,11 @@ def retention(s: Situation) -> Choice | None:
     """Choose the data on which forgetting is measured: the data that the user names."""
     if s.retention is None:
         return None
-    return Choice(s.retention, "as given: measured before the first step and at each evaluation", "docs/keeping.md")
+    return Choice(
+        s.retention,
+        "the data given with --retention; measured before the first step and at each evaluation",
+        "docs/keeping.md",
+    )
 
 
 def interpolate(s: Situation) -> Choice | None:

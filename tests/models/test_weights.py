@@ -72,7 +72,7 @@ def test_pickle_with_code_is_refused_and_not_run(model: Path, tmp_path: Path) ->
     file = as_pickle(model, lambda tensors: tensors.update(more=Evil(mark)))
     assert f"{file}: contains objects other than tensors" in refused(model)
     file.write_bytes(pickle.dumps(Evil(mark)))  # not of torch.save at all
-    assert f"{file}: is not a PyTorch checkpoint that holds only tensors" in refused(model)
+    assert f"{file}: is not a PyTorch checkpoint that contains only tensors" in refused(model)
     assert not mark.exists()
 
 

@@ -147,8 +147,8 @@ def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
     if not others:
         return []
     return [
-        f"the repository also holds {', '.join(others)}, which are kept; other libraries may load these files "
-        "instead: if they contain older weights, delete them on the Hub"
+        f"the repository also contains {', '.join(others)}, which are kept; other libraries may load these "
+        "files instead: if they contain older weights, delete them on the Hub"
     ]
 
 
