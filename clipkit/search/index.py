@@ -221,9 +221,7 @@ class Index:
         calibrations = self.calibrations if words is not None else {}
         if precision is not None and not calibrations:
             why = "applies only to queries of words" if words is None else "needs an index with enough captions"
-            raise UserError(
-                f"precision {precision}: {why}, because relevance is calibrated on captions; leave out precision"
-            )
+            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
         results = []
