@@ -23,7 +23,7 @@ class Need(Enum):
     BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
     NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
     TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
-    ANOTHER_LOSS = "another loss beside it in loss.name", ()
+    ANOTHER_LOSS = "another loss in the list loss.name", ()
 
     def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
         self.words = words
@@ -97,7 +97,7 @@ _ROWS = (
         summary="Pull positives together and push negatives apart up to a margin.",
         formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
         memory="O(G D), in bands",
-        level="not a fixed number",
+        level="no fixed value",
         source="Hadsell et al. 2006",
         use_when="a fixed similarity threshold must separate matching pairs from others; the loss ignores the "
         "model's scale",
@@ -117,7 +117,8 @@ _ROWS = (
     ),
     LossRow(
         "distillation",
-        summary="Match the teacher's softmax over the texts of the batch, and over the images.",
+        summary="Match the teacher's softmax over the captions of the batch for each image, and over the images for "
+        "each caption.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
         positives="the teacher's probabilities as soft targets",
         memory="O(G D), in bands",
@@ -165,7 +166,7 @@ _ROWS = (
         summary="Classify each of the G² image-text combinations independently as matching or not.",
         formula="1/G Σ ln(1 + exp(−z (s x_i · y_j + b))) over all G² combinations; z: 1 for positives, −1 for "
         "negatives",
-        level="depends on scale and bias (G ln 2 at s = b = 0)",
+        level="depends on s and b (G ln 2 at s = b = 0)",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
         needs=_SCALED | {Need.BIAS},
@@ -173,7 +174,7 @@ _ROWS = (
     ),
     LossRow(
         "supcon",
-        summary="Treat all features of one class as positives of each other, for images and texts.",
+        summary="Treat all images and captions of one class as positives of each other.",
         formula="mean over positives of −log softmax over the 2G − 1 other features",
         positives="all pairs with the same image, caption or class",
         level="ln(2G − 1)",
@@ -204,12 +205,13 @@ _ROWS = (
 LOSSES = {row.name: row for row in _ROWS}
 
 LEGEND = (
-    "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
-    "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [u]₊: max(u, 0). "
-    "In a softmax, positives and negatives are similarities times s. Chance is the loss when all similarities are "
-    "equal. Memory in tiles or in bands: the loss is computed block by block, so that the G × G matrix is never "
-    "stored; a tile is a square block, a band is a block of whole rows. loss.duplicates sets how other pairs with the "
-    "same image or caption count: positive (the default), negative, or ignore (neither)."
+    "Symbols: x: image features; y: caption features; G: number of pairs in the global batch; D: dimension "
+    "of the features; H: number of hard negative captions in the global batch; d: distance; m: margin; s: "
+    "logit scale; b: logit bias; [u]₊: max(u, 0). In a softmax, positives and negatives are similarities "
+    "times s. Chance: value of the loss when all similarities are equal. Memory in tiles or in bands: the "
+    "loss is computed block by block, so that the G × G matrix is never stored; a tile is a square block, a "
+    "band is a block of whole rows. loss.duplicates sets how the loss treats other pairs with the same image "
+    "or caption: as positives (positive, the default), as negatives (negative), or as neither (ignore)."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {

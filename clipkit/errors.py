@@ -100,8 +100,8 @@ def check_text(text: str) -> None:
     """
     if half := HALF.search(text):
         raise DataError(
-            f"the text {text[:40]!r} contains half of a character ({half[0]!r} at position {half.start()}), usually "
-            "because it was read with a wrong encoding; fix it"
+            f"the text {text[:40]!r} contains half of a character ({half[0]!r} at position {half.start()}), "
+            "usually because the text was read with a wrong encoding; fix the text"
         )
 
 

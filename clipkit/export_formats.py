@@ -49,5 +49,7 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
     for option in options:
         if option not in FORMATS[name].options:
             supporting = ", ".join(other for other, row in FORMATS.items() if option in row.options)
-            raise ModelError(f"the option {option} applies to the format {supporting}, not to {name}; leave it out")
+            raise ModelError(
+                f"the option {option} applies to the format {supporting}, not to {name}; leave out this option"
+            )
     return FORMATS[name]

@@ -44,8 +44,8 @@ def _limit_at_start() -> int:
     given = os.environ.get(_LIMIT) or str(MAX_PIXELS)
     if not (given.isascii() and given.isdecimal() and len(given) <= 18 and int(given)):
         raise UserError(
-            f"{_LIMIT} is {given[:80]!r}, not a number of pixels; set the environment variable to a whole number "
-            f"above 0, or unset it to use {MAX_PIXELS}"
+            f"{_LIMIT} is {given[:80]!r}, not a number of pixels; set the environment variable to a whole "
+            f"number above 0, or unset the variable to use {MAX_PIXELS}"
         )
     return int(given)
 
@@ -107,7 +107,9 @@ def check_opened(image: Image.Image) -> None:
     if type(pixels).__name__ == "DeferredError":
         raise RefusedImageError("is closed; give an open image")
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
-        raise RefusedImageError(f"is in the format {image.format}, which is not allowed; convert it to PNG or JPEG")
+        raise RefusedImageError(
+            f"is in the format {image.format}, which is not supported; convert the image to PNG or JPEG"
+        )
 
 
 def check_shape(size: tuple[int, int]) -> None:
@@ -121,8 +123,8 @@ def check_shape(size: tuple[int, int]) -> None:
         raise RefusedImageError(f"an image of {width} × {height} pixels has no pixels; drop its rows")
     if max(size) > MOST_ELONGATED * min(size):
         raise RefusedImageError(
-            f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop it or "
-            "drop its rows"
+            f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop "
+            "the image or drop its rows"
         )
 
 
@@ -132,16 +134,15 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
         return
     pixels = size[0] * size[1]
     advice = (
-        "drop its rows or, if you trust the file, raise data.max_pixels in a recipe, the environment variable "
-        f"{_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
+        "drop its rows or, if you trust the file, raise data.max_pixels (in a recipe), the environment "
+        f"variable {_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
     )
     if pixels > most:
         raise RefusedImageError(f"is over the limit of {most} pixels ({size[0]} × {size[1]} pixels); {advice}")
     if 3 * pixels > most and pixels > _PIXELS_PER_BYTE * file_bytes > 0 and pixels > MAX_PIXELS // 3:
         raise RefusedImageError(
-            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, like a file that is made to exhaust the "
-            "memory; "
-            f"{advice}"
+            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, as if the file was made to exhaust "
+            f"the memory; {advice}"
         )
 
 

@@ -166,7 +166,10 @@ def _content_of(image: Stored) -> bytes:
     return image.read_bytes()
 
 
-_SMALLER = "make it smaller or drop its rows, or raise data.max_pixels in a recipe or CLIPKIT_MAX_PIXELS"
+_SMALLER = (
+    "make the image smaller, drop its rows, or raise data.max_pixels (in a recipe) or the environment variable "
+    "CLIPKIT_MAX_PIXELS"
+)
 
 
 @contextmanager
@@ -183,12 +186,12 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
             f"{name}is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); {_SMALLER}"
         ) from None
     except UnsuitableFileError as error:
-        advice = _SMALLER if error.errno == errno.EFBIG else "replace it or drop its rows"
+        advice = _SMALLER if error.errno == errno.EFBIG else "replace the file or drop its rows"
         raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
         raise DataError(f"{name}file not found; check the path") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name}is not an image that Pillow can read; replace it or drop its rows") from None
+        raise DataError(f"{name}is not an image that Pillow can read; replace the file or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
         raise DataError(f"{name}cannot be decoded ({one_line(error)}); replace the file or drop its rows") from None

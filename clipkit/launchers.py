@@ -33,8 +33,8 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
         value = environment.get(variable, unused[0])
         if value.lower() not in unused:
             raise UserError(
-                f"accelerate launch requests {feature} ({variable}={value}), which clipkit does not support; remove it "
-                f"from the Accelerate config, and use {instead}"
+                f"accelerate launch requests {feature} ({variable}={value}), which clipkit does not support; "
+                f"remove this setting from the Accelerate config, and use {instead}"
             )
 
 

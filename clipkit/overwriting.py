@@ -61,8 +61,8 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
     """
     if folder.recipe.exists() and not (resume or overwrite):
         raise OutputError(
-            f"{folder.path}: already contains a run; add --resume to continue it, --overwrite to replace it, or give "
-            "another output"
+            f"{folder.path}: already contains a run; add --resume to continue that run, add --overwrite to "
+            "replace it, or give another output folder"
         )
 
 

@@ -89,7 +89,7 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
         recipe = None
     if not isinstance(recipe, dict):
         raise DataError(
-            f"{folder}: is not a run folder (it has no readable recipe.yaml); give the output folder of a recipe"
+            f"{folder}: is not a run folder (it has no readable recipe.yaml); give the output folder of a run"
         )
     return recipe
 

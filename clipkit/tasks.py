@@ -54,13 +54,14 @@ TASKS: dict[str, TaskRow] = {
     "instances": TaskRow(
         "Instance retrieval", "image-feature-extraction", "instance_recall@1", ("instance_recall@1", "instance_map@r"),
         help="Evaluate instance retrieval.\n\nEach image is a query; the other images with the same label are correct.",
-        data="Labeled images, several per label: class folders, a table, shards, or hf:NAME.",
+        data="Labeled images, several per label: class folders, a table, shards (WebDataset), or hf:NAME (Hugging "
+        "Face Hub).",
     ),
     "clustering": TaskRow(
         "Clustering", "image-feature-extraction", "nmi", ("nmi", "ami", "ari"),
         help="Evaluate clustering.\n\nClusters the image features by k-means, without labels, and compares the "
         "clusters with the classes.",
-        data="Labeled images: class folders, a table, shards, or hf:NAME.",
+        data="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
     ),
     "associations": TaskRow(
         "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),

@@ -139,15 +139,24 @@ def train(
         Path,
         typer.Argument(
             metavar="RECIPE.yaml",
-            help="Recipe file (YAML). The folder recipes of the source code, and clipkit/recipes of the installed "
-            "package, contain examples.",
+            help="Recipe file (YAML). Examples are in the folder recipes of the source code, and in "
+            "clipkit/recipes of the installed package.",
         ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Recipe values to override, e.g. optim.lr=1e-5.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in the recipe's output folder from its newest checkpoint; without such a run, start "
+            "one.",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in the recipe's output folder, and start a new run.")
+    ] = False,
     processes: Annotated[
         int, typer.Option(metavar="N", help="Number of processes on this machine, e.g. one per GPU.", min=1)
     ] = 1,
@@ -155,7 +164,8 @@ def train(
         bool, typer.Option("--dry-run", help="Print the complete recipe, including all defaults, and exit.")
     ] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload the trained model to this Hub repository (ORG/NAME).")
+        str | None,
+        typer.Option(metavar="REPO", help="After training, upload the model to this Hub repository (ORG/NAME)."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
 ) -> None:
@@ -166,10 +176,10 @@ def train(
     if dry_run:
         print(complete.to_yaml(), end="")
         if complete.data.augment == "auto":
-            print(f"# data.augment: auto is {complete.data.policy(complete.model)} for this model")
+            print(f"# data.augment: auto means {complete.data.policy(complete.model)} for this model")
         return
     if resume and overwrite:
-        raise UserError("--resume and --overwrite were both given; give one of them")
+        raise UserError("--resume and --overwrite were both given; give only one of them")
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     check_recipe_inputs(complete, resume, overwrite)

@@ -11,26 +11,29 @@ PORT = 8470
 
 
 def browse(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that clipkit embed wrote.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index that clipkit embed wrote.")],
     other: Annotated[
         Path | None,
         typer.Argument(
             metavar="OTHER",
-            help="A second index of the same images by another model: the page also shows the searches of both side by "
-            "side, and the queries where they differ most.",
+            help="Folder of a second index: the same images, encoded by another model. The page then also shows "
+            "the results of both indexes side by side, and lists the queries whose results differ most.",
         ),
     ] = None,
     port: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Port on 127.0.0.1, i.e. for this machine only. 0: any free port.", min=0, max=65535
+            metavar="N",
+            help="Port of the page at 127.0.0.1, an address that only this machine can open. 0: any free port.",
+            min=0,
+            max=65535,
         ),
     ] = PORT,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="M",
-            help="Another location of the model that made INDEX, e.g. its ONNX export, which loads faster. "
+            help="Location from which to load the model of INDEX, e.g. its ONNX export, which loads faster. "
             "Default: the location given to clipkit embed.",
         ),
     ] = None,
@@ -38,16 +41,16 @@ def browse(
         Path | None,
         typer.Option(
             metavar="F.txt",
-            help="With OTHER: compare the searches for each line of this text file. Default: for the captions of the "
-            "indexes, up to 2,000 of them.",
+            help="With OTHER: text file with one query per line, for which the results of both indexes are "
+            "compared. Default: up to 2,000 captions of the indexes.",
         ),
     ] = None,
 ) -> None:
     """Search and curate an index in a browser.
 
-    Starts a web page for this machine only, which also lists near duplicates, outliers and doubtful captions. Images
-    and captions that you select there are saved as a list; clipkit data check --fix --drop removes them from a copy of
-    the data. Stop with Ctrl+C.
+    Starts a web page that only this machine can open. The page also lists near duplicates, outliers and doubtful
+    captions. Select images and captions there to save them as a list; clipkit data check --fix --drop then writes a
+    copy of the data without them. Stop with Ctrl+C.
     """
     from clipkit.cli.inputs import check_file, check_models
     from clipkit.cli.search import query_lines
@@ -58,7 +61,7 @@ def browse(
             check_is_index(folder)
     if queries is not None:
         if other is None:
-            raise UserError(f"--queries {queries}: one index has nothing to compare with; give a second index")
+            raise UserError(f"--queries {queries}: compares two indexes, but only one was given; give a second index")
         check_file(queries, "give a text file with one query per line")
     if model is not None:
         check_models(model)

@@ -60,7 +60,7 @@ def prune(
     to_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Remove the least recently used data until at most this size is left, e.g. 5GB."
+            metavar="SIZE", help="Remove the least recently used data until at most this size remains, e.g. 5GB."
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all stored data.")] = False,
@@ -72,7 +72,7 @@ def prune(
     import time
 
     if older_than is None and to_size is None and not everything:
-        raise UserError("prune needs to know what to remove; give --older-than DAYS, --to-size SIZE or --all")
+        raise UserError("clipkit cache prune was given no option; give --older-than DAYS, --to-size SIZE or --all")
     limit = None if to_size is None else _bytes_of(to_size)
     from clipkit.embedding.cached import evaluated_features, readable_size, remove, stored_inputs
 
@@ -87,8 +87,8 @@ def prune(
             freed += cached.size
         else:
             in_use += cached.size
-    kept = f"; {readable_size(in_use)} are in use by running processes and stay" if in_use else ""
-    print(f"removed {readable_size(freed)}, {readable_size(total - freed)} are left{kept}")
+    kept = f"; {readable_size(in_use)} are in use by running processes and were kept" if in_use else ""
+    print(f"removed {readable_size(freed)}, {readable_size(total - freed)} remain{kept}")
 
 
 def _bytes_of(size: str) -> int:
@@ -97,4 +97,4 @@ def _bytes_of(size: str) -> int:
     try:
         return bytes_of(size)
     except ValueError:
-        raise UserError(f"--to-size {size} is not a size; give a number of MB, GB or TB, e.g. 5GB") from None
+        raise UserError(f"--to-size {size} is not a size; give a number with the unit MB, GB or TB, e.g. 5GB") from None

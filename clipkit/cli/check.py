@@ -43,7 +43,7 @@ def read_for_check(source: str, only: str | None = None, *, may_lack: bool = Fal
             raise error from None
         if may_lack or not isinstance(error, ColumnError):
             return pairs
-        raise ColumnError(f"{error}; to check the {part} alone, add --only {part}") from None
+        raise ColumnError(f"{error}; to check only the {part}, add --only {part}") from None
 
 
 def print_report(report: Report) -> None:
@@ -104,9 +104,11 @@ def _summary(facts: dict[str, Any]) -> list[str]:
     if "batch" in facts:
         batch = facts["batch"]
         size = min(batch["size"], facts["images"])
-        captions = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
+        captions = (
+            f"{batch['same_caption']:.3g} pairs of rows with the same caption and " if "captions" in facts else ""
+        )
         lines.append(
-            f"expected in a batch of {size:,}: {captions}{batch['same_image']:.3g} pairs of equal images"
-            + " (--batch-size is not given; 512 is the default of a recipe)" * batch["assumed"]
+            f"expected in a batch of {size:,}: {captions}{batch['same_image']:.3g} pairs of rows with the "
+            "same image" + " (--batch-size is not given; 512 is the default of a recipe)" * batch["assumed"]
         )
     return lines

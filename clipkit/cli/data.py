@@ -24,7 +24,10 @@ app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True,
 def _policies() -> str:
     from clipkit.recipe.policies import table
 
-    return "Augmentation policies and the parameters of their steps (p: probability):\n\n" + table()
+    return (
+        "Augmentation policies and the parameters of their steps (p: probability; scale: share of the image area):\n\n"
+        + table()
+    )
 
 
 @app.command(cls=ending_with(_policies))
@@ -32,7 +35,8 @@ def preview(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="D", help="Images: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Images: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     policy: Annotated[
@@ -45,7 +49,7 @@ def preview(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Image file to write.")] = Path("preview.png"),
     count: Annotated[int, typer.Option(metavar="N", help="Number of images, one per row.", min=1)] = 8,
     views: Annotated[int, typer.Option(metavar="N", help="Number of augmented views per image.", min=1)] = 5,
-    size: Annotated[int, typer.Option(metavar="PIXELS", help="Side of each view in pixels.", min=8)] = 160,
+    size: Annotated[int, typer.Option(metavar="PIXELS", help="Side length of each view in pixels.", min=8)] = 160,
     safe: Annotated[
         bool,
         typer.Option("--safe", help="Do not flip or recolor images whose captions mention left/right or a color."),
@@ -67,9 +71,7 @@ def preview(
     check_writable(out, inputs=(data,))
     check_exists(data)
     if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
-        raise OutputError(
-            f"{out}: the preview would be saved among the images of {data}; give a file in another folder with --out"
-        )
+        raise OutputError(f"{out}: would be saved among the images of {data}; give a file in another folder with --out")
     from clipkit.data import read_pairs
     from clipkit.data.preview import preview as draw
 
@@ -104,19 +106,24 @@ def prepare(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging "
+            "Face Hub).",
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="New folder for the shards, or the folder of an interrupted command to resume."
+            metavar="DIR",
+            help="New folder for the shards. To resume an interrupted command: the folder of that command.",
         ),
     ],
     size: Annotated[
         int,
         typer.Option(
-            metavar="PIXELS", help="Short side of the resized images in pixels. Smaller images are not resized.", min=1
+            metavar="PIXELS",
+            help="Length of the short side of the resized images, in pixels. Images with a shorter side are not "
+            "resized.",
+            min=1,
         ),
     ] = 256,
     quality: Annotated[int, typer.Option(metavar="N", help="JPEG quality.", min=1, max=100)] = 90,
@@ -176,35 +183,39 @@ def check(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME "
-            "(Hub).",
+            help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or "
+            "hf:NAME (Hugging Face Hub).",
         ),
     ],
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="D2", help="Data that must not overlap with D, e.g. the validation set. Images in both are leaked."
+            metavar="D2",
+            help="Data that must not share images with D, e.g. the validation set. Shared images are reported as "
+            "leaked.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="M",
-            help="Model for which to check the data: captions are compared with its context length, images with its "
-            "input size.",
+            help="Model that will use the data. Captions longer than its context length and images smaller than "
+            "its input are reported.",
         ),
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
         typer.Option(
-            help="Check only images or only captions. Required for a table that has only one of the two columns."
+            help="Check only images or only captions. Required for a table that has no column of captions or no "
+            "column of images."
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="G",
-            help="Planned batch size, for an estimate of the false negatives per batch. Default: 512, as in a recipe.",
+            help="Planned batch size, to estimate the number of false negatives per batch. Default: 512, the "
+            "default of a recipe.",
             min=2,
         ),
     ] = None,
@@ -222,8 +233,8 @@ def check(
         Path | None,
         typer.Option(
             metavar="LIST.jsonl",
-            help="With --fix: also drop the images and captions in this file, written by clipkit browse or clipkit "
-            "data doubtful.",
+            help="With --fix: also drop the images and captions that are listed in this file, which clipkit "
+            "browse or clipkit data doubtful wrote.",
         ),
     ] = None,
     drop_most: Annotated[
@@ -288,6 +299,6 @@ def check(
         kept = checks.fix(pairs, report, fix, drop_most, listed)
         print(
             f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
-            f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "
+            f"{counted(kept['captions'], 'caption')}); dropped: {kept['dropped']:,}, listed with reasons in "
             f"{fix / 'dropped.jsonl'}"
         )

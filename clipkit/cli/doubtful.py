@@ -14,30 +14,41 @@ _SHOWN = 5
 
 
 def doubtful(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Recipe whose training data is checked.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE.yaml", help="Recipe file (YAML) whose training data (data.train) is checked."),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Recipe values to override, e.g. optim.lr=1e-5.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="LIST.jsonl", help="File for the list.")] = Path("doubtful.jsonl"),
+    out: Annotated[Path, typer.Option(metavar="LIST.jsonl", help="File for the list of doubtful captions.")] = Path(
+        "doubtful.jsonl"
+    ),
     precision: Annotated[
         float,
         typer.Option(
             metavar="P",
-            help="Make the list as long as possible while an estimated share P of its captions is wrong: with 0.9, "
-            "about 90 % of them.",
+            help="Estimated share of the listed captions that are wrong. With 0.9, about 90 % of the captions in "
+            "the list are wrong; a lower value gives a longer list.",
             min=0,
             max=1,
         ),
     ] = 0.9,
     folds: Annotated[
         int,
-        typer.Option(metavar="K", help="Number of folds. A model is trained for each, on the other folds.", min=2),
+        typer.Option(
+            metavar="K",
+            help="Number of parts (folds) into which the data is split. For each fold, a model is trained on the "
+            "other folds.",
+            min=2,
+        ),
     ] = 2,
 ) -> None:
     """Find wrong captions in training data by cross-validation.
 
-    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Remove
-    the lines of captions to keep, then drop the others with clipkit data check D --fix DIR --drop LIST.jsonl.
+    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Delete
+    from the list the lines of captions that are correct. Then clipkit data check D --fix DIR --drop LIST.jsonl writes a
+    copy of the data without the captions that are still listed.
     """
     from clipkit.recipe import Recipe
 
@@ -63,5 +74,5 @@ def doubtful(
     write_file(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if rows:
         print_table(list(rows[0]), [list(row.values()) for row in rows[:_SHOWN]], "The most doubtful captions")
-    print(f"about {percent(found.wrong_share)} of {counted(len(data.captions), 'caption')} are wrong, by an estimate")
+    print(f"estimate: about {percent(found.wrong_share)} of {counted(len(data.captions), 'caption')} are wrong")
     print(f"{out}: {counted(len(rows), 'caption')}, of which about {percent(precision)} are wrong")

@@ -17,7 +17,8 @@ def embed(
         str,
         typer.Argument(
             metavar="D",
-            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging "
+            "Face Hub).",
         ),
     ],
     model: Annotated[
@@ -43,8 +44,8 @@ def embed(
         bool,
         typer.Option(
             "--qdrant",
-            help="Copy the features to the Qdrant server that the environment variable QDRANT_URL names (key: "
-            "QDRANT_API_KEY). clipkit search uses this server whenever QDRANT_URL is set.",
+            help="Also copy the features to a Qdrant server. The environment variable QDRANT_URL contains its "
+            "address, QDRANT_API_KEY its key. clipkit search uses this server whenever QDRANT_URL is set.",
         ),
     ] = False,
 ) -> None:
@@ -93,13 +94,16 @@ def embed(
         print_error(finding.line())
     captions = f" with {counted(made.captions, 'caption')}" if made.captions else ""
     removed = f", {made.removed:,} removed" if made.removed else ""
-    print(f"{out}: {counted(made.images, 'image')}{captions}; {made.encoded_images:,} encoded now{removed}")
+    print(f"{out}: {counted(made.images, 'image')}{captions}; {made.encoded_images:,} newly encoded{removed}")
     print(f"largest rounding error of a feature value: {made.manifest['features']['max_error']:.1e} (half precision)")
     engine = made.manifest["engine"]
     if engine is not None:
-        print(f"engine: {engine['name']}, recall@10 {engine['recall@10']:.3f} on {engine['queries']} queries")
+        print(f"search engine: {engine['name']}, recall@10 {engine['recall@10']:.3f} on {engine['queries']} queries")
     elif made.images >= LEAST_ROWS:
-        print("engine: none (a search compares all images); for faster searches: pip install 'clipkit-torch[search]'")
+        print(
+            "search engine: none (a search compares the query with all images); for faster searches: pip install "
+            "'clipkit-torch[search]'"
+        )
     for entry in made.skipped[:_LISTED]:
         print_error(f"skipped: {entry['reason']}")
     if made.skipped:

@@ -40,7 +40,8 @@ def retrieval(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Images with captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Images with captions: a table, a folder, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     merge_captions: Annotated[
@@ -66,7 +67,8 @@ def zeroshot(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     classes: Annotated[
@@ -92,16 +94,16 @@ def zeroshot(
         bool,
         typer.Option(
             "--compare-prompts",
-            help="Also report the accuracy with the original and with cleaned class names (words without numbers and "
-            "underscores), each with 0, 1, 7 and 80 templates.",
+            help="Also report the accuracy for the original class names and for cleaned ones (without numbers and "
+            "underscores). For both, 0, 1, 7 and 80 prompts per class are compared.",
         ),
     ] = False,
     explain: Annotated[
         bool,
         typer.Option(
             "--explain",
-            help="Show in the report, for the most confident mistakes, which parts of the image match the predicted "
-            "and the correct class.",
+            help="With --report: for the most confident mistakes, show which parts of the image match the "
+            "predicted class and which match the correct class.",
         ),
     ] = False,
 ) -> None:
@@ -139,7 +141,8 @@ def probe(
     data: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Labeled training images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+            metavar="D",
+            help="Labeled training images: class folders, a table, shards (WebDataset), or hf:NAME (Hugging Face Hub).",
         ),
     ],
     test: Annotated[
@@ -219,18 +222,21 @@ def compare(
     ],
     second: Annotated[
         Path | None,
-        typer.Argument(metavar="B", help="Second result, of the same task and data, or another suite."),
+        typer.Argument(metavar="B", help="Second result, of the same task and data, or the folder of a second suite."),
     ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="M", help="A model to compare, if a suite has several: give this option twice."
+            "--model",
+            metavar="M",
+            help="Name of a model to compare, if a suite contains several models. Give this option twice, once "
+            "for each of two models.",
         ),
     ] = None,
     json_file: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
-    """Compare two results on the same data, or two models over a suite.
+    """Compare two results, or two models over a suite.
 
     Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
     most. If A and B are folders of suites, prints the difference on each dataset, with Holm's correction for the number
@@ -246,7 +252,7 @@ def compare(
         _compare_suites(first, second, models or [], json_file, report)
         return
     if second is None or models:
-        raise UserError(f"{first}: is a single result; give a second result, without --model")
+        raise UserError(f"{first}: is a single result, not a suite; give a second result, and leave out --model")
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
     from clipkit.evaluation import read_result

@@ -24,14 +24,14 @@ def explain(
     ],
     image: Annotated[str | None, typer.Option(metavar="F", help="Image file to explain.")] = None,
     text: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Text to explain; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text to compare with the image; may be given several times."),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="D",
-            help="Instead of --image and --text: explain images of this data with their captions, and print the mean "
-            "scores of the maps.",
+            help="Images with captions to explain, instead of --image and --text. Prints the mean scores of the maps.",
         ),
     ] = None,
     images: Annotated[
@@ -41,8 +41,9 @@ def explain(
     method: Annotated[
         Method,
         typer.Option(
-            help="How the maps are computed. gradient (any image tower): gradient of the cosine times the features of "
-            "each part. patches (only vision transformers): cosine of each patch and the text."
+            help="How the maps are computed. gradient (for all image towers): the gradient of the cosine "
+            "similarity, times the features, for each part of the image. patches (only for vision "
+            "transformers): the cosine similarity of each patch and the text."
         ),
     ] = "gradient",
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
@@ -59,16 +60,19 @@ def explain(
 ) -> None:
     """Show which parts of an image and which words of a text match.
 
-    Prints for each word how much the cosine of image and text drops without it, and draws maps of the parts of the
-    image that match the text. Also prints how faithful the maps are: how fast the cosine changes if the most relevant
-    parts are hidden first (deletion) or shown first (insertion), compared with random maps and with a map of the
-    image's center.
+    Prints for each word how much the cosine similarity of image and text decreases without the word, and draws maps of
+    the parts of the image that match the text. Also prints how faithful the maps are: how fast the cosine similarity
+    changes if the most relevant parts are hidden first (deletion) or shown first (insertion), compared with random
+    maps and with a map of the image's center.
     Example: clipkit explain --model M --image dog.jpg --text "a dog with a ball" --out dog.png.
     """
     if (image is None) == (data is None) or (image is None) != (not text):
-        raise UserError("give --image F with at least one --text TEXT, or --data D alone")
+        raise UserError(
+            "clipkit explain needs either an image with texts or data; give --image F and at least one --text "
+            "TEXT, or only --data D"
+        )
     if data is not None and out is not None:
-        raise UserError(f"--out {out} applies to --image, which was not given; remove it")
+        raise UserError(f"--out {out} applies to --image, which was not given; remove --out")
     check_models(model)
     if image is not None:
         check_file(Path(image), "give an image file to --image")
@@ -120,7 +124,10 @@ def _print(explanation: "Explanation") -> None:
         where = f"row {row + 1} of {rows}, column {column + 1} of {columns}"
         print(f"{explanation.image}: {one.text!r}: cosine {one.cosine:.3f}, most relevant part: {where}")
         if one.words:
-            print_table(["word", "cosine lost without it"], [[word.word, f"{word.drop:+.3f}"] for word in one.words])
+            print_table(
+                ["word", "decrease of the cosine without the word"],
+                [[word.word, f"{word.drop:+.3f}"] for word in one.words],
+            )
         if one.scores is not None:
             _print_scores(one.scores)
 

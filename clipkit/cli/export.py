@@ -41,8 +41,9 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="Maximum absolute difference between a feature value of the exported model and of the original model; "
-            "if a difference is larger, the export fails. Default: 1e-5; with --to onnx: 1e-4.",
+            help="Largest allowed absolute difference between a feature value of the exported model and of the "
+            "original model. If a difference is larger, the export fails. Default: 1e-5; with --to onnx: "
+            "1e-4.",
             min=0,
         ),
     ] = None,
@@ -66,7 +67,10 @@ def export(
             f"  8-bit weights: mean cosine with the original features {proof.image_cosine:.4f} (images) "
             f"and {proof.text_cosine:.4f} (captions)"
         )
-        print(f"  {proof.changed} of {proof.captions} captions are most similar to a different image than before")
+        print(
+            f"  {proof.changed} of {proof.captions} captions are most similar to a different image than with the "
+            "original model"
+        )
     for note in proof.notes:
         print(f"  note: {note}")
     print("load it with:")

@@ -100,7 +100,7 @@ def check_run(folder: Path) -> None:
     """
     if not RunFiles(folder).is_run:
         what = "is not a run folder (it has no recipe.yaml)" if folder.is_dir() else "folder not found"
-        raise DataError(f"{folder}: {what}; give the output folder of a recipe")
+        raise DataError(f"{folder}: {what}; give the output folder of a run")
 
 
 def check_file(file: Path, advice: str) -> None:

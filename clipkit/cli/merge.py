@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 def merge(
     models: Annotated[
-        list[str], typer.Argument(metavar="BASE TUNED", help="Two models to interpolate, or more models to average.")
+        list[str],
+        typer.Argument(
+            metavar="BASE TUNED",
+            help="Two models to interpolate, or several models to average. Each is a Hub repository (ORG/NAME), a "
+            "folder, a run, or open_clip:ARCH/TAG.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the merged model.")],
     alpha: Annotated[
@@ -51,7 +56,8 @@ def merge(
         raise UserError(f"merge got only one model, {models[0]}; give two or more")
     if alpha is not None and len(models) != 2:
         raise UserError(
-            f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave out --alpha to average several"
+            f"--alpha {alpha}: needs exactly two models, not {len(models)}; to average more than two models, "
+            "leave out --alpha"
         )
     if greedy and (data is None or alpha is not None):
         raise UserError(
@@ -98,9 +104,9 @@ def _greedy(models: list[str], data: str) -> tuple["DualEncoder", str]:
     rows = [
         [one.name, number(metric, one.score), number(metric, one.with_it), "yes" if one.kept else "no"] for one in tried
     ]
-    print_table(["model, best first", "alone", "soup with it", "kept"], rows, f"{readable(metric)} on {data}")
+    print_table(["model, best first", "alone", "in the soup", "kept"], rows, f"{readable(metric)} on {data}")
     kept = [one for one in tried if one.kept]
     if len(kept) == 1:
-        return soup, f"{kept[0].name} alone: each other model lowers the score"
+        return soup, f"{kept[0].name} alone, because each of the other models lowers the score"
     score = number(metric, kept[-1].with_it)
     return soup, f"soup of {len(kept)} of {len(models)} models, {readable(metric)} {score}"

@@ -9,7 +9,12 @@ from clipkit.cli.inputs import check_models
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list all available models.")
+        str | None,
+        typer.Argument(
+            metavar="M",
+            help="Model to describe: a Hub repository (ORG/NAME), a folder, a run, or open_clip:ARCH/TAG. Default: "
+            "list all available models.",
+        ),
     ] = None,
     search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
@@ -51,7 +56,8 @@ def _print_loadable(search: str) -> None:
             print(f"  {name}")
     if not search:
         print(
-            "Also folders written by open_clip or clipkit, clipkit runs, and in a recipe two towers (model.image.name"
+            "Also supported: folders written by open_clip or clipkit, clipkit runs, and, in a recipe, two "
+            "towers (model.image.name"
         )
         print("and model.text.name). Filter this list with --search; describe a model with `clipkit models NAME`.")
 
@@ -80,7 +86,7 @@ def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
         ("loss", str(description["loss"])),
         ("scale", f"{description['scale']:.4g}{bias}"),
         ("license", description["licence"] or "not stated"),
-        ("memory, float32", f"inference {inference}, training at micro-batch 1 with AdamW {training}"),
+        ("memory, float32", f"inference {inference}, training with AdamW at a micro-batch size of 1 {training}"),
     ]
     return lines
 

@@ -68,8 +68,8 @@ def push_run(run: str, repository: str, private: bool) -> None:
     except ModelError as error:
         command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
         raise TrainingError(
-            f"the model is saved in {RunFiles(run).model} but was not uploaded to the Hub ({error}); "
-            f"push it with: {command}"
+            f"the model is saved in {RunFiles(run).model} but was not uploaded to the Hub ({error}); upload "
+            f"it with: {command}"
         ) from None
 
 

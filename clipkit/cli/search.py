@@ -21,8 +21,8 @@ def search(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Text to search for. Several texts are combined into one query; '0.5 * snow' gives a text the weight "
-            "0.5.",
+            help="Text to search for. Several texts are combined into one query; '0.5 * snow' is the text snow "
+            "with the weight 0.5.",
         ),
     ] = None,
     image: Annotated[
@@ -37,16 +37,16 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Image of the index that results should resemble, given by its location as a search prints it; may be "
-            "given several times.",
+            help="Image of the index that results should resemble: its location as printed in the results of a "
+            "search. May be given several times.",
         ),
     ] = None,
     where: Annotated[
         str | None,
         typer.Option(
             metavar="FILTER",
-            help="Show only images whose columns fulfill this condition, "
-            "e.g. \"year > 2020 and city in ('Seoul', 'Lima')\".",
+            help='Show only images that fulfill this condition on their columns, e.g. "year > 2020 and city '
+            "in ('Seoul', 'Lima')\".",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of results.", min=1)] = 20,
@@ -59,13 +59,13 @@ def search(
         ),
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file, instead of TEXT.")
+        Path | None, typer.Option(metavar="F.txt", help="Text file with one query per line, instead of TEXT.")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="M",
-            help="Another location of the model that made the index, e.g. its ONNX export, which loads faster. "
+            help="Location from which to load the model of the index, e.g. its ONNX export, which loads faster. "
             "Default: the location given to clipkit embed.",
         ),
     ] = None,
@@ -85,7 +85,7 @@ def search(
     if model is not None:
         check_models(model)
     if queries is not None and (query or image or minus or like):
-        raise UserError(f"--queries {queries} was given together with another query; give one of them")
+        raise UserError(f"--queries {queries} was given together with another query; give only one of the two")
     if not (queries or query or image or like):
         raise UserError('no query was given; give words, such as "two dogs in snow", --image, --like or --queries')
     for file in image or ():

@@ -15,7 +15,7 @@ def suggest(
         typer.Argument(
             metavar="D",
             help="Training data, images with captions or labels: a table, a folder, shards (WebDataset), or "
-            "hf:NAME (Hub).",
+            "hf:NAME (Hugging Face Hub).",
         ),
     ],
     model: Annotated[
@@ -37,7 +37,8 @@ def suggest(
     validation: Annotated[
         str | None,
         typer.Option(
-            metavar="D2", help="Validation data, in the same forms as D. Default: a share of the training images."
+            metavar="D2",
+            help="Validation data, of any kind that D can be. Default: a share of the training images.",
         ),
     ] = None,
     retention: Annotated[
@@ -47,14 +48,15 @@ def suggest(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="RECIPE.yaml", help="New file for the recipe. Default: print it.")
+        Path | None, typer.Option(metavar="RECIPE.yaml", help="New file for the recipe. Default: print the recipe.")
     ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option(
             "--json",
             metavar="F.json",
-            help="Write the recipe, the reasons and the facts behind them to this JSON file.",
+            help="Write the recipe, its reasons, and the facts about the data, the model and the machine to this "
+            "JSON file.",
         ),
     ] = None,
 ) -> None:
@@ -85,4 +87,4 @@ def suggest(
     if out is not None:
         for finding in suggestion.data.findings:
             print(finding.line())
-        print(f"{out}: read it, then: clipkit train {out}")
+        print(f"{out}: read the recipe, then run: clipkit train {out}")

@@ -39,8 +39,8 @@ def suite(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only print the numbers of images and captions to encode, and the time and disk that they need: the "
-            "speed of each model is measured for a few seconds.",
+            help="Print the numbers of images and captions to encode, and the estimated time and disk space, "
+            "without evaluating. The speed of each model is measured for a few seconds.",
         ),
     ] = False,
     json_file: Annotated[
@@ -94,7 +94,10 @@ def suite(
     if not result.rows:
         counts = {"not available": len(result.unreached), "failed": len(result.failed)}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        raise TrainingError(f"{name}: no dataset could be evaluated ({reasons}); see the reasons in the lines above")
+        raise TrainingError(
+            f"{name}: no dataset could be evaluated ({reasons}); the lines above contain the errors: fix them and "
+            "run the command again"
+        )
     if group.is_main:
         _show(result, out)
         write_output(json_file, json.dumps(leaderboard(result), indent=2, ensure_ascii=False) + "\n", "rows")

@@ -52,9 +52,11 @@ def read_associations(source: str | Path) -> Associations:
         values: list[Any] = [row.get(role) if isinstance(row, dict) else None for role in _ROLES]
         cue, shown, chosen = values
         if not isinstance(cue, str) or not cue.strip() or not _are_names(shown) or not _are_names(chosen):
-            raise DataError(f"{where} needs a cue and the lists candidates and associations; fill them in")
+            raise DataError(f"{where} needs the fields cue, candidates and associations; add the missing fields")
         if not set(chosen) <= set(shown) or len(set(shown)) < len(shown):
-            raise DataError(f"{where}: its associations are not among its candidates, or a candidate repeats; fix it")
+            raise DataError(
+                f"{where}: an association is not among the candidates, or a candidate is listed twice; fix the row"
+            )
         cues.append(cue.strip())
         candidates.append([images.setdefault(_image(folder, one, path), len(images)) for one in shown])
         right.append([one in chosen for one in shown])
@@ -63,12 +65,14 @@ def read_associations(source: str | Path) -> Associations:
 
 def _rows(path: Path) -> list[Any]:
     if not is_file(path) or path.suffix not in (".json", ".jsonl"):
-        raise DataError(f"{path}: is not an existing JSON or JSONL file; give a file with rows of {', '.join(_ROLES)}")
+        raise DataError(
+            f"{path}: is not an existing JSON or JSONL file; give a file whose rows have the fields {', '.join(_ROLES)}"
+        )
     try:
         text = read_text(path)
         rows = parse_json(text) if path.suffix == ".json" else [parse_json(line) for line in text.splitlines() if line]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); fix it") from None
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fix the file") from None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: has no rows; write one object with {', '.join(_ROLES)} per line")
     return rows

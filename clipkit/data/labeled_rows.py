@@ -49,7 +49,7 @@ def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
                 "unlabeled_images", "warning",
                 f"{rows.name}: {count:,} of {counted(len(missing), rows.row)} ({percent(count / len(missing))}) have "
                 "no label (null or -1) and are left out",
-                "label them, or drop them", count=count, share=count / len(missing),
+                "add the labels, or drop these rows", count=count, share=count / len(missing),
             )
         )  # fmt: skip
         kept = np.flatnonzero(~missing)
@@ -76,7 +76,7 @@ def _without_images(name: str, listed: ClassList, labels: set[str]) -> list[Find
     return [
         Finding(
             "classes_without_images", "note",
-            f"{name}: {len(unused):,} of its {len(names):,} classes have no images here ({some})",
+            f"{name}: {len(unused):,} of its {len(names):,} classes have no images in this data ({some})",
             "zero-shot classification can choose these classes too; to exclude them, remove them from the class names",
             count=len(unused), share=len(unused) / len(names), examples=tuple(unused[:_EXAMPLES]),
         )

@@ -167,7 +167,8 @@ def _doubts(
     """Report images with several labels, equal images with different labels, and data of a single class."""
     if len(classes) == 1:
         advice = (
-            "with a single class every answer is correct: give a folder or column with all classes, or more class names"
+            "with a single class, every prediction is correct: give a folder or column with all classes, or "
+            "more class names"
         )
         yield Finding("one_class", "warning", f"{rows.name}: all images have the class {classes[0]!r}", advice)
     is_list = pa.types.is_large_list(rows.columns["label"].type)

@@ -109,7 +109,9 @@ class Manifest:
             with suppress(OSError):
                 if sha256_of(path) == block.sha256:
                     continue
-            raise OutputError(f"{path}: is missing or damaged; delete the folder {self.folder} and prepare it again")
+            raise OutputError(
+                f"{path}: is missing or damaged; delete the folder {self.folder} and prepare the data again"
+            )
 
     def remove(self) -> None:
         """Delete prepared.json and skipped.jsonl, and then the folder if it is empty."""
@@ -127,7 +129,8 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     """
     if set("{}*?[]") & set(str(folder)):
         raise OutputError(
-            f"{folder}: a folder of shards cannot have the characters {{}}*?[] in its name; give another --out"
+            f"{folder}: a folder of shards cannot have the characters {{}}*?[] in its name; give another "
+            "folder with --out"
         )
     for name in (_MANIFEST, _SKIPPED):
         for unfinished in folder.glob(f".{name}.*.writing"):  # left by a process that was killed
@@ -144,8 +147,8 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
         names = sorted(file.name for file in folder.iterdir())
         if names:
             raise OutputError(
-                f"{folder}: is not empty (it contains {names[0]}) and not a folder of clipkit data prepare; give "
-                "another --out"
+                f"{folder}: is not empty (it contains {names[0]}) and was not written by clipkit data "
+                "prepare; give another folder with --out"
             )
         manifest = Manifest(folder, source, settings)
         manifest.write()
@@ -153,16 +156,15 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     # Folders of earlier versions have no hash of the content.
     if any(manifest.source.get(part, source[part]) != source[part] for part in ("fingerprint", "content")):
         raise OutputError(
-            f"{folder}: contains shards of {manifest.source['name']}, but this is other data, or the data has "
-            "changed since; "
-            "give another --out, or delete the folder"
+            f"{folder}: contains shards of {manifest.source['name']}, but other data was given, or the data "
+            "has changed since then; give another folder with --out, or delete this folder"
         )
     for name, value in asdict(settings).items():
         before = getattr(manifest.settings, name)
         if before != value:
             raise OutputError(
-                f"{folder}: was started with {name} {before}, not {value}; set {name} to {before}, or give another "
-                "--out"
+                f"{folder}: was started with {name} {before}, not {value}; set {name} to {before}, or give "
+                "another folder with --out"
             )
     return manifest
 
@@ -187,8 +189,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise OutputError(
-            f"{folder / 'prepared.json'}: is invalid ({type(error).__name__}: {one_line(error)}); delete the folder "
-            f"{folder}, or give another --out"
+            f"{folder / 'prepared.json'}: is invalid ({type(error).__name__}: {one_line(error)}); delete the "
+            f"folder {folder}, or give another folder with --out"
         ) from None
 
 

@@ -38,7 +38,10 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         for what in ("images", "captions"):
             if getattr(other, f"has_{what}") != getattr(first, f"has_{what}"):
                 with_, without = (first, other) if getattr(first, f"has_{what}") else (other, first)
-                raise DataError(f"{with_.name} has {what}, but {without.name} has none; use sources of the same kind")
+                raise DataError(
+                    f"{with_.name} has {what}, but {without.name} has none; use only sources that have {what}, or "
+                    "only sources that have none"
+                )
     whole: Joined[Path | Stored] = Joined([source.images for source in sources])
     # Without images every caption is a sample of its own.
     paths = (

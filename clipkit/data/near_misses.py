@@ -86,10 +86,11 @@ def read_near_misses(source: str | Path) -> NearMisses:
             caption_positions.append([captions.setdefault(text, len(captions)) for text in texts])
             categories.append(category or file.stem)
     if len({len(positions) for positions in caption_positions}) != 1:
-        raise DataError(f"{path}: {SECOND_CAPTION} is missing in some of its files; evaluate them separately")
+        raise DataError(f"{path}: {SECOND_CAPTION} is missing in some of its files; evaluate the files separately")
     if len({len(positions) for positions in image_positions}) != 1:
         raise DataError(
-            f"{path}: contains instances with one image and instances with two images; evaluate them separately"
+            f"{path}: contains instances with one image and instances with two images; evaluate the two kinds "
+            "separately"
         )
     return NearMisses(
         str(path), list(images), list(captions), np.array(image_positions), np.array(caption_positions), categories

@@ -22,8 +22,8 @@ def as_output_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{out}: cannot be written to ({error.strerror or error}); free some space or give another --out, then run "
-            "the same command again"
+            f"{out}: cannot be written to ({error.strerror or error}); free some disk space, or give another "
+            "folder with --out, then run the command again"
         ) from None
 
 
@@ -45,7 +45,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise OutputError(f"{folder}: another process is writing to it; wait until it has finished") from None
+            raise OutputError(
+                f"{folder}: another process is writing to this folder; wait until that process has finished"
+            ) from None
         # Other errors: the file system does not support locks.
     try:
         yield

@@ -167,7 +167,7 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
         if (image, wrong) in right:
             raise DataError(
                 f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is also a correct caption of its "
-                "image; change it"
+                "image; change the negative_caption"
             )
     return pairs.negatives
 
@@ -204,7 +204,7 @@ def read_pairs(source: object, *, images: bool = True, captions: bool = True, br
     elif captions and options.keys() & {"templates", "classes"}:
         option = "templates" if "templates" in options else "classes"
         reason = "uses its captions, not its labels" if "caption" in rows.columns else "has no labels"
-        raise DataError(f"{source}: {reason}, so the option {option} has no effect; remove it")
+        raise DataError(f"{source}: {reason}, so the option {option} has no effect; remove the option")
     pairs = _of_rows(rows, images, captions, "captions" in broken)
     del rows
     pa.default_memory_pool().release_unused()  # free a quarter of a gigabyte per million rows
@@ -220,8 +220,8 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         if len(column) and pc.max(length).as_py() > LONGEST_TEXT:
             row = row_of_text[pc.index(length, pc.max(length)).as_py()] + 1
             raise DataError(
-                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more than the "
-                f"limit of {LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
+                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more "
+                f"than the limit of {LONGEST_TEXT:,}; shorten this text or drop the {rows.row}"
             )
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()

@@ -67,7 +67,7 @@ def read_templates(source: str) -> Templates:
         return [template("{c}") for template in getattr(open_clip, _NAMED_TEMPLATES[source])]
     if ("{c}" in source or "{}" in source) and not is_file(Path(source)) and not source.endswith((".txt", ".json")):
         return [source]
-    content = _lines_or_json(source, "prompts", [*_NAMED_TEMPLATES, "or a prompt with {c}"])
+    content = _lines_or_json(source, "prompts", [*_NAMED_TEMPLATES, "or a prompt that contains {c}"])
     match content:
         case list() if content and _are_strings(content):
             return content
@@ -166,14 +166,14 @@ def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
     if not codes and len(numbers) < len(classes):
         return []
     what, example = ("WordNet ids", codes[0]) if codes else ("numbers", numbers[0])
-    table = "ImageNet's names with classes=imagenet" if codes or len(classes) == _OF_IMAGENET else ""
+    table = "ImageNet's names (classes=imagenet)" if codes or len(classes) == _OF_IMAGENET else ""
     return [
         Finding(
             "coded_class_names",
             "warning",
             f"{name}: the class names are {what}, which give prompts such as 'a photo of a {example}.'",
-            f"give {table}{', or ' * bool(table)}a file of names with classes=FILE, as an option after ? or as "
-            "--classes; class folders may have a classnames.txt beside them",
+            f"give {table}{', or ' * bool(table)}a file of names (classes=FILE), either after the data as "
+            "?classes=… or as --classes …; for class folders, a file classnames.txt beside them is used too",
             count=len(codes or numbers),
             share=len(codes or numbers) / len(classes),
             examples=tuple((codes or numbers)[:3]),
@@ -198,7 +198,7 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
         return list(sentences)
     for template in templates:
         if "{c}" not in template and "{}" not in template:
-            raise DataError(f"the template {template!r} has no {{c}} for the class name; add it")
+            raise DataError(f"the prompt {template!r} has no {{c}} for the class name; add {{c}}")
     return [template.replace("{c}", name).replace("{}", name) for name in names for template in templates]
 
 
@@ -214,7 +214,7 @@ def _lines_or_json(source: str, what: str, named: list[str]) -> object:
     try:
         return parse_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); fix it") from None
+        raise DataError(f"{path}: is not valid JSON ({error}); fix the file") from None
 
 
 def _are_strings(content: object) -> bool:

@@ -71,7 +71,7 @@ class EpochSampler:
         if batch_size > available:
             what = "images (captions: one)" if captions == "one" else "captions"
             raise DataError(
-                f"train.batch_size is {batch_size}, but {pairs.name} has {available} {what}; "
+                f"train.batch_size is {batch_size}, but {pairs.name} has only {available} {what}; "
                 f"set train.batch_size to at most {available}"
             )
         self.pairs = pairs

@@ -41,16 +41,16 @@ class TextView:
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
             raise DataError(
-                f"{pairs.name}: has no column named paraphrase or translation, but the objective needs one of them; "
-                "add one, or set views.text.policies: [same, crop] for views that need no column"
+                f"{pairs.name}: has no column named paraphrase or translation, but the objective needs one of "
+                "these columns; add a column, or set views.text.policies: [same, crop], which need no column"
             )
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1
             raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
-                f"{pairs.name}: the caption policy 'sibling' needs images with several captions, and there are none; "
-                "use the policy 'crop'"
+                f"{pairs.name}: the caption policy 'sibling' needs images with several captions, but no image "
+                "has more than one caption; use the policy 'crop'"
             )
         self.policy = policy
         self.pairs = pairs

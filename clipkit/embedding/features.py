@@ -166,8 +166,9 @@ class Features:
                 broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
                 if broken:
                     raise ModelError(
-                        f"{self.model.name}: its features of {str(chunk_items[broken[0]])[:80]!r} are not finite "
-                        f"({len(broken)} of {len(chunk)} items); half precision may overflow: load the model in float32"
+                        f"{self.model.name}: its features of {str(chunk_items[broken[0]])[:80]!r} are not "
+                        f"finite ({len(broken)} of {len(chunk)} items); half precision may overflow: use "
+                        "--dtype fp32 (in Python: load the model with dtype float32)"
                     )
                 if cache is not None and self.processes.is_main:
                     self._write(cache, chunk_keys, rows, chunk_items, start == len(missing))
@@ -187,7 +188,7 @@ class Features:
         except OSError as error:
             # The features are still used; only the cache lacks them.
             _logger.warning(
-                "%s: features cannot be cached (%s), the next task computes them again", cache.folder, error
+                "%s: features cannot be cached (%s), so the next task computes them again", cache.folder, error
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
@@ -209,7 +210,8 @@ def _created(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be used as feature cache ({error.strerror}); give another folder with --cache"
+            f"{folder}: cannot be used as the folder for computed features ({error.strerror}); give another "
+            "folder with --cache"
         ) from None
     return folder
 

@@ -177,7 +177,8 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
         free = shutil.disk_usage(stores_folder()).free
         if total + needed > budget:
             reason = (
-                f"stored inputs in use take {readable_size(total)} of the {readable_size(budget)} of data.store.disk"
+                f"stored inputs that are in use take {readable_size(total)} of the {readable_size(budget)} "
+                "that data.store.disk allows"
             )
         elif needed > 0.95 * free:
             reason = f"{stores_folder()} has {readable_size(free)} free"

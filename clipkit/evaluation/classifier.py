@@ -63,7 +63,7 @@ class ClassNames:
             return cls(list(classes), names)
         if len(set(classes)) < len(classes):
             twice = next(name for name in classes if list(classes).count(name) > 1)
-            raise DataError(f"the class {twice!r} is given {list(classes).count(twice)} times; give each class once")
+            raise DataError(f"the class {twice!r} was given {list(classes).count(twice)} times; give each class once")
         return cls(list(classes), [[name] for name in classes])
 
     @classmethod
@@ -81,8 +81,10 @@ class ClassNames:
             return given
         named = paired_names(labeled.name, labels, [names[0] for names in given.names])
         example = f"{labels[0]!r} is {named[labels[0]]!r}"
-        message = f"{labeled.name}: its labels are numbers, and are used as positions in the list of names: {example}"
-        advice = "if this is wrong, give a JSON object that maps each label to its names"
+        message = (
+            f"{labeled.name}: its labels are numbers, which are used as positions in the list of class names: {example}"
+        )
+        advice = "if this is wrong, give the class names as a JSON object that maps each label to its names"
         return cls(list(named), given.names, [Finding("numbered_classes", "note", message, advice)])
 
     def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:

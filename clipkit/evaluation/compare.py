@@ -90,7 +90,7 @@ def paired(
     for result in (first, second):
         if not result.get("queries") or not result["data"].get("sha256"):
             raise DataError(
-                f"{result.get('model')}: this result has no per-query outcomes (queries, data.sha256), so it "
+                f"{result.get('model')}: the result has no values per query (queries, data.sha256), so it "
                 "cannot be compared; evaluate again with --json"
             )
     _check_comparable(first, second)
@@ -98,7 +98,7 @@ def paired(
         (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"one result has no per-query outcomes ({one_line(error)}), so the two cannot be compared; "
+            f"one of the results has no values per query ({one_line(error)}), so they cannot be compared; "
             "evaluate again with --json"
         ) from None
     return (
@@ -118,7 +118,7 @@ def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
 def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     if first["task"] == second["task"] and first["data"].get("sha256") != second["data"].get("sha256"):
         one, two = (named_data(result["data"]) for result in (first, second))
-        data = f"different content under the same name, {one}" if one == two else f"{one} and {two}"
+        data = f"the content of {one} differs" if one == two else f"{one} and {two}"
         raise DataError(f"the results were measured on different data: {data}; evaluate both models on the same data")
     for what, one, two in (
         ("task", first["task"], second["task"]),
@@ -128,7 +128,8 @@ def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
     ):
         if one != two:
             raise DataError(
-                f"the results differ in their {what}: {one} and {two}; compare results of one task on the same data"
+                f"the results have different values of {what}: {one} and {two}; compare results of the same "
+                "task on the same data"
             )
 
 

@@ -89,7 +89,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
     contents = [content] if second is None else [content, _content(second)]
     names = _names(first, contents, models)
     rows, others = _rows(first, content, names[0]), _rows(second or first, contents[-1], names[1])
-    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured with only one of the models")
+    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured only with one of the two models")
     compared: list[DatasetDifference] = []
     changes = []
     for name in [name for name in rows if name in others]:
@@ -99,8 +99,8 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
             results = [read_result(file) for file in (row["path"], other["path"])]
             if metric != other["metric"]:
                 raise DataError(
-                    f"its metric is {metric} in one suite and {other['metric']} in the other; evaluate both suites "
-                    "with one metric"
+                    f"the metric is {metric} in one suite and {other['metric']} in the other; evaluate both "
+                    "suites with the same metric"
                 )
             one, two, before, after = paired(*results)
             if metric not in one:
@@ -144,14 +144,14 @@ def _names(first: Path, contents: Sequence[Mapping[str, Any]], models: Sequence[
     measured = [list(dict.fromkeys(row["model"] for row in content["rows"])) for content in contents]
     if models:
         if len(models) != 2:
-            raise DataError(f"--model was given {len(models)} times; give the two models to compare")
+            raise DataError(f"--model was given {len(models)} times; give it twice, once for each model to compare")
         for name, of_source in zip(models, (measured[0], measured[-1]), strict=True):
             if name not in of_source:
-                raise DataError(f"{name}: was not measured; choose among {', '.join(of_source)}")
+                raise DataError(f"{name}: is not a model of the suite; choose from {', '.join(of_source)}")
         return models[0], models[1]
     found = [name for of_source in measured for name in of_source]
     if len(found) != 2 or (len(measured) == 2 and not all(measured)):
-        raise DataError(f"{first}: the models are {', '.join(found)}; choose two of them with --model A --model B")
+        raise DataError(f"{first}: contains the models {', '.join(found)}; choose two of them with --model A --model B")
     return found[0], found[1]
 
 

@@ -52,8 +52,8 @@ def read_single_label(data: object) -> LabeledImages:
         other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
         first = f", such as {labeled.images[other[0]]}" if len(other) else ""
         raise DataError(
-            f"{labeled.name}: {len(other)} of its {len(labeled.images)} images have more than one class or none{first}"
-            "; a linear probe needs one class per image, so correct or remove these rows"
+            f"{labeled.name}: {len(other)} of its {len(labeled.images)} images have more than one class or "
+            f"none{first}; a linear probe needs exactly one class per image: correct or remove these rows"
         )
     return labeled
 
@@ -74,8 +74,9 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
         contents = sorted(digest for digest, of_label in class_of.items() if of_label == label)
         if len(contents) < 2:
             raise DataError(
-                f"class {name!r} has too few different images ({len(contents)}) to hold one out for the test; give at "
-                "least three per class (for training, for choosing the weight decay, for the test), or give --test"
+                f"class {name!r} has too few different images ({len(contents)}) to hold one out for testing; "
+                "give at least three per class (to train, to choose the weight decay, and to test), or give "
+                "test images with --test"
             )
         order = np.random.default_rng(seed).permutation(len(contents))
         out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}

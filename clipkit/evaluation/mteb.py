@@ -97,7 +97,9 @@ class MtebModel:
             UserError: another precision.
         """
         if precision != "float32":
-            raise UserError(f"encode_kwargs has precision {precision!r}; leave it out, features are float32")
+            raise UserError(
+                f"encode_kwargs has precision {precision!r}; leave out precision, because features are always float32"
+            )
         self.features.progress = show_progress_bar
         dataset, parts = inputs.dataset, []
         if "text" in dataset.features:

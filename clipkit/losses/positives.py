@@ -62,7 +62,7 @@ def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | No
         ValueError: only one of `image_ids` and `caption_ids` is given.
     """
     if (image_ids is None) != (caption_ids is None):
-        raise ValueError("image_ids and caption_ids belong together: give both or none")
+        raise ValueError("image_ids and caption_ids belong together: give both or neither")
     return None if image_ids is None or caption_ids is None else (image_ids, caption_ids)
 
 
@@ -153,7 +153,6 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
         f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} images and "
-        f"{len(caption_ids.unique())} "
-        "captions that all belong together, so no pair has a negative; use a larger train.batch_size, or "
-        "shuffle the data"
+        f"{len(caption_ids.unique())} captions, which are all positives of each other, so no pair has a "
+        "negative; use a larger train.batch_size, or shuffle the data"
     )

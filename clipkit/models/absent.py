@@ -43,7 +43,10 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
 
 def _refuse(side: str, model_name: str = "this model") -> NoReturn:
     inputs = {"image": "captions", "text": "images"}[side]
-    raise ModelError(f"{model_name} has no {side} tower: it encodes only {inputs}; use a model with both towers")
+    raise ModelError(
+        f"{model_name}: has no {side} tower, so it encodes only {inputs}; use a model with an image tower and a "
+        "text tower"
+    )
 
 
 def _no_image(image: Image.Image) -> Inputs:

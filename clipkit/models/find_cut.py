@@ -31,13 +31,13 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
             features and gradients as the whole trunk.
     """
     if any(module._compiled_call_impl is not None for module in trunk.modules()):
-        raise NoCutError("train.compile compiles it as a whole")
+        raise NoCutError("train.compile compiles the whole tower")
     calls = _calls(trunk, inputs)
     names = {module: name for name, module in trunk.named_modules()}
     first = _first_trained(trunk, calls)
     before = _ended_before(trunk, calls, calls[first][0][0])
     if not _weights(before):
-        raise NoCutError("nothing before its first trained weight is frozen")
+        raise NoCutError("there is nothing before its first trained weight")
     if any(_is_random(module) for module in before):
         raise NoCutError("its frozen part has dropout, or BatchNorm that learns")
     whole = _of_whole(trunk, inputs)

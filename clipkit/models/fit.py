@@ -48,16 +48,16 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
     advice = "use the tokenizer that the text tower was trained with"
     if tokenizer.vocab_size > rows:
         raise ModelError(
-            f"{name}: its tokenizer has IDs up to {tokenizer.vocab_size - 1}, but its text tower has embeddings only "
-            f"for {rows} tokens; {advice}, or resize the embeddings after adding tokens"
+            f"{name}: its tokenizer produces token IDs up to {tokenizer.vocab_size - 1}, but its text tower "
+            f"has embeddings for only {rows} tokens; {advice}, or resize the embeddings after adding tokens"
         )
     tokens, special = _token_counts(tokenizer)
     if tokens <= special:
         raise ModelError(f"{name}: its tokenizer has only {special} special tokens and no words; {advice}")
     if rows - tokens > _SPARE_ROWS and tokens < _USED_ROWS * rows:
         raise ModelError(
-            f"{name}: its tokenizer has {tokens} tokens, but its text tower has embeddings for {rows}, so they do not "
-            f"belong together; {advice}"
+            f"{name}: its tokenizer has {tokens} tokens, but its text tower has embeddings for {rows}, so the "
+            f"two do not belong together; {advice}"
         )
     end = _end_token(tower.trunk)
     if end == "highest" and (last := tokenizer(["a"])["input_ids"][0].max().item()) < tokenizer.vocab_size - 1:
@@ -68,8 +68,8 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
         )
     elif isinstance(end, int) and end not in (ids := tokenizer(["a"])["input_ids"][0].tolist()):
         raise ModelError(
-            f"{name}: its text tower reads the features of a caption at the end token {end}, but its tokenizer does "
-            f"not end captions with it ('a' becomes {ids[:5]}); {advice}"
+            f"{name}: its text tower reads the features of a caption at the end token {end}, but its "
+            f"tokenizer does not add this token at the end ('a' becomes {ids[:5]}); {advice}"
         )
 
 
@@ -108,7 +108,7 @@ def _end_token(trunk: Any) -> int | Literal["highest"] | None:
 
 
 def _check_preprocessing(tower: ImageTower, name: str) -> None:
-    advice = "set the preprocessing, or model.image.image_size, to the values of the tower's training"
+    advice = "use the preprocessing (or model.image.image_size) that the tower was trained with"
     try:
         landscape, portrait = (tower.preprocess(Image.new("RGB", shape, (90, 120, 150))) for shape in _SHAPES)
     except UserError:

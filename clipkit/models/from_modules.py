@@ -52,8 +52,8 @@ class Modules:
         text_width = _width("text_tower", text, tokenize(["a photo of a cat", "a dog"]))
         if embed_dim is None and width != text_width:
             raise ModelError(
-                f"the towers return {width} and {text_width} features; give embed_dim, the width of new projections "
-                "into a common space"
+                f"the towers return features of width {width} and {text_width}; give embed_dim, the width of "
+                "new projections into a common space"
             )
         of_image, of_text = (new_projection(size, embed_dim, "linear") for size in (width, text_width))
         masked = "attention_mask" in tokenize(["a"])
@@ -122,7 +122,8 @@ def _preprocess(call: PreprocessCall) -> Preprocess:
     if shapes != portrait:
         raise ModelError(
             f"preprocess returns {list(map(tuple, shapes.values()))} for an image of 97 × 64 pixels, but "
-            f"{list(map(tuple, portrait.values()))} for 64 × 97, so images do not form a batch; add a crop or a size"
+            f"{list(map(tuple, portrait.values()))} for 64 × 97, so images do not form a batch; add a crop, "
+            "or a resize to a fixed size"
         )
     pixels = shapes.get("pixel_values", ())
     size = int(pixels[-1]) if len(pixels) == 3 and pixels[-1] == pixels[-2] else None
@@ -231,7 +232,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
     problem = _not_saved(model, saved)
     if problem is not None:
         raise ModelError(
-            f"{name}: has no weight {problem}, but the given modules have it; give modules of the same structure"
+            f"{name}: has no weight {problem}, which the given modules have; give modules of the same structure"
         )
     model.load_state_dict(saved, strict=False)
 

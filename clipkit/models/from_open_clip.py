@@ -78,7 +78,8 @@ def load_open_clip(name: str) -> DualEncoder:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if tag not in tags:
             raise ModelError(
-                f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; it has {', '.join(tags) or 'none'}"
+                f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; its weights are: "
+                f"{', '.join(tags) or 'none'}"
             )
         _match_activation(name, architecture, tag, config)
     weights = Weights(Path(file).expanduser(), name) if file else None
@@ -98,8 +99,8 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); use the one that was "
-            "saved with the weights"
+            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); use the "
+            "configuration that was saved with the weights"
         ) from None
     files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:
@@ -149,7 +150,7 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
 
     options = config["text_cfg"].get("tokenizer_kwargs", {})
     if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
-        raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove it")
+        raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove this option")
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     with (
         as_model_error(f"{name}: its tokenizer cannot be loaded", "; add the files of the tokenizer"),

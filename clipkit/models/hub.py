@@ -90,12 +90,14 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
     except errors.HFValidationError:
         raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
     except errors.GatedRepoError:
-        raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
+        raise ModelError(
+            f"{name}: is a gated repository; accept its terms on its page on the Hub, and log in with `hf auth login`"
+        ) from None
     except errors.RepositoryNotFoundError as error:
         # Without a valid token, the Hub answers the same for private and missing repositories.
         reason = "is private or does not exist; log in with `hf auth login`, or check the name"
         if error.response.status_code == 404:
-            reason = "neither a folder nor a Hub repository; check the name"
+            reason = "is neither a folder nor a Hub repository; check the name"
         raise ModelError(f"{name}: {reason}") from None
     except errors.RevisionNotFoundError:
         raise ModelError(
@@ -103,8 +105,8 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise ModelError(
-            f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); unset it "
-            "to download the model, or give a folder"
+            f"{name}: is neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); "
+            "unset HF_HUB_OFFLINE to download the model, or give a folder"
         ) from None
     except http_errors() as error:
         # The Hub does not answer: use the cache.

@@ -88,8 +88,8 @@ class LayeredImage(Layered):
         super().__init__(native)
         if not hasattr(native, "forward_intermediates"):
             raise ModelError(
-                f"model.image.layers: timm's {type(native).__name__} does not return the outputs of its layers; "
-                "remove layers, and set model.start: random"
+                f"model.image.layers: timm's {type(native).__name__} does not return the outputs of its "
+                "layers; remove model.image.layers, and set model.start: random"
             )
         pixels = torch.zeros(1, 3, size, size)
         native.eval()
@@ -170,8 +170,8 @@ class LayeredText(Layered):
             states = native(**inputs, output_hidden_states=True).hidden_states
         if not states:
             raise ModelError(
-                f"model.text.layers: {type(native).__name__} of transformers does not return its hidden states; remove "
-                "layers, and set model.start: random"
+                f"model.text.layers: {type(native).__name__} of transformers does not return its hidden "
+                "states; remove model.text.layers, and set model.start: random"
             )
         highest = len(states) - 1
         if layers is None:
@@ -240,4 +240,4 @@ def _check(layers: Sequence[str], tower: str, numbers: tuple[int, int], reasons:
         if number is not None and not low <= number <= high:
             reason = f"the tower has the layers {low} to {high}"
         if reason is not None:
-            raise ModelError(f"model.{tower}.layers: {name} does not exist, because {reason}; remove it")
+            raise ModelError(f"model.{tower}.layers: {name} does not exist, because {reason}; remove {name}")

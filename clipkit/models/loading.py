@@ -89,7 +89,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(1, device=device).device
     except Exception as error:  # torch raises AssertionError, RuntimeError and others
         reason = one_line(error).partition(". ")[0]
-        raise ModelError(f"device {device} is not available ({reason}); give cpu, or leave it out") from None
+        raise ModelError(f"device {device} is not available ({reason}); give cpu, or leave out device") from None
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -120,14 +120,17 @@ def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> t
     given = [part for part, value in parts.items() if value is not None]
     if given:
         raise ModelError(
-            f"{name}: was not built from modules, so {given[0]} does not apply to it; leave it out, or build a model "
-            "with DualEncoder.from_modules"
+            f"{name}: was not built from modules, so {given[0]} does not apply; leave out {given[0]}, or "
+            "build the model with DualEncoder.from_modules"
         )
     if folder is None:
         return load_open_clip(name), None
     if is_adapter_folder(folder) and not has_weights(folder):
         if name in above:
-            raise ModelError(f"{name}: adapter_config.json names the adapters themselves as base model; correct it")
+            raise ModelError(
+                f"{name}: adapter_config.json gives the folder of the adapters as their base model; correct "
+                "adapter_config.json"
+            )
         return load_adapters(folder, name, lambda base: _open(base, {}, (*above, name))[0], compose), None
     return _open_folder(folder, name), folder
 
@@ -138,7 +141,7 @@ def _folder(name: str) -> Path:
     run = RunFiles(folder)
     if run.is_run:
         if not run.model.is_dir():
-            raise ModelError(f"{name}: this run has not saved a model yet; finish it with clipkit train --resume")
+            raise ModelError(f"{name}: this run has not saved a model yet; finish the run with clipkit train --resume")
         folder = run.model
     return folder
 

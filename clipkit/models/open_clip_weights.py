@@ -99,7 +99,7 @@ class Weights:
                 "the state_dict of the model itself, not of an object that contains it"
             )
         if missing or deeper:
-            reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of it"
+            reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of the model"
             raise ModelError(
                 f"{self.file}: the weights do not match {self.name} ({reason}; tensors that do not match: "
                 f"{len(missing) + len(deeper)}); use the architecture that the weights belong to"

@@ -45,7 +45,9 @@ class PythonTokenizer:
         try:
             made = self.function(texts)
         except Exception as error:  # the user's function may raise any error
-            raise ModelError(f"the tokenizer fails for a list of strings ({one_line(error)}); fix it") from None
+            raise ModelError(
+                f"the tokenizer fails for a list of strings ({one_line(error)}); fix the tokenizer"
+            ) from None
         tokens = made if isinstance(made, Mapping) else {"input_ids": made}
         found = {name: torch.as_tensor(tokens[name]) for name in ("input_ids", "attention_mask") if name in tokens}
         ids = found.get("input_ids")
@@ -81,8 +83,8 @@ def tokenizer_of(given: Any) -> Tokenizer:
         limit = given.model_max_length
         if limit > 10**6:
             raise ModelError(
-                f"the tokenizer {type(given).__name__} states no model_max_length; set it to the number of positions "
-                "of the text tower"
+                f"the tokenizer {type(given).__name__} has no model_max_length; set model_max_length to the "
+                "number of positions of the text tower"
             )
         return TransformersTokenizer(given, int(limit))
     if not callable(given):

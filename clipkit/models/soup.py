@@ -51,7 +51,7 @@ def greedy_soup(
         ['runs/b', 'runs/a']
     """
     if len(names) < 2:
-        raise ModelError(f"a soup got {len(names)} model(s); give two or more")
+        raise ModelError(f"a model soup got {len(names)} model(s); give two or more")
     first = load(names[0])
     shapes = {name: value.to("meta") for name, value in weights_of(first).items()}
     for name in names[1:]:  # before the first evaluation

@@ -124,8 +124,8 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
     unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
     if unknown:
         raise ModelError(
-            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; remove it or "
-            "check its spelling"
+            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; check its "
+            "spelling, or remove the option"
         )
     return config
 

@@ -42,14 +42,16 @@ def check_weights(folder: Path) -> list[str]:
                 names += check(file)
                 check_merged(names, file)
             if adapters:
-                log.warning("%s: its adapters (adapter_config.json) are not applied; merge them into the model", folder)
+                log.warning(
+                    "%s: its adapters (adapter_config.json) are not applied; merge the adapters into the model", folder
+                )
             return names
     if adapters:
         raise ModelError(
-            f"{folder}: holds only adapters, without the weights of the model; merge them into it with PEFT's "
-            "merge_and_unload() and save the model"
+            f"{folder}: contains only adapters, without the weights of the model; merge the adapters into the "
+            "model with PEFT's merge_and_unload(), and save the model"
         )
-    raise ModelError(f"{folder}: has no weights; it needs {_SAFETENSORS} or {_PICKLE}")
+    raise ModelError(f"{folder}: has no weights; it needs the file {_SAFETENSORS} or {_PICKLE}")
 
 
 def has_weights(folder: Path) -> bool:
@@ -111,10 +113,10 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
     refuse_pointer(file)
     if _is_torch_script(file):
         raise ModelError(
-            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); clipkit runs no "
-            "code of model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a repository such as "
-            "openai/clip-vit-base-patch32; for another file that you trust, save torch.jit.load(file).state_dict() "
-            "with torch.save"
+            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); "
+            "clipkit does not run code from model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a "
+            "repository such as openai/clip-vit-base-patch32; for another file that you trust, save "
+            "torch.jit.load(file).state_dict() with torch.save"
         )
     try:
         with warnings.catch_warnings():
@@ -124,11 +126,11 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
         # Torch's message is not shown: it advises to open the file anyway.
         if "GLOBAL" in str(error):
             raise ModelError(
-                f"{file}: holds objects other than tensors, which need code to load; it was not opened: get the "
-                "weights as safetensors from a source you trust"
+                f"{file}: contains objects other than tensors, which need code to load, so it was not opened; "
+                "get the weights as safetensors from a source that you trust"
             ) from None
         raise ModelError(
-            f"{file}: is not a PyTorch checkpoint that holds only tensors, so it was not opened; use another file"
+            f"{file}: is not a PyTorch checkpoint that contains only tensors, so it was not opened; use another file"
         ) from None
     except Exception as error:  # torch.load raises many types
         raise ModelError(f"{file}: cannot be read ({one_line(error)}); save or download it again") from None
@@ -155,7 +157,7 @@ def _files_of_index(index: Path) -> list[Path]:
                 "source you trust"
             )
         if not (index.parent / name).is_file():
-            raise ModelError(f"{index}: refers to {name}, which is missing; download it")
+            raise ModelError(f"{index}: refers to {name}, which is missing; download {name}")
     return [index.parent / name for name in sorted(names)]
 
 

@@ -38,7 +38,7 @@ def bytes_of(size: str) -> int:
     try:
         return int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise ValueError(f"{size!r} is not a size; give a number of MB, GB or TB, e.g. 20GB") from None
+        raise ValueError(f"{size!r} is not a size; give a number with the unit MB, GB or TB, e.g. 20GB") from None
 
 
 def _check_score(score: float | str | None) -> float | str | None:
@@ -169,7 +169,8 @@ files that fill the memory.
             )
         if self.augment not in ("auto", "crop") and self._has_crop_scale:
             raise ValueError(
-                "crop_scale applies only to augment: crop; set scale in the step, e.g. {name: crop, scale: [0.5, 1]}"
+                "crop_scale applies only to data.augment: crop; remove crop_scale, and set scale in a step "
+                "of data.augment, e.g. {name: crop, scale: [0.5, 1]}"
             )
         return self
 
@@ -177,8 +178,12 @@ files that fill the memory.
     def _groups_are_of_images(self) -> Self:
         several = len(self.sources) > 1 or self.sources[0].weight != 1
         if self.hard_negatives is not None and (self.captions == "all" or several):
-            what = "captions: all" if self.captions == "all" else "several sources, or a source with a weight"
-            raise ValueError(f"hard_negatives does not support {what}; remove one of them")
+            what = (
+                "data.captions: all"
+                if self.captions == "all"
+                else "several sources in data.train, or a source with a weight"
+            )
+            raise ValueError(f"hard_negatives does not support {what}; remove one of the two")
         return self
 
     @model_validator(mode="after")
@@ -186,10 +191,10 @@ files that fill the memory.
         if self.views is None:
             return self
         if self.store is None:
-            raise ValueError("views needs the store, but store is null; remove store, or remove views")
+            raise ValueError("views needs data.store, which is null; remove data.store or data.views")
         if self.augment == "none":
             raise ValueError(
-                f"views is {self.views}, but augment is none: all views would be equal; remove one of them"
+                f"views is {self.views}, but data.augment is none, so all views would be equal; remove one of the two"
             )
         return self
 

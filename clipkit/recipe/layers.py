@@ -37,14 +37,14 @@ def parse_layer(name: str) -> tuple[str, int | None]:
         if pooling in POOLINGS and (number is None or pooling in _NUMBERED):
             return pooling, None if number is None else int(number)
     listed = ", ".join(f"{pooling}{'[:N]' * (pooling in _NUMBERED)}" for pooling in POOLINGS)
-    raise ValueError(f"{name!r} is not a layer; use {listed}, with the number N of an earlier layer")
+    raise ValueError(f"{name!r} is not a layer; use {listed}, where N is the number of an earlier layer")
 
 
 def _check(layers: list[str]) -> list[str]:
     for name in layers:
         parse_layer(name)
     if repeated := next((name for name in layers if layers.count(name) > 1), None):
-        raise ValueError(f"{repeated} is listed twice; remove one")
+        raise ValueError(f"{repeated} is listed twice; list it only once")
     return layers
 
 
@@ -77,9 +77,12 @@ def check_tower(layers: object, tower: str) -> None:
     for name in layers if isinstance(layers, list) else ():
         pooling, number = parse_layer(name)
         if _ONLY.get(pooling, tower) != tower:
-            raise ValueError(f"layers: {name} applies only to {_ONLY[pooling]} towers; remove it")
+            raise ValueError(f"{tower}.layers: {name} applies only to {_ONLY[pooling]} towers; remove {name}")
         if number == 0 and tower == "image":
-            raise ValueError(f"layers: {name} does not exist, the stages of an image tower start at 1; remove it")
+            raise ValueError(
+                f"{tower}.layers: {name} does not exist, because the stages of an image tower are numbered from "
+                f"1; remove {name}"
+            )
 
 
 Layers = Annotated[

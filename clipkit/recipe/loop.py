@@ -81,7 +81,9 @@ class OptimRecipe(Section):
     @model_validator(mode="after")
     def _sgd_has_no_moments(self) -> Self:
         if self.warm_moments is not None and self.name == "sgd":
-            raise ValueError("warm_moments applies to adamw, not to sgd, which has no moments; remove it")
+            raise ValueError(
+                "warm_moments applies to optim.name: adamw, not to sgd, which has no moments; remove optim.warm_moments"
+            )
         return self
 
     @property
@@ -136,7 +138,7 @@ class TrainRecipe(Section):
     @model_validator(mode="after")
     def _shards_are_offloaded(self) -> Self:
         if self.cpu_offload and not self.shard:
-            raise ValueError("cpu_offload applies to sharded trunks; set train.shard: true, or remove it")
+            raise ValueError("cpu_offload applies only with train.shard: true; set it, or remove train.cpu_offload")
         return self
 
 

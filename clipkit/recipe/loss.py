@@ -84,21 +84,24 @@ class LossRecipe(LossOptions):
             if not self.name:
                 raise ValueError("name is an empty list; add at least one loss")
             if unused := self.unused_options([]):
-                raise ValueError(f"{unused[0]} is set next to a list of losses; move it into an entry of loss.name")
+                raise ValueError(
+                    f"{unused[0]} applies to a single loss, but the key name has a list of losses; move "
+                    f"{unused[0]} into an entry of the list"
+                )
         if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):
             raise ValueError(
-                f"name: {' + '.join(self.names)} alone would collapse all features to one point; combine it "
-                "with another loss, "
-                f"e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
+                f"name: {' + '.join(self.names)} alone would make all features equal; combine it with another "
+                f"loss, e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
             )
         for term in self.terms:
             options = LOSSES[term.name].options
             if unused := term.unused_options([term.name]):
                 raise ValueError(
-                    f"{unused[0]} does not apply to {term.name}; its options are {', '.join(options) or 'none'}"
+                    f"{unused[0]} does not apply to the loss {term.name}, whose options are "
+                    f"{', '.join(options) or 'none'}; remove {unused[0]}"
                 )
             if Need.TEACHER in LOSSES[term.name].needs and term.teacher is None:
-                raise ValueError(f"name: {term.name} needs a teacher; set teacher to the name of a model")
+                raise ValueError(f"name: {term.name} needs a teacher; add the key teacher with the name of a model")
         return self
 
 
@@ -139,5 +142,7 @@ class CaptionLossRecipe(LossRecipe):
             ("logit_bias", self.logit_bias, Need.BIAS),
         ):
             if value != "train" and need not in self.needs:
-                raise ValueError(f"{key} does not apply to {' + '.join(self.names)}, which does not use it; remove it")
+                raise ValueError(
+                    f"{key} does not apply to {' + '.join(self.names)}, which does not use it; remove loss.{key}"
+                )
         return self

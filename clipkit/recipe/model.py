@@ -117,7 +117,9 @@ class ModelRecipe(Section):
     @model_validator(mode="after")
     def _one_way_to_name_a_model(self) -> Self:
         if self.name is None and self.image.name is None and self.text.name is None:
-            raise ValueError("is empty; set name (a whole model), or image.name and text.name (two towers)")
+            raise ValueError(
+                "is empty; set model.name (a whole model), or model.image.name and model.text.name (two towers)"
+            )
         check_tower(self.image.layers, "image")
         check_tower(self.text.layers, "text")
         if self.name is not None:
@@ -140,7 +142,7 @@ class ModelRecipe(Section):
             if given:
                 raise ValueError(
                     f"{given[0]} applies only to a model of two towers, not to the whole model {self.name}; "
-                    "remove it, or remove name"
+                    f"remove model.{given[0]} or model.name"
                 )
         return self
 
@@ -149,28 +151,36 @@ class ModelRecipe(Section):
         for side, tower in (("image", self.image), ("text", self.text)):
             if tower.tune not in ADAPTER_METHODS and tower.lora != LoraRecipe():
                 raise ValueError(
-                    f"{side}.lora applies only to tune: lora and tune: dora, but {side}.tune is {tower.tune}; remove "
-                    "it, or change tune"
+                    f"{side}.lora applies only to tune: lora and tune: dora, but model.{side}.tune is "
+                    f"{tower.tune}; remove model.{side}.lora, or change model.{side}.tune"
                 )
             if tower.tune in ADAPTER_METHODS and self.name is None and not tower.pretrained:
                 raise ValueError(
-                    f"{side}.tune is {tower.tune}, which adapts pretrained weights, but {side}.pretrained is false; "
-                    "use tune: full"
+                    f"{side}.tune is {tower.tune}, which adapts pretrained weights, but "
+                    f"model.{side}.pretrained is false; set model.{side}.tune: full"
                 )
         return self
 
     @model_validator(mode="after")
     def _projection_fits_its_start(self) -> Self:
         if self.start == "cca" and (self.image.name is None or self.text.name is None):
-            raise ValueError("start: cca needs two towers; set image.name and text.name, or remove start")
+            raise ValueError(
+                "start: cca needs two towers; set model.image.name and model.text.name, or remove model.start"
+            )
         if self.start == "cca" and self.projection == "mlp":
-            raise ValueError("start: cca has no closed form for projection: mlp; use linear or residual")
+            raise ValueError(
+                "start: cca has no closed form for model.projection: mlp; set model.projection to linear or residual"
+            )
         if self.projection == "residual" and not self.starts_with_cca:
-            raise ValueError("projection: residual needs start: cca; set it, or use linear or mlp")
+            raise ValueError(
+                "projection: residual needs model.start: cca; set it, or set model.projection to linear or mlp"
+            )
         if self.dropout and self.projection != "residual":
-            raise ValueError("dropout applies only to projection: residual; remove it, or set projection: residual")
+            raise ValueError("dropout applies only to model.projection: residual; set it, or remove model.dropout")
         if not self.starts_with_cca and "auto" in (self.image.layers, self.text.layers):
-            raise ValueError("layers: auto is chosen with start: cca; set start: cca, or name the layers")
+            raise ValueError(
+                "image.layers: auto and model.text.layers: auto need model.start: cca; set it, or list the layers"
+            )
         return self
 
     @property

@@ -32,11 +32,17 @@ class Section(BaseModel):
             if isinstance(value, Mapping) and get_origin(field.annotation) is dict:  # other mappings are sections
                 parts = value.values()
             if any(isinstance(part, bool) for part in (value, *parts)) and not contains(field.annotation, bool, Any):
-                raise _invalid(name, value, "true and false (also yes, no, on, off) are not valid here; change it")
+                raise _invalid(
+                    name, value, "true and false (also yes, no, on, off) are not valid here; give another value"
+                )
             if any(isinstance(part, str) and "\0" in part for part in (value, *parts)):
-                raise _invalid(name, value, "it contains a NUL character; remove it")
+                raise _invalid(name, value, "it contains a NUL character; remove this character")
             if any(isinstance(part, str) and HALF.search(part) for part in (value, *parts)):
-                raise _invalid(name, value, "it contains half of a character; remove it, or rename the file")
+                raise _invalid(
+                    name,
+                    value,
+                    "it contains half of a character (a lone surrogate); remove this character, or rename the file",
+                )
         return values
 
 

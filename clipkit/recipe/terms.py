@@ -126,7 +126,10 @@ def _captions(sections: Sections, weight: float) -> list[Term]:
 def _views(sections: Sections, weight: float) -> list[Term]:
     views = sections.views
     if views is None:
-        raise ValueError("objective has views, but views is missing; add views: {image: {policies: [simclr, simclr]}}")
+        raise ValueError(
+            "objective contains views, but the section views is missing; add views: {image: {policies: [simclr, "
+            "simclr]}}"
+        )
     terms: list[Term] = []
     if views.image is not None:
         terms.append(_image_views(views.image, weight))
@@ -149,7 +152,7 @@ def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
         augmentation=steps_of(views.policies[0]),
         safe=views.safe,
         fewest_samples=2,
-        not_streamed=("views.image.safe or .positives",) * named,
+        not_streamed=("views.image.safe or views.image.positives",) * named,
         views=views,
     )
 
@@ -157,9 +160,8 @@ def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
 def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextViewsTerm:
     if dropout == 0 and views.are_equal:
         raise ValueError(
-            f"views.text.policies {views.policies} produces two equal views without dropout; set "
-            "model.text.dropout, e.g. "
-            "0.1, or use crop or sibling"
+            f"views.text.policies {views.policies} gives two equal views, because model.text.dropout is 0; "
+            "set model.text.dropout, e.g. 0.1, or use the policy crop or sibling"
         )
     return TextViewsTerm(
         name="text_views",
@@ -178,7 +180,9 @@ def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextVi
 
 def _translations(sections: Sections, weight: float) -> list[Term]:
     if sections.translations is None:
-        raise ValueError("objective has translations, but their teacher is missing; add translations: {teacher: MODEL}")
+        raise ValueError(
+            "objective contains translations, but translations.teacher is missing; add translations: {teacher: MODEL}"
+        )
     term = TranslationsTerm(
         name="translations",
         weight=weight,

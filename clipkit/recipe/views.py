@@ -17,8 +17,7 @@ def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
     for name in loss.names:
         if LOSSES[name].needs - {Need.IDS, Need.SCALE, Need.ANOTHER_LOSS}:
             raise ValueError(
-                f"{name} needs {LOSSES[name].requirements}, which is not available for views; use ntxent, "
-                "infonce or triplet"
+                f"{name} needs {LOSSES[name].requirements}, which views do not have; use ntxent, infonce or triplet"
             )
     return loss
 
@@ -69,7 +68,8 @@ or class.
     def _views_differ(self) -> Self:
         if sum(not steps_of(policy) for policy in self.policies) > 1:
             raise ValueError(
-                "policies contains the policy none more than once, so two views are equal; use e.g. [moco, moco]"
+                "policies contains the policy none more than once, so two views are equal; use, for example, "
+                "[moco, moco]"
             )
         return self
 

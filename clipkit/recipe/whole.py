@@ -117,8 +117,8 @@ class Recipe(Section):
             tune = (model.image if side == "image" else model.text).tune
             if not users and "translations" in self.objective and model.name is not None and tune != "frozen":
                 raise ValueError(
-                    f"objective translations trains only the text tower, but model.{side}.tune is {tune}; set it to "
-                    "frozen"
+                    f"objective translations trains only the text tower, but model.{side}.tune is {tune}; set "
+                    f"model.{side}.tune: frozen"
                 )
             if not users and model.name is None and model.has(side):
                 raise ValueError(
@@ -127,8 +127,8 @@ class Recipe(Section):
                 )
             if users and all(side in term.heads for term in users) and model.embed_dim:
                 raise ValueError(
-                    f"model.embed_dim adds a projection, but with views.{side}.head no loss trains it; remove "
-                    f"embed_dim, or set views.{side}.head: null"
+                    f"model.embed_dim adds a projection, but with views.{side}.head no loss trains this "
+                    f"projection; remove model.embed_dim, or set views.{side}.head: null"
                 )
         return self
 
@@ -156,9 +156,8 @@ class Recipe(Section):
             for key in (key for key in row.keys if key not in used):
                 if given := _changed(self, key):
                     raise ValueError(
-                        f"{given} applies only to the objective {name}, which this recipe does not have; remove "
-                        "it, or set "
-                        f"objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
+                        f"{given} applies only to the objective {name}, which this recipe does not have; "
+                        f"remove {given}, or set objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
                     )
         return self
 
@@ -183,27 +182,29 @@ class Recipe(Section):
             raise ValueError("data.labelled has images, but the model has no image tower; remove data.labelled")
         if data.labelled is None and data.labelled_test is not None:
             raise ValueError(
-                "data.labelled_test is set without data.labelled, the labeled training images; set both, or remove it"
+                "data.labelled_test is set without data.labelled, the labeled training images; set both, or "
+                "remove data.labelled_test"
             )
         if self.eval.interpolate and (self.model.name is None or not self.metrics):
             raise ValueError(
-                "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
-                "the weights; set both, or remove it"
+                "eval.interpolate needs model.name, the whole model that training starts from, and "
+                "data.validation, to choose the weights; set both, or remove eval.interpolate"
             )
         for key in _BY_START:
             if getattr(data, key) is not None and self.model.name is None:
                 raise ValueError(
                     f"data.{key} needs model.name, a whole model that can compare images with captions before "
-                    f"training; set it, or remove data.{key}"
+                    f"training; set model.name, or remove data.{key}"
                 )
         if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
             raise ValueError(
-                "eval.max_forgetting limits how much eval.interpolate may lose on the data of eval.retention, so it "
-                "needs both; set both, or remove it"
+                "eval.max_forgetting limits how much eval.interpolate may lose on the data of "
+                "eval.retention, so it needs both; set both, or remove eval.max_forgetting"
             )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError(
-                "eval.patience needs evaluations during training, but there are none; set data.validation, or remove it"
+                "eval.patience needs evaluations during training, but there are none; set data.validation, "
+                "or remove eval.patience"
             )
         if self.eval.metric != "auto" and self.metrics and self.eval.metric not in self.metrics:
             raise ValueError(
@@ -234,7 +235,7 @@ class Recipe(Section):
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe (a YAML file)") from None
         except ValueError as error:
-            raise RecipeError(f"{path}: is not valid YAML ({error}); fix it") from None
+            raise RecipeError(f"{path}: is not valid YAML ({error}); fix the file") from None
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: is not a recipe; write a mapping of sections (model, data, train, …)")
         changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides, cls)

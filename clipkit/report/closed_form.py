@@ -22,7 +22,7 @@ def closed_form_tables(results: dict[str, Any]) -> list[Table]:
             "after training": [number(name, results["metrics"][name]["value"]) for name in validated],
         }
         rows = [[stage, *cells] for stage, cells in stages.items()]
-        note = "Measured on the validation pairs, which were not used to choose the start."
+        note = "Measured on the validation pairs, which were not used to choose the closed-form start."
         tables.append(Table("Closed-form start and training", ["", *map(readable, validated)], rows, note, strong=None))
     columns = ["image layers", "text layers", "ridge", "coordinates", *map(readable, _METRICS)]
     rows = [

@@ -102,7 +102,7 @@ def _disagreements(queries: Sequence[Mapping[str, Any]]) -> list[Grid]:
                 "and the rank of the correct answer."
             )
             if "first_right" in examples[0]:
-                note = f"The {plural} that only one of the two models answers correctly."
+                note = f"The {plural} for which only one of the two models gives the correct answer."
             grids.append(Grid(f"{title}: {kind} queries", [_example(query, second_wins) for query in examples], note))
     return grids
 

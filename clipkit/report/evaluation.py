@@ -75,7 +75,7 @@ def prompt_choices_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             ]
         )
     header = ["class names", "templates", "prompts", "cut", readable("acc1"), "difference (95 % interval)"]
-    note = "The first row is this evaluation. cut: prompts longer than the model's context."
+    note = "The first row is this evaluation. cut: number of prompts longer than the model's context."
     return [Table("Choices of prompts", header, cells, note, strong=4, words=[1])]
 
 

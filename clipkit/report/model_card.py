@@ -60,7 +60,7 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for finding in result.get("findings", []):
             if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is from earlier versions
                 count = finding.get("count") or "some"
-                note += f" Warning: {count} training images are in this data too; the values are too high."
+                note += f" Warning: {count} training images are also in this data, so the values are too high."
         parts += [note, "\n".join(rows)]
     return ["## Evaluation results", *parts] if parts else []
 

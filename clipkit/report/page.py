@@ -19,8 +19,9 @@ from clipkit.tasks import number, readable, shown_metrics
 _THUMBNAIL = 112  # pixels
 _PHONE = 46  # number of letters, in a table's font, that fit the width of a phone
 CALIBRATION_NOTE = (
-    "Calibration error: the mean difference between the model's confidence in its answer and the share of such answers "
-    "that are correct; 0 is best, and a model that is always confident and often wrong has a large calibration error."
+    "Calibration error: the mean difference between the model's confidence in its answers and the share of "
+    "these answers that are correct; 0 is best. A model that is often confident and wrong has a large "
+    "calibration error."
 )
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 

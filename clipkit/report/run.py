@@ -86,18 +86,24 @@ _SAMPLED = "Evenly spaced queries, not selected by hand. Numbers are cosine simi
 # Kinds of examples that were selected by their answers, and neighbors: (title, note).
 _EXAMPLES = {
     "best": ("Best text queries", "Captions whose correct image is at rank 1 with the highest similarity."),
-    "worst": ("Worst text queries", "Captions whose correct image ranks last; it is shown at the end, marked ✓."),
+    "worst": (
+        "Worst text queries",
+        "Captions whose correct image has the worst rank; the correct image is shown at the end, marked ✓.",
+    ),
     "mistake": (
         "Most confident mistakes",
         "Wrong predictions (✗) with the highest confidence, and the correct class (✓).",
     ),
-    "neighbors": ("Nearest neighbors", "Evenly spaced items, not selected by hand, each with the five most similar."),
+    "neighbors": (
+        "Nearest neighbors",
+        "Evenly spaced items, not selected by hand, each with the five most similar items.",
+    ),
 }
 
 
 _MAPS = (
-    "The maps show which parts of the image match each class: bright parts most. Each map has its own scale; "
-    "clipkit explain measures how far to trust one."
+    "The maps show which parts of the image match each class: the brightest parts match best. Brightness is "
+    "scaled separately for each map; clipkit explain measures how faithful a map is."
 )
 
 
@@ -129,8 +135,10 @@ def _lead(results: dict[str, Any]) -> str:
     best = results["settings"].get("best")
     took = f"{results['settings']['steps']:,} steps in {duration(results['seconds'])}"
     if best is None:
-        return f"{took}. The last weights are kept: the run has no validation data."
-    return f"{took}. The weights of step {best['step']:,} are kept: they have the best {readable(best['metric'])}."
+        return f"{took}. The last weights are kept, because the run has no validation data."
+    return (
+        f"{took}. The weights of step {best['step']:,} are kept, because they have the best {readable(best['metric'])}."
+    )
 
 
 def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
@@ -224,7 +232,7 @@ def _interpolation_chart(settings: dict[str, Any]) -> Chart:
     rule = settings.get("interpolation_rule")
     note = f"Alpha 0: the weights before training; 1: after it. Kept: alpha {alpha:g}, {figures}"
     least = None if most is None else ("least retention", rows[0]["retention"] - most)
-    title = f"Interpolation between start and end weights (kept: alpha {alpha:g})"
+    title = f"Interpolation between the weights before and after training (kept: alpha {alpha:g})"
     note += f"; it has {rule}." if rule else "."
     return _curves(title, columns, rows, "share", x="alpha", note=note, reference=least)
 

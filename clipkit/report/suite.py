@@ -42,7 +42,7 @@ def _cut_note(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if (row.get("captions_cut") or 0) >= FEW
     ]
-    return f"Captions longer than the context are cut: {'; '.join(cut)}." if cut else ""
+    return f"Captions longer than the context length are cut off: {'; '.join(cut)}." if cut else ""
 
 
 def _published_table(
@@ -86,8 +86,9 @@ def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping
     ]  # fmt: skip
     header = ["", "version of", "model", "original", "this version", "relative drop", "robustness"]
     note = (
-        "Relative drop: share of the accuracy on the original dataset that is lost. Robustness: effective robustness, "
-        "i.e. points of accuracy above the value that the baseline models predict; a baseline has none."
+        "Relative drop: share of the accuracy on the original dataset that is lost. Robustness: effective "
+        "robustness, i.e. points of accuracy above the value that is predicted from the baseline models; a "
+        "baseline model itself has none."
     )
     means = [
         [

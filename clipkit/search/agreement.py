@@ -153,8 +153,8 @@ class Pair:
         shared = [n for n, text in enumerate(one.texts) if text in number_in_other and text in row_of]
         if not shared:
             raise DataError(
-                f"{one.path} and {other.path}: have no caption in common; give queries with --queries F.txt, one per "
-                "line"
+                f"{one.path} and {other.path}: have no caption in common; give a text file with one query per "
+                "line: --queries F.txt"
             )
         chosen = [shared[n] for n in np.unique(np.linspace(0, len(shared) - 1, MOST_QUERIES).astype(np.int64))]
         texts = [one.texts[n] for n in chosen]

@@ -59,9 +59,11 @@ def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]
         values = parquet.read_table(file, columns=[column])[column].to_pylist()
         keys = [bytes.fromhex(value) if kind == "rows" else text_key(value) for value in values]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: the index is damaged ({one_line(error)}); give another --out") from None
+        raise DataError(f"{file}: the index is damaged ({one_line(error)}); give another folder with --out") from None
     if len(keys) != manifest["rows" if kind == "rows" else "texts"]:
-        raise DataError(f"{file}: the index is damaged (wrong number of {kind}: {len(keys)}); give another --out")
+        raise DataError(
+            f"{file}: the index is damaged (wrong number of {kind}: {len(keys)}); give another folder with --out"
+        )
     return keys
 
 

@@ -18,7 +18,7 @@ def check_is_index(folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         return
     if not folder.is_dir():
-        raise DataError(f"{folder}: folder not found; make the index with clipkit embed D --model M --out {folder}")
+        raise DataError(f"{folder}: folder not found; write the index with clipkit embed D --model M --out {folder}")
     if (folder / UNFINISHED).is_dir():
         raise DataError(f"{folder}: is an unfinished index; run the same clipkit embed command again")
     raise DataError(f"{folder}: is not an index (it has no {MANIFEST}); give a folder that clipkit embed wrote")
@@ -35,7 +35,7 @@ def check_index_folder(folder: Path) -> None:
     if not folder.absolute().parent.is_dir():
         raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
     if folder.is_dir() and any(folder.iterdir()) and not _is_index(folder):
-        raise OutputError(f"{folder}: is not empty and not an index; give a new or empty folder")
+        raise OutputError(f"{folder}: is not an index, but contains files; give a new or empty folder")
 
 
 def _is_index(folder: Path) -> bool:

@@ -26,7 +26,10 @@ class IndexedImages:
     @cached_property
     def _images(self) -> Images:
         if self.source is None:
-            raise DataError(f"{self.name}: was made from a Python object; to open its images, embed a file or folder")
+            raise DataError(
+                f"{self.name}: was made from a Python object, so its images cannot be opened; run clipkit embed "
+                "with a file or folder"
+            )
         return read_images(self.source)
 
     def file(self, location: str, position: int, content: str) -> Path | Stored:
@@ -42,8 +45,8 @@ class IndexedImages:
         """
         if position < 0:
             raise DataError(
-                f"{self.name}: was made from a stream, whose images cannot be opened again; download the shards and "
-                "embed them"
+                f"{self.name}: was made from a stream, whose images cannot be opened again; download the "
+                "shards, and run clipkit embed with them"
             )
         files = self._images.files
         if position < len(files) and self._images.location(position) == location:
@@ -63,7 +66,7 @@ class IndexedImages:
             return False
 
     def _changed(self, location: str) -> Any:
-        raise DataError(f"{location}: is gone or has changed since it was embedded; run clipkit embed again")
+        raise DataError(f"{location}: is missing or has changed since the index was written; run clipkit embed again")
 
     def open(self, location: str, position: int, content: str) -> Any:
         """Return the image as an RGB PIL image; arguments and errors as for `file`."""

@@ -220,8 +220,8 @@ class Index:
         allowed = None if mask is None else np.flatnonzero(mask)
         calibrations = self.calibrations if words is not None else {}
         if precision is not None and not calibrations:
-            why = "applies only to searches for words" if words is None else "needs an index with enough captions"
-            raise UserError(f"precision {precision}: {why}, because relevance is calibrated on captions; leave it out")
+            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
+            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
         results = []
@@ -329,8 +329,7 @@ class Index:
         if len(matches) != 1:
             what = "no image" if not len(matches) else f"{len(matches)} images"
             raise DataError(
-                f"{self.path}: has {what} with the location {image[:200]}; copy the location from the results of a "
-                "search"
+                f"{self.path}: has {what} with the location {image[:200]}; copy the location from a search result"
             )
         return int(matches[0])
 

@@ -65,7 +65,9 @@ def check_label_column(index: Index, column: str) -> None:
     """
     known = label_columns(index.rows)
     if column not in known:
-        advice = f"give one of {', '.join(known)}" if known else "embed data with a column of labels"
+        advice = (
+            f"give one of {', '.join(known)}" if known else "run clipkit embed with data that has a column of labels"
+        )
         raise DataError(f"{index.path}: has no column {column[:200]!r} that may hold labels; {advice}")
 
 

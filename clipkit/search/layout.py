@@ -40,8 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: is not an index of clipkit; give a folder that clipkit embed wrote")
     if manifest.get("version") != VERSION:
         raise DataError(
-            f"{folder}: is an index of version {str(manifest.get('version'))[:20]}, and this clipkit reads version "
-            f"{VERSION}; run clipkit embed again with another --out"
+            f"{folder}: is an index of version {str(manifest.get('version'))[:20]}, but this version of "
+            f"clipkit reads version {VERSION}; run clipkit embed with another folder as --out"
         )
     if not manifest.keys() >= _KEYS or not _is_table_of_files(manifest["files"]):
         raise _damaged(folder / MANIFEST, "entries are missing")
@@ -73,7 +73,7 @@ def _is_table_of_files(files: Any) -> bool:
 
 
 def _damaged(file: Path, reason: str) -> DataError:
-    return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed again with a new --out")
+    return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed with a new folder as --out")
 
 
 def check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
         DataError: the manifest does not name the file.
     """
     if kind not in manifest["files"]:
-        raise _damaged(folder / MANIFEST, f"it names no {kind}")
+        raise _damaged(folder / MANIFEST, f"it contains no {kind}")
     return folder / str(manifest["files"][kind]["name"])
 
 

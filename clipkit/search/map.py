@@ -127,4 +127,6 @@ def _write(file: Path, made_by: dict[str, str], made: Map) -> None:
     try:
         write_whole(file, content.getvalue())
     except OSError as error:
-        log.warning("%s: the map cannot be stored (%s), so it is made each time", file, error.strerror)
+        log.warning(
+            "%s: the map cannot be stored (%s), so each start of clipkit browse computes it again", file, error.strerror
+        )

@@ -69,7 +69,6 @@ def check_same_model(
     if same_model(stored, side, features):
         return
     raise DataError(
-        f"{folder}: was made by another model: its {side} features differ from the features of {model}; use the model "
-        "of the "
-        "index, or embed the data again with another --out"
+        f"{folder}: was made with another model: its {side} features differ from those of {model}; use the "
+        "model of the index, or run clipkit embed with another folder as --out"
     )

@@ -40,7 +40,7 @@ def check_qdrant() -> None:
     """
     if server() is None:
         raise UserError(
-            "--qdrant: the environment variable QDRANT_URL is not set; set it, e.g. to http://localhost:6333"
+            "--qdrant: the environment variable QDRANT_URL is not set; set QDRANT_URL, e.g. to http://localhost:6333"
         )
     check_extra("qdrant", ["qdrant_client"])
 

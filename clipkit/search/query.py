@@ -64,7 +64,7 @@ def terms_of(
                 f"the weight {term.weight} of {str(term.what)[:80]!r} is not valid; give a number between -1e6 and 1e6"
             )
     if not any(term.weight > 0 for term in terms):
-        raise DataError("the query has nothing to look for; give words, an image or an image of the index")
+        raise DataError("the query has no part with a positive weight; give words, an image or an image of the index")
     return terms
 
 

@@ -155,8 +155,8 @@ class _Writer:
                 write_whole(mark, fingerprint)
             elif mark.read_text(encoding="utf-8") != fingerprint:
                 raise DataError(
-                    f"{self.folder}: was started with another model, library version or device; use the same as "
-                    "before, or give another --out"
+                    f"{self.folder}: was written with another model, library version or device; use the same "
+                    "model, version and device as before, or give another folder with --out"
                 )
 
         self.processes.on_main(prepare)
@@ -256,7 +256,7 @@ class _Writer:
         sound = [row for row in range(len(new)) if row not in bad]
         if not rows[sound].isfinite().all():
             raise ModelError(
-                f"{self.model.name}: its features are not finite; half precision may overflow: load it in float32"
+                f"{self.model.name}: its features are not finite; half precision may overflow: use --dtype fp32"
             )
         if sound:
             log.add([new[row][0] for row in sound], rows[sound].numpy())
@@ -268,7 +268,7 @@ class _Writer:
         encoded = sum(self.processes.gather_objects(self.encoded))
         if not found.keys:
             why = f", the first because: {found.skipped[0]['reason']}" if found.skipped else ""
-            raise DataError(f"none of the images can be read{why}; check the data")
+            raise DataError(f"none of the images can be read{why}; check the image paths and files")
         manifest: dict[str, Any] = {}
 
         def write() -> None:

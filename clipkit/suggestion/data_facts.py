@@ -108,7 +108,7 @@ def with_templates(source: str, pairs: Pairs) -> str:
 def _of_source(source: str) -> tuple[Pairs, int]:
     pairs = read_pairs(source, broken=("images", "captions"))
     if len(pairs.images) < 2:
-        raise DataError(f"{source}: has {len(pairs.images)} image, too few to train on; give more data")
+        raise DataError(f"{source}: has {len(pairs.images)} image(s), too few for training; give more data")
     return pairs, len(pairs.images)
 
 

@@ -63,8 +63,8 @@ def model_facts(name: str | None, image: str | None, text: str | None) -> tuple[
     if name is not None:
         if name.startswith("open_clip:") and not {"/", "?"} & set(name):
             raise ModelError(
-                f"{name}: has random weights, and a recipe is suggested for a pretrained model; add a tag (open_clip:"
-                "ARCH/TAG), or start from recipes/demo_emoji.yaml to train from scratch"
+                f"{name}: has random weights, but clipkit suggest needs a pretrained model; add a tag "
+                "(open_clip:ARCH/TAG), or start from recipes/demo_emoji.yaml to train from scratch"
             )
         names, model = {"model.name": name}, load(name, device="cpu")
     else:

@@ -38,8 +38,11 @@ def validation(s: Situation) -> Choice | None:
         return None
     count = s.data.images
     share = 0.2 if count < 1000 else 0.1 if count < 20_000 else round(max(2000 / count, 0.001), 3)
-    twins = "; copies of a held-out image may be in the training part" if s.data.share_duplicates > 0.01 else ""
-    reason = f"{round(share * count):,} images, held out by the hash of their names, select the epoch to keep{twins}"
+    twins = "; copies of a held-out image may remain in the training data" if s.data.share_duplicates > 0.01 else ""
+    reason = (
+        f"{round(share * count):,} images, chosen by the hash of their names, are held out to select the best "
+        f"epoch{twins}"
+    )
     return Choice(share, reason)
 
 
@@ -47,15 +50,15 @@ def tune(s: Situation) -> Choice:
     """Choose the tuning method of both towers."""
     model, machine = s.model, s.machine
     if model.is_new:
-        start = "start at random: a stream has no closed form" if s.data.is_stream else "start in closed form"
-        return Choice("frozen", f"only the projections between the towers learn; they {start}", _TOWERS)
+        start = "start at random, because a stream has no closed form" if s.data.is_stream else "start in closed form"
+        return Choice("frozen", f"only the projections of the towers are trained; they {start}", _TOWERS)
     hours = s.hours(_usual_epochs(s))
     if not machine.has_gpu and hours > _NIGHT:
         method = "last:2" if hours / 3 <= _NIGHT else "head"
         part = "the last two blocks" if method == "last:2" else "the projections"
         reason = (
-            f"without a GPU, full tuning would take about {duration(3600 * hours)}, so only {part} are trained, "
-            "on stored outputs of the layers before. On a machine with a GPU, use full"
+            f"without a GPU, full tuning would take about {duration(3600 * hours)}, so only {part} are "
+            "trained, on stored outputs of the frozen layers. On a machine with a GPU, use full"
         )
         return Choice(method, reason, "docs/speed.md, Stored inputs")
     if model.training_bytes > 0.9 * machine.memory:
@@ -66,13 +69,14 @@ def tune(s: Situation) -> Choice:
         return Choice("lora", reason, "Hu et al. 2022, LoRA")
     if s.images < _FEW:
         reason = (
-            f"{s.images:,} images are few. In 80 runs of ViT-B/32, LoRA kept a zero-shot accuracy of 45 to 58 % on "
-            "CIFAR-100, full tuning 9 to 11 %. Not tested on your data: compare it with full if it matters"
+            f"{s.images:,} images are a small dataset. In 80 runs of ViT-B/32, LoRA kept a zero-shot accuracy "
+            "of 45 to 58 % on CIFAR-100, full tuning 9 to 11 %. Your data may behave differently: if "
+            "forgetting matters, compare with full"
         )
         return Choice("lora", reason, "arXiv 2604.16410")
     reason = (
-        f"{s.images:,} images, about {duration(3600 * hours)} on this machine; in our tests on a small model, full "
-        "tuning learned most and forgot least"
+        f"{s.images:,} images, about {duration(3600 * hours)} on this machine; in our tests on a small model, "
+        "full tuning learned the most and forgot the least"
     )
     return Choice("full", reason, _TUNED)
 
@@ -93,7 +97,7 @@ def captions(s: Situation) -> Choice:
         return Choice("all", reason, f"{_TOWERS}, Settings")
     what = "templates" if s.data.has_labels else "captions"
     if several:
-        return Choice("one", f"each epoch uses another of the {s.data.captions_per_image:g} {what} of an image")
+        return Choice("one", f"each epoch uses a different one of the {s.data.captions_per_image:g} {what} of an image")
     return Choice("one", "one caption per image")
 
 
@@ -107,7 +111,10 @@ def samples(s: Situation) -> Choice | None:
     """Choose the length of an epoch of a stream."""
     if not s.data.is_stream:
         return None
-    reason = "pairs in the first shard times (number of shards − 1); lower it if the run reports that the stream ended"
+    reason = (
+        "number of pairs in the first shard × (number of shards − 1); use a lower number if the run reports that "
+        "the stream ended"
+    )
     return Choice(s.data.images, reason)
 
 
@@ -117,7 +124,11 @@ def loss(s: Situation) -> Choice:
         return Choice("sigmoid", "the model has a logit bias, so it was trained with the sigmoid loss", "Zhai et al. "
                       "2023, SigLIP")  # fmt: skip
     labels = " Prompts of one class are positives of each other" if s.data.has_labels else ""
-    how = "for frozen towers it was better than sigmoid" if s.model.is_new else "the loss of CLIP's pretraining"
+    how = (
+        "for frozen towers, it was better than sigmoid in our tests"
+        if s.model.is_new
+        else "the loss of CLIP's pretraining"
+    )
     return Choice("infonce", f"{how}.{labels}" if labels else how, _FLYP if labels else "Radford et al. 2021, CLIP")
 
 
@@ -127,7 +138,8 @@ def logit_scale(s: Situation) -> Choice | None:
     if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
         return None
     reason = (
-        f"with {size} pairs and a scale of {s.model.scale:.0f} the loss is near 0, so the scale would change at random"
+        f"with {size} pairs and a logit scale of {s.model.scale:.0f} the loss is near 0, so a trained logit "
+        "scale would change at random"
     )
     return Choice("freeze", reason, "open_clip issue 948")
 
@@ -139,17 +151,20 @@ def learning_rate(s: Situation) -> Choice:
     if s.model.is_new:
         return Choice(
             3e-3,
-            "new projections after a closed-form start, for few epochs: 4 with all captions, 10 with one",
+            "new projections after a closed-form start, for few epochs: 4 with all captions, 10 with one "
+            "caption per image",
             f"{_TOWERS}, Settings",
         )
     if s.tune == "head":
-        reason = "only the projections are trained, which need the high rates of new weights"
+        reason = "only the projections are trained, which need the high learning rates of new weights"
         return Choice(1e-3, reason, "Fahes et al. 2024, ProLIP")
     full = _full_rate(s.model.parameters)
     millions = s.model.parameters / 1e6
     size = f"{millions:.0f} M parameters" if millions >= 10 else f"{millions:.2g} M parameters"
     if s.tune == "lora":
-        reason = f"20 times the rate of full tuning ({full:g} for {size}); at low rates LoRA underfits"
+        reason = (
+            f"20 times the learning rate of full tuning ({full:g} for {size}); at low learning rates, LoRA underfits"
+        )
         return Choice(_rounded(20 * full), reason, "Zanella and Ben Ayed 2024, CLIP-LoRA; arXiv 2604.16410")
     reason = f"1e-5 for 150 M parameters (FLYP), less for larger models, from 1e-6 to 1e-4; this model has {size}"
     return Choice(full, reason, _FLYP)
@@ -159,7 +174,7 @@ def layer_decay(s: Situation) -> Choice | None:
     """Choose lower learning rates for the layers near the input of a deep model."""
     if s.tune != "full" or max(s.model.blocks) < 24:
         return None
-    reason = f"for a deep model ({max(s.model.blocks)} blocks); in our test it did not help a model of 4 blocks"
+    reason = f"for a deep model ({max(s.model.blocks)} blocks); in our test, this did not help a model of 4 blocks"
     return Choice(0.75, reason, f"Dong et al. 2022, FT-CLIP; {_TUNED}")
 
 
@@ -182,7 +197,7 @@ def batch_size(s: Situation) -> Choice:
         if size == 512
         else f"about {max(1, images // size):,} batches cover all images"
     )
-    return Choice(size, f"{why}; micro-batches limit the memory", _FLYP if size == 512 else "")
+    return Choice(size, f"{why}; micro-batches reduce the memory", _FLYP if size == 512 else "")
 
 
 def epochs(s: Situation) -> Choice:
@@ -207,7 +222,11 @@ def retention(s: Situation) -> Choice | None:
     """Choose the data on which forgetting is measured: the data given by the user."""
     if s.retention is None:
         return None
-    return Choice(s.retention, "as given: measured before the first step and at each evaluation", "docs/keeping.md")
+    return Choice(
+        s.retention,
+        "the data given with --retention; measured before the first step and at each evaluation",
+        "docs/keeping.md",
+    )
 
 
 def interpolate(s: Situation) -> Choice | None:
@@ -222,8 +241,9 @@ def max_forgetting(s: Situation) -> Choice | None:
     if not _keeps(s):
         return None
     reason = (
-        "keeps the best mixture that loses at most one point of retention. This does not keep 95 % of the gain: on a "
-        "small model it kept 49 %. Look at the curve in the report, or remove this line for the highest mean of both"
+        "selects the best mixture that loses at most one point of retention. This does not keep 95 % of the "
+        "gain: on a small model, the best mixture kept 49 %. See the curve in the report, or remove this "
+        "line to select the highest mean of both"
     )
     return Choice(0.01, reason, _TUNED)
 

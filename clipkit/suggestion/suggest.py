@@ -14,7 +14,9 @@ from clipkit.suggestion.rules import RULES
 from clipkit.suggestion.situation import Choice, Situation
 from clipkit.suggestion.written import Suggestion
 
-_LABELS = "the name of its class in each template is a caption of an image; edit them as templates=FILE"
+_LABELS = (
+    "each template with the name of the class is a caption of an image; to change the templates, write templates=FILE"
+)
 
 
 def suggest(
@@ -48,7 +50,9 @@ def suggest(
         >>> clipkit.train(suggestion.recipe)                                              # doctest: +SKIP
     """
     if (model is None) == (image_tower is None and text_tower is None):
-        raise ModelError("give either a model, or an image tower and a text tower (--model, or both --…-tower)")
+        raise ModelError(
+            "give either a model (--model), or an image tower and a text tower (--image-tower and --text-tower)"
+        )
     measured, token_counts = model_facts(model, image_tower, text_tower)
     facts = data_facts(data, token_counts, measured.context_length, measured.image_size)
     if validation is not None:

@@ -70,7 +70,9 @@ class Suggestion:
             OutputError: the file exists or cannot be written.
         """
         if Path(file).exists():
-            raise OutputError(f"{file}: exists, and recipes are not overwritten; give another file")
+            raise OutputError(
+                f"{file}: already exists, and clipkit suggest does not overwrite files; give another file"
+            )
         try:
             write_whole(Path(file), self.to_yaml())
         except OSError as error:
@@ -86,8 +88,8 @@ class Suggestion:
         gpu = "" if machine.has_gpu else ", no GPU"
         kind = "sigmoid loss (SigLIP)" if model.has_bias else "softmax loss (CLIP)"
         paragraphs = [
-            "Suggested by `clipkit suggest`. The comment of each key is the reason (and its source). Edit the "
-            "recipe, then:",
+            "Suggested by `clipkit suggest`. The comment of each key gives the reason for its value, and the "
+            "source of the reason. Edit the recipe, then run:",
             "",
             "  clipkit train RECIPE.yaml",
             "",
@@ -110,19 +112,20 @@ class Suggestion:
         lines = [finding.line() for finding in self.data.findings]
         if "data.validation" not in self.choices:
             lines.append(
-                "there is no validation data to select the best epoch, so the last weights are kept: set "
+                "without validation data, the last weights are kept instead of those of the best epoch: set "
                 "data.validation"
             )
         if "eval.retention" not in self.choices and not self.model.is_new:
             lines.append(
-                "tuning makes a model worse on other data (a small model lost 15 of 87 points; docs/benchmarks.md, "
-                "What does tuning forget?): set eval.retention to data on which it should stay good (clipkit suggest "
-                "--retention D); the recipe then also mixes the old and the new weights"
+                "tuning makes a model worse on other data (a small model lost 15 of 87 points; "
+                "docs/benchmarks.md, What does tuning forget?): set eval.retention to data on which the "
+                "model should not get worse (clipkit suggest --retention D); the recipe then also mixes the "
+                "weights before and after training"
             )
         elif "eval.retention" in self.choices and "eval.interpolate" not in self.choices:
             lines.append(
-                "forgetting is measured, but nothing limits it: a mixture of old and new weights is chosen on "
-                "validation data, and of a pretrained model"
+                "forgetting is measured, but not limited: a mixture of the weights before and after training "
+                "needs validation data and a pretrained whole model"
             )
         return lines
 

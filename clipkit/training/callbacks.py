@@ -117,7 +117,7 @@ class Callbacks:
             for name, figure in (callback.on_step(self.run, dict(row)) or {}).items():
                 where = f"{type(callback).__name__}.on_step: the number {name}"
                 if name in row or name in added:
-                    raise TrainingError(f"{where} has a name that is already used in the row of the step; rename it")
+                    raise TrainingError(f"{where} has a name that is already used in metrics.jsonl; use another name")
                 if not isinstance(figure, int | float) or not math.isfinite(figure):
                     raise TrainingError(f"{where} is {figure!r}, not a finite number; return a finite float")
                 added[name] = figure

@@ -97,11 +97,14 @@ def cross_fit(
     given = Given(train=train)
     recipe = given.recipe(recipe, dict(overrides or {}) | {"data.validation": None})
     if not recipe.is_cross_modal:
-        raise RecipeError(f"objective is {'+'.join(recipe.objective)}; use the objective captions to compare captions")
+        raise RecipeError(
+            f"objective is {'+'.join(recipe.objective)}; set objective: captions, which is needed to find "
+            "doubtful captions"
+        )
     accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
     processes = Processes(accelerator)
     if processes.count > 1:
-        raise RecipeError(f"doubtful captions were requested from {processes.count} processes; use one process")
+        raise RecipeError(f"clipkit data doubtful was started with {processes.count} processes; use one process")
     log = RunLog(enabled=True)
     with _nothing_to_resume(), StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
         whole = make_plan(recipe, accelerator, given)
@@ -140,7 +143,9 @@ def _nothing_to_resume() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Interrupted("stopped before the last fold ended; run the command again", error.code) from None
+        raise Interrupted(
+            "stopped before the last fold was finished; run the command again from the start", error.code
+        ) from None
 
 
 def _captions_of(pairs: Pairs, images: NDArray[np.int64]) -> NDArray[np.int64]:

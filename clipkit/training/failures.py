@@ -31,11 +31,11 @@ def failures_in_one_line(
         if death is not None:
             image = last_seen(str(death))
             reason = (
-                f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; the system kills "
-                "processes when memory runs out: if it did, lower data.workers"
+                f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; if the machine "
+                "ran out of memory and its system killed the worker, lower data.workers"
             )
         elif isinstance(error, MemoryError):
-            reason = "out of memory while images are read; lower data.workers or data.max_pixels"
+            reason = "out of memory while images were read; lower data.workers or data.max_pixels"
         elif not isinstance(error, RuntimeError):
             raise
         elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a pass through a sharded trunk
@@ -49,7 +49,7 @@ def failures_in_one_line(
             )
         else:
             raise
-        failure = TrainingError(f"after step {step()}: {reason}, then continue with --resume")
+        failure = TrainingError(f"after step {step()}: {reason}, then continue the run with --resume")
         failure.everywhere = False
         raise failure from None
 

@@ -43,14 +43,16 @@ class Given:
 
     def __post_init__(self) -> None:
         if self.identity not in (None, "content"):
-            raise RecipeError(f"identity is {self.identity!r}; give 'content', or leave it out")
+            raise RecipeError(f"identity is {self.identity!r}; give 'content', or leave out identity")
         if self.model is not None and not isinstance(self.model, DualEncoder):
             raise RecipeError(
                 f"model is {kind_of(self.model)}, not a DualEncoder; give clipkit.load(…), "
                 "clipkit.DualEncoder.from_modules(…), or model.name in the recipe"
             )
         if self.loss is not None and self.objective is not None:
-            raise RecipeError("both loss and objective are given; give one of them: an objective has its own loss")
+            raise RecipeError(
+                "both loss and objective are given; give only one of the two, because an objective has its own loss"
+            )
         if self.loss is not None:
             checked_loss(self.loss)
         checked_callbacks(self.callbacks)
@@ -74,8 +76,8 @@ class Given:
             whole = Recipe.from_yaml(recipe, changes)
         if self.loss is not None and whole.loss != type(whole.loss)():
             raise RecipeError(
-                f"loss is given in Python, but the recipe sets loss.name {'+'.join(whole.loss.names)}; remove one of "
-                "them"
+                f"loss is given in Python, but the recipe also sets loss.name {'+'.join(whole.loss.names)}; "
+                "remove one of the two"
             )
         if (self.loss is not None or self.objective is not None) and list(whole.objective) != ["captions"]:
             raise RecipeError(

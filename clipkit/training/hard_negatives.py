@@ -37,7 +37,7 @@ def hard_groups(
     neighbors = processes.rows_of_main(found).numpy()
     with_any = int((neighbors >= 0).any(axis=1).sum())
     note = (
-        f"data.hard_negatives: {with_any:,} of {counted(len(pairs.images), 'image')} have hard negatives with a margin "
-        f"of {recipe.margin:g}; batches are composed of groups of up to {recipe.group}"
+        f"data.hard_negatives: {with_any:,} of {counted(len(pairs.images), 'image')} have hard negatives with "
+        f"a margin of {recipe.margin:g}; batches consist of groups of up to {recipe.group} images"
     )
     return HardGroups(neighbors, recipe.group), note

@@ -52,9 +52,9 @@ def micro_batch_size_of(
         size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
     if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
         raise RecipeError(
-            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "
-            f"batch of {batch_size}; use one process and train.micro_batch_size: {batch_size}, a smaller batch, or a "
-            "tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
+            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of "
+            f"the whole batch of {batch_size}; use one process and train.micro_batch_size: {batch_size}, a "
+            "smaller batch, or a tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
         )
     return size
 

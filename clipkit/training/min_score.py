@@ -101,6 +101,6 @@ def _left_out(pairs: Pairs, scores: NDArray[np.float32], dropped: NDArray[np.boo
     )
     return (
         f"data.min_score leaves out {len(rows):,} of {counted(len(scores), 'caption')} and {images:,} of "
-        f"{counted(len(pairs.images), 'image')}, whose similarity by the starting model is {scores[rows[-1]]:.3f} or "
-        f"less: {lowest}{', …' * (len(rows) > _SHOWN)}"
+        f"{counted(len(pairs.images), 'image')}, whose similarity, computed by the model before training, is "
+        f"{scores[rows[-1]]:.3f} or less: {lowest}{', …' * (len(rows) > _SHOWN)}"
     )

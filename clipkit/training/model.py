@@ -136,7 +136,9 @@ def _fix_scale_and_bias(model: DualEncoder, loss: CaptionLossRecipe) -> None:
 def _set_dropout(tower: Tower, rate: float) -> None:
     layers = [module for module in tower.trunk.modules() if isinstance(module, nn.Dropout)]
     if not layers:
-        raise ModelError(f"model.text.dropout is {rate}, but this text tower has no dropout layers; set it to 0")
+        raise ModelError(
+            f"model.text.dropout is {rate}, but this text tower has no dropout layers; set model.text.dropout: 0"
+        )
     for layer in layers:
         layer.p = rate
         layer.train()

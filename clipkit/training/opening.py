@@ -57,11 +57,14 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     for line in group_lines(model, peaks, plan.first_steps):
         log.info(f"  {line}")
     if plan.schedule.held:
-        log.info(f"steps 1 to {plan.schedule.held} only estimate the moments of AdamW (optim.warm_moments)")
+        log.info(
+            f"steps 1 to {plan.schedule.held} only estimate the moments of AdamW (optim.warm_moments); weights do not "
+            "change"
+        )
     for name, part in (("scale", model.logit_scale.exp()), ("bias", model.logit_bias)):
         key = f"loss.logit_{name}"
         if part is not None and recipe.is_cross_modal and getattr(recipe.loss, f"logit_{name}") != "train":
-            log.info(f"the {name} is fixed at {part.item():.4g} ({key})")
+            log.info(f"the logit {name} is fixed at {part.item():.4g} ({key})")
     if feed.pairs.found:
         log.info(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
     for note in (*plan.given.notes, *plan.data.notes, *start.notes):

@@ -61,8 +61,8 @@ def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
     """
     if held >= steps:
         raise RecipeError(
-            f"optim.warm_moments is {held} steps, but the run has only {steps}, so no weight would change; give fewer "
-            "steps"
+            f"optim.warm_moments is {held} steps, but the run has only {steps}, so no weight would be "
+            "trained; give fewer steps"
         )
     steps -= held
     rise = round(warmup * steps) if warmup < 1 else int(warmup)

@@ -90,5 +90,8 @@ def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     shown = "; ".join(
         f"{metric} {kept[name]:.4f} (start {start[name]:.4f}, end {end[name]:.4f})" for name, metric in names.items()
     )
-    recorder.log_line(f"saving the mixture of start (alpha 0) and end (alpha 1) with {rule}: alpha {chosen:g}, {shown}")
+    recorder.log_line(
+        f"saving a mixture of the weights before training (alpha 0) and after training (alpha 1), with {rule}: "
+        f"alpha {chosen:g}, {shown}"
+    )
     return {"interpolation": rows, "alpha": chosen, "interpolation_rule": rule, "max_forgetting": most}

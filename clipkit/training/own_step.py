@@ -62,7 +62,9 @@ class Step:
         self.model = model
         self.processes = Processes(accelerator)
         if batch_size < self.processes.count:
-            raise UserError(f"batch_size is {batch_size}, fewer than the {self.processes.count} processes; raise it")
+            raise UserError(
+                f"batch_size is {batch_size}, fewer than the {self.processes.count} processes; use a larger batch_size"
+            )
         if micro_batch_size is not None and micro_batch_size < 1:
             raise UserError(f"micro_batch_size is {micro_batch_size}; give at least 1, or None for all rows")
         if model.device.type != accelerator.device.type:

@@ -41,8 +41,8 @@ class Pull:
         }
         if not self._pulled:
             raise RecipeError(
-                "optim.pull_to_start applies to pretrained weights, but none are trained; remove it, or set "
-                "model.image.tune or model.text.tune"
+                "optim.pull_to_start applies to pretrained weights, but none are trained; remove "
+                "optim.pull_to_start, or set model.image.tune or model.text.tune"
             )
         self._weights = Weights(model)
         self._start = {name: parameter.detach().clone() for name, parameter in self._pulled.items()}

@@ -207,7 +207,7 @@ class Recorder:
         step = state.step + 1
         self.monitor.not_finite(step, error.loss, error.norm, error.updated)
         self.log_line(f"images of step {step}: {' '.join(names)}")
-        weights = "no weights were saved before it"
+        weights = "no weights were saved before this step"
         if state.saved_at:
             weights = f"the weights after step {state.saved_at} are in {self.folder.checkpoints}"
         updated = ", and the updated weights are not finite" if error.updated else ""
@@ -253,7 +253,9 @@ class Recorder:
         if ended:
             patience = self.plan.recipe.eval.patience
             did = "evaluation was" if patience == 1 else "evaluations were"
-            self.log_line(f"the last {patience} {did} no better than the best one: the run ends (eval.patience)")
+            self.log_line(
+                f"the last {patience} {did} not better than the best evaluation before, so the run ends (eval.patience)"
+            )
         return ended
 
     def _keep(self, step: int, figures: dict[str, float]) -> None:

@@ -120,8 +120,8 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
     for setting, is_used in refused.items():
         if is_used:
             raise RecipeError(
-                f"{name}: is a stream, which does not support {setting}; remove it, or download the data and give its "
-                "path"
+                f"{name}: is a stream, which does not support {setting}; remove {setting}, or download the "
+                "data and give its path"
             )
 
 
@@ -134,9 +134,9 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
     missing: list[int] = missing_positions(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
         raise DataError(
-            f"{train.name}: {len(missing)} of its {len(train.images)} images are missing, the first is "
-            f"{train.images[missing[0]]}; fix the paths, drop the rows (clipkit data check --fix), or raise "
-            f"data.max_bad (it allows {max_bad})"
+            f"{train.name}: {len(missing)} of its {len(train.images)} training images are missing, the first "
+            f"is {train.images[missing[0]]}; fix the paths, drop the rows (clipkit data check --fix), or "
+            f"raise data.max_bad (now {max_bad})"
         )
     return missing
 
@@ -151,7 +151,8 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
         raise DataError(
-            f"{validation.name}: {len(broken)} images are unreadable, the first: {first}; fix them or drop their rows"
+            f"{validation.name}: {len(broken)} images are unreadable, the first: {first}; fix these images or "
+            "drop their rows"
         )
     if broken:
         notes.append(f"{validation.name}: {len(broken)} unreadable images are skipped, the first: {first}")
@@ -175,6 +176,6 @@ def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> No
     needed = max(term.fewest_samples for term in recipe.terms)
     if count < needed:
         raise DataError(
-            f"{validation.name}: {count} validation sample(s) are too few, the objective needs {needed}; "
-            "use more validation data"
+            f"{validation.name}: {count} validation sample(s) are too few, because the objective needs at "
+            f"least {needed}; use more validation data"
         )

@@ -30,7 +30,7 @@ class Run:
         self._files = RunFiles(folder)
         if not self._files.is_run:
             what = "is not a run folder (it has no recipe.yaml)" if Path(folder).is_dir() else "folder not found"
-            raise DataError(f"{folder}: {what}; give the folder that a recipe's output names")
+            raise DataError(f"{folder}: {what}; give the output folder of a run")
 
     @property
     def folder(self) -> Path:

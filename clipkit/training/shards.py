@@ -38,8 +38,9 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
     batch_size, count = recipe.train.batch_size, processes.count
     if batch_size % count:
         raise RecipeError(
-            f"train.shard: {count} processes need equal numbers of pairs, but train.batch_size is {batch_size}; set it "
-            f"to {batch_size // count * count or count} or {(batch_size // count + 1) * count}"
+            f"train.shard: {count} processes need equal numbers of pairs, but train.batch_size is "
+            f"{batch_size}; set train.batch_size to {batch_size // count * count or count} or "
+            f"{(batch_size // count + 1) * count}"
         )
     if precision == "fp16":
         raise RecipeError("train.shard does not support train.precision fp16; use bf16 or fp32")

@@ -38,7 +38,8 @@ def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> di
     waiting = {name for name, start in starts.items() if start > 0}
     if all(name in waiting or not parameter.requires_grad for name, parameter in model.named_parameters()):
         raise RecipeError(
-            "optim.unfreeze: nothing learns in the first step, because the model has no trained projection; remove it"
+            "optim.unfreeze: in the first step nothing would be trained, because the model has no trained "
+            "projection; remove optim.unfreeze"
         )
     return {name: starts[name] for name in waiting}
 

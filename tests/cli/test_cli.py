@@ -69,7 +69,7 @@ def test_dry_run_prints_the_complete_recipe_and_writes_nothing(recipe_file: Path
         (["train", "{recipe}", "train.batch_size=999"], "set train.batch_size to at most 16"),
         (["train", "{recipe}", "output={recipe}/x"], "cannot be written to"),
         (["train", "{recipe}", "output={trained}"], "already contains a run"),
-        (["train", "{recipe}", "--resume", "--overwrite"], "give one of them"),
+        (["train", "{recipe}", "--resume", "--overwrite"], "give only one of them"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_code_2(
@@ -99,7 +99,7 @@ def test_models_describes_and_lists_models(tiny_clip: Path, capsys: pytest.Captu
 
     printed = clipkit("models", tiny_clip).stdout
     assert "77 tokens" in printed
-    assert "training at micro-batch 1" in printed
+    assert "training with AdamW at a micro-batch size of 1" in printed
     models(str(tiny_clip), as_json=True)
     assert json.loads(capsys.readouterr().out)["embed_dim"] == 24
     models(search="ViT-B-32")

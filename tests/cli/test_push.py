@@ -67,7 +67,7 @@ def test_train_and_push_and_push_again(
     assert ended.value.code == 1  # it ran, and failed
     said = capsys.readouterr().err.splitlines()[-1]
     assert "Storage limit reached" in said
-    assert said.endswith(f"push it with: clipkit push {run} me/model --private")
+    assert said.endswith(f"upload it with: clipkit push {run} me/model --private")
     assert (run / "results.json").is_file()
     assert not hub.commits
     hub.full = False

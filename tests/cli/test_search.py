@@ -15,7 +15,7 @@ def test_from_images_to_results(
 ) -> None:
     index = tmp_path / "shapes.index"
     type_(monkeypatch, "embed", shapes / "captions.csv", "--model", tiny_clip, "--out", index)
-    assert "16 images with 32 captions; 16 encoded now" in capsys.readouterr().out
+    assert "16 images with 32 captions; 16 newly encoded" in capsys.readouterr().out
     type_(monkeypatch, "search", index, "a red square", "--minus", "a circle", "-k", "3", "--json")
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["results"]) == 3

@@ -114,7 +114,7 @@ def test_null_labels_of_columns_without_names(labels: pa.Array, paths: list[str]
     parquet.write_table(pa.table({"image": paths, "label": labels}), tmp_path / "p.parquet")
     source = str(tmp_path / "p.parquet")
     if pa.types.is_binary(labels.type):
-        with pytest.raises(DataError, match="neither text nor lists"):
+        with pytest.raises(DataError, match="but must contain texts or lists"):
             read_labeled(source)
         return
     labeled = read_labeled(source)

@@ -115,7 +115,7 @@ def test_the_advice_of_a_missing_column_works(name: str, folder: Path) -> None:
     (folder / name).write_text("\n".join(lines))
     with pytest.raises(DataError, match="its columns are wo, was") as caught:
         read_pairs(f"{folder / name}?image=wo")
-    advised = str(caught.value).rpartition("specify it with ")[2].strip("'")
+    advised = str(caught.value).rpartition("give its name with ")[2].strip("'")
     assert advised == f"{folder / name}?caption=COLUMN"
     assert list(read_pairs(advised.replace("COLUMN", "was"), images=False).captions) == CAPTIONS
 

@@ -106,7 +106,8 @@ def test_empty_class_folders_are_classes(tmp_path: Path) -> None:
     assert labeled.classes == ["ant", "bee", "cat", "dog"]
     assert labeled.labels.tolist() == [2, 3]
     assert (
-        "2 of its 4 classes have no images here (ant, bee)" in named(labeled.findings, "classes_without_images").message
+        "2 of its 4 classes have no images in this data (ant, bee)"
+        in named(labeled.findings, "classes_without_images").message
     )
     assert "annotations/a.json" in named(labeled.findings, "left_out").message
 

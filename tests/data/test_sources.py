@@ -216,8 +216,8 @@ def test_columns_are_found_by_name(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", b"image,caption\na.png,x, y\n", "line 2 has 3 fields, the header has 2; .* quotation marks"),
-        ("p.csv", b'image,caption\na.png,x\na.png,"open\na.png,y\n', "line 3 opens a quotation mark that is never"),
+        ("p.csv", b"image,caption\na.png,x, y\n", "line 2 has 3 fields, but the header has 2; .* quotation marks"),
+        ("p.csv", b'image,caption\na.png,x\na.png,"open\na.png,y\n', "line 3 has an opening quotation mark"),
         ("p.csv", b"image,caption\na.png,x\na.png,caf\xe9\n", "line 3 is not UTF-8 .byte 0xe9 at position 10"),
         ("p.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns named caption"),
         ("p.csv", b'"image\n', "no caption column"),

@@ -244,7 +244,7 @@ def test_a_batch_without_a_negative_is_refused_with_its_counts(name: str) -> Non
     image, text = features(4, 3)
     options = {} if name == "supcon" else {"duplicates": "positive"}
     own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
-    with pytest.raises(BatchError, match="4 pairs of the batch have 1 images and 4 captions that all belong together"):
+    with pytest.raises(BatchError, match="4 pairs of the batch have 1 images and 4 captions, which are all positives"):
         getattr(losses, name)(
             image, text, **own, image_ids=torch.zeros(4).long(), caption_ids=torch.arange(4), **options
         )

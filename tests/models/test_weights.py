@@ -70,9 +70,9 @@ def test_shards_and_safe_pickles_load(model: Path, tiny_clip: Path, tmp_path: Pa
 def test_pickle_with_code_is_refused_and_not_run(model: Path, tmp_path: Path) -> None:
     mark = tmp_path / "code has run"
     file = as_pickle(model, lambda tensors: tensors.update(more=Evil(mark)))
-    assert f"{file}: holds objects other than tensors" in refused(model)
+    assert f"{file}: contains objects other than tensors" in refused(model)
     file.write_bytes(pickle.dumps(Evil(mark)))  # not of torch.save at all
-    assert f"{file}: is not a PyTorch checkpoint that holds only tensors" in refused(model)
+    assert f"{file}: is not a PyTorch checkpoint that contains only tensors" in refused(model)
     assert not mark.exists()
 
 

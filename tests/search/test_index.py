@@ -79,8 +79,8 @@ def test_filters_and_columns(index: Index) -> None:
     ("query", "named"),
     [
         ({"query": ""}, "empty"),
-        ({}, "nothing to look for"),
-        ({"minus": "a dog"}, "nothing to look for"),
+        ({}, "no part with a positive weight"),
+        ({"minus": "a dog"}, "no part with a positive weight"),
         ({"query": "a dog", "minus": "a dog"}, "cancel"),
         ({"query": {"a dog": float("nan")}}, "nan"),
         ({"query": "a dog", "where": "yeer > 1"}, "yeer; did you mean year"),

@@ -128,8 +128,8 @@ def test_a_run_fetches_each_image_once(
 @pytest.mark.parametrize(
     ("path", "count", "reason"),
     [
-        ("404/a.jpg", 1, "the server answers 404"),
-        ("403/a.jpg", 1, "the server answers 403"),
+        ("404/a.jpg", 1, "the server answered 404"),
+        ("403/a.jpg", 1, "the server answered 403"),
         ("500/a.jpg", 3, "500.*after 3 attempts"),
         ("silent/a.jpg", 3, "no answer within 0.2 s, after 3 attempts"),
         ("slow/a.jpg", 3, "no answer|after 3 attempts"),
@@ -162,7 +162,7 @@ def test_a_redirect_to_an_address_is_followed_and_retries_help(server: Server) -
 def test_silent_addresses_are_tried_at_once_and_reported_once(server: Server, tmp_path: Path) -> None:
     addresses = [f"{server.url}/silent/{number}.jpg" for number in range(200)]
     started = time.monotonic()
-    with pytest.raises(DataError, match="200 of its 200 images cannot be fetched, the first is .*silent") as caught:
+    with pytest.raises(DataError, match="200 of its 200 images cannot be downloaded, the first is .*silent") as caught:
         read_pairs(table(tmp_path, addresses))
     assert time.monotonic() - started < 4
     assert len(str(caught.value).splitlines()) == 1
@@ -175,7 +175,7 @@ def test_no_network_is_noticed_although_every_host_is_another(
     monkeypatch.setattr(remote, "BACK_OFF", 0.2)
     addresses = [f"http://127.0.{number // 200}.{number % 200 + 1}:9/{number}.jpg" for number in range(600)]
     started = time.monotonic()
-    with pytest.raises(DataError, match="600 of its 600 images cannot be fetched, the first is .*refused"):
+    with pytest.raises(DataError, match="600 of its 600 images cannot be downloaded, the first is .*refused"):
         read_pairs(table(tmp_path, addresses))
     assert time.monotonic() - started < 2
     assert "there seems to be no network" in fetch_ahead([Remote("http://127.0.0.1:9/1.jpg")])[0]

@@ -132,7 +132,7 @@ def test_retention_adds_the_interpolation_and_its_rule(datasets: Datasets, model
     # Without validation data no mixture is chosen, and the recipe says that too.
     stream = suggested(datasets, "stream", **models["clip"], retention=datasets.few)
     assert "eval.interpolate" not in stream.choices
-    assert "nothing limits it" in words(stream)
+    assert "measured, but not limited" in words(stream)
 
 
 def test_json_has_facts_reasons_and_the_recipe(datasets: Datasets, models: Models) -> None:

@@ -24,7 +24,7 @@ def test_scale_is_fixed_at_a_value_and_saved(recipe: Build, tmp_path: Path, tiny
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["scale"] for row in rows] == pytest.approx([50.0] * len(rows), rel=1e-6)
     assert clipkit.load(tmp_path / "run").logit_scale.item() == pytest.approx(math.log(50), rel=1e-6)
-    assert "the scale is fixed at 50" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the logit scale is fixed at 50" in (tmp_path / "run" / "log.txt").read_text()
     plan, model = make_plan(recipe({"loss.logit_scale": 50})), clipkit.load(tiny_clip)
     assert not plan.model.logit_scale.requires_grad
     pairs = plan.data.train.pairs

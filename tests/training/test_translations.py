@@ -81,7 +81,7 @@ def test_a_whole_model_keeps_its_image_features_to_the_bit(
         "data.train": str(pairs), "data.validation": None, "objective": "translations",
         "translations": {"teacher": str(tiny_clip)},
     }  # fmt: skip
-    with pytest.raises(RecipeError, match="model.image.tune is full; set it to frozen"):
+    with pytest.raises(RecipeError, match="model.image.tune is full; set model.image.tune: frozen"):
         recipe(own)
     clipkit.train(recipe({**own, "model.image.tune": "frozen"}))
     before, after = clipkit.load(tiny_clip), clipkit.load(tmp_path / "run")

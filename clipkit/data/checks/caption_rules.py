@@ -66,7 +66,11 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 def boilerplate_captions(data: CheckedData) -> Finding | None:
     """Report captions that are used for many different images; the examples are the most frequent captions."""
     index = data.captions
-    most = ", one of them for most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
+    most = (
+        ", one of these captions for most of the images"
+        if index.image_counts.max(initial=0) > len(data.pairs.images) / 2
+        else ""
+    )
     what = f"captions that are used for {index.boilerplate_images} or more different images{most}"
     advice = "drop the rows whose caption does not describe its image"
     finding = _report(data, index.boilerplate, "boilerplate_captions", what, advice, "warning")
@@ -84,7 +88,7 @@ def shared_captions(data: CheckedData) -> Finding | None:
     shared = data.captions.shared
     return _report(
         data, shared, "shared_captions", "captions that are also used for another image",
-        "in one batch they are false negatives: use a loss that counts equal captions as positives "
+        "in one batch, equal captions are false negatives: use a loss that counts them as positives "
         "(loss.duplicates: positive, the default); evaluate retrieval with --merge-captions",
         "warning" if shared.any() and shared.mean() >= _MANY_SHARED else "note",
     )  # fmt: skip
@@ -92,7 +96,10 @@ def shared_captions(data: CheckedData) -> Finding | None:
 
 def repeated_captions(data: CheckedData) -> Finding | None:
     """Report captions that are repeated for the same image."""
-    what, advice = "captions repeated for the same image", "they count twice in training: drop them (--fix)"
+    what, advice = (
+        "captions repeated for the same image",
+        "each repetition counts again in training: drop the repetitions (--fix)",
+    )
     return _report(data, data.captions.repeated, "repeated_captions", what, advice)
 
 
@@ -106,9 +113,8 @@ def cut_captions(data: CheckedData) -> Finding | None:
         cut[np.argsort(-counts[cut], kind="stable")].tolist(), len(counts),
         name="cut_captions", what=f"captions longer than the model's context length of {data.context_length} tokens",
         describe=lambda number: f"{counts[number]} tokens: {data.caption_name(int(data.caption_rows[number]))}",
-        advice="the model ignores their end: shorten them, split them into several captions (data.captions: "
-                "all), or use "
-        "a model with a longer context",
+        advice="the model ignores the end of such a caption: shorten these captions, split them into several "
+        "captions (data.captions: all), or use a model with a longer context",
     )  # fmt: skip
 
 
@@ -122,7 +128,7 @@ def leaked_captions(data: CheckedData) -> Finding | None:
         data, leaked & ~as_mask(pc.equal(captions, "")), "leaked_captions",
         f"captions that are also in {data.against.name}",
         "short captions may be equal by chance; many equal long captions mean that both datasets contain the "
-        "same images: split the data by image",
+        "same images: split the data by image, not by caption",
     )  # fmt: skip
 
 

@@ -56,8 +56,8 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
         }
         if (position, caption.strip()) not in known:
             raise DataError(
-                f"{file}: {name[:200]} has no caption {caption[:80]!r} in {pairs.name}; give a list that was made "
-                "for this data"
+                f"{file}: in {pairs.name}, the image {name[:200]} has no caption {caption[:80]!r}; give a "
+                "list that was made for this data"
             )
         captions[position, caption.strip()] = str(reason)
     return DropList(images, captions)

@@ -47,7 +47,7 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
         raise OutputError(f"{out}: the folder {folder.parent} does not exist; create it first")
     source = None if data is None else Path(split_options(data)[0]).expanduser()
     if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
+        raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of the data")
 
 
 def fix(
@@ -119,8 +119,9 @@ def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[
         if total and 2 * lost >= total:
             reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
             raise DataError(
-                f"{pairs.name}: the copy would leave out {lost:,} of the {total:,} {noun}, most of them because of: "
-                f"{reasons[0][0]}; check that columns, folder and file names are correct, or allow it with --drop-most"
+                f"{pairs.name}: the copy would leave out {lost:,} of the {total:,} {noun}, most of them "
+                f"because of: {reasons[0][0]}; check that columns, folder and file names are correct, or add "
+                "--drop-most to allow this"
             )
 
 

@@ -64,9 +64,9 @@ def flat_images(data: CheckedData) -> Finding | None:
     return finding_about(
         np.flatnonzero(readable & (spreads < NEARLY_ONE_VALUE)).tolist(), int(readable.sum()),
         name="flat_images", what="images whose pixels have almost the same value, such as black or blank images",
-        describe=lambda number: f"{data.sized_name(number)}, a range of {spreads[number]} of 255",
-        advice="look at them: drop the rows of blank images, and convert the others to 8 bits (docs/data.md describes "
-        "how more bits are read)",
+        describe=lambda number: f"{data.sized_name(number)}, pixel values in a range of {spreads[number]} of 255",
+        advice="look at these images: drop the rows of blank ones, and convert the others to 8 bits per channel "
+        "(docs/data.md describes how clipkit reads images with more bits)",
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def small_images(data: CheckedData) -> Finding | None:
         small, readable,
         name="small_images", severity="warning" if len(small) >= _MANY_SMALL * readable else "note",
         what=f"images smaller than the model's input of {data.image_size} pixels", describe=data.sized_name,
-        advice="they are enlarged, which blurs them: use larger images, or a model with a smaller input",
+        advice="smaller images are enlarged, which blurs them: use larger images, or a model with a smaller input",
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
         np.flatnonzero(first != np.arange(len(first))).tolist(), len(first),
         name="duplicate_images", what="images with the same bytes as an earlier image",
         describe=lambda image: f"{data.image_name(image)} = {data.image_name(int(first[image]))}",
-        advice="in one batch they are false negatives, and they count twice in training: merge them (--fix)",
+        advice="in one batch, equal images are false negatives, and they count twice in training: merge them (--fix)",
     )  # fmt: skip
 
 
@@ -108,8 +108,8 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier image",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
-        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges images that "
-        "differ only in size and encoding",
+        advice="compare such images: re-encoded copies are false negatives that no loss can detect; --fix merges "
+        "images that differ only in size and encoding",
     )  # fmt: skip
 
 
@@ -131,14 +131,14 @@ def _leaked(data: CheckedData, *, exact: bool, name: str, what: str) -> Finding 
         sorted(image for image, leak in data.leaked.items() if leak.exact == exact), len(data.pairs.images),
         name=name, severity="error", what=f"{what} {against.name}",
         describe=lambda image: f"{data.image_name(image)} {data.leaked[image].describe(against)}",
-        advice=f"results on {against.name} would be too optimistic: remove them (clipkit data check D --against D2 "
-        "--fix OUT)",
+        advice=f"results on {against.name} would be too high: remove these images from the checked data (clipkit "
+        "data check D --against D2 --fix OUT)",
     )  # fmt: skip
 
 
 IMAGE_RULES = (
     DataRule("missing_images", missing_images, "an image file does not exist", "images", "quick"),
-    DataRule("broken_images", broken_images, "an image cannot be opened (quick: its file is empty)", "images", "quick"),
+    DataRule("broken_images", broken_images, "an image cannot be opened (quick: the file is empty)", "images", "quick"),
     DataRule("tiny_images", tiny_images, "a side is under 32 pixels", "images", "full"),
     DataRule("extreme_shapes", extreme_shapes, "one side is more than three times the other", "images", "full"),
     DataRule("flat_images", flat_images,

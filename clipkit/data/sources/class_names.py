@@ -51,7 +51,7 @@ def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
     if highest is not None and highest >= len(classes.labels):
         raise DataError(
             f"{name}: has the class number {highest}, but only {len(classes.labels)} class names; correct the "
-            "numbers or the names"
+            "numbers, or add the missing names"
         )
     names = pa.array(classes.labels, pa.large_string()).take(numbers)
     if not is_list:

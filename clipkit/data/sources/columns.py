@@ -133,16 +133,17 @@ class Wanted:
                 choices += [choice] * (len(candidates) > 1 or not matches)
             elif self.needs(role, lower):
                 raise ColumnError(
-                    f"{source}: has no {role} column (one of {', '.join(self.names[role])}); its columns are "
-                    f"{columns}: rename one, or specify it with {self.advice(role)}"
+                    f"{source}: has no {role} column (accepted names: {', '.join(self.names[role])}); its "
+                    f"columns are {columns}: rename the {role} column, or give its name with "
+                    f"{self.advice(role)}"
                 )
         if not found:
             raise DataError(
-                f"{source}: has none of the columns {', '.join(self.roles)}; its columns are {columns}: specify "
-                f"one with {self.advice(self.roles[0])}"
+                f"{source}: has none of the columns {', '.join(self.roles)}; its columns are {columns}: give "
+                f"the name of a column with {self.advice(self.roles[0])}"
             )
         if choices:
-            advice = f"to use another one, give {self.advice(next(iter(found)))}"
+            advice = f"to use another column, give its name with {self.advice(next(iter(found)))}"
             self.choices.append(choice_finding(str(source), choices, advice))
         return found
 
@@ -186,7 +187,7 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
         if not key or not value:
             raise DataError(f"{source}: {option or '&'} is not an option; write NAME=VALUE after the question mark")
         if key in options:
-            raise DataError(f"{source}: has the option {key} twice; remove one")
+            raise DataError(f"{source}: has the option {key} twice; give it only once")
         options[key] = value if key in NAMES or exists(value) else unquote(value)
     return name, options
 

@@ -176,13 +176,21 @@ def _first_problem(path: Path, form: _Form) -> str | None:
                 if row and width is not None and len(row) != width:
                     named = _DELIMITERS[form.delimiter] if form.delimiter in _DELIMITERS else repr(form.delimiter)
                     advice = f"; put quotation marks around a field with {named}" if len(row) > width else ""
-                    return f"{path}: line {begins} has {len(row)} fields, the header has {width}; fix it{advice}"
+                    return (
+                        f"{path}: line {begins} has {len(row)} fields, but the header has {width}; fix the line{advice}"
+                    )
                 longest = max(map(len, row), default=0)
                 if longest > LONGEST_TEXT:
-                    return f"{path}: line {begins} has a field of {longest:,} characters; shorten it"
+                    return (
+                        f"{path}: line {begins} has a field of {longest:,} characters, more than the limit of "
+                        f"{LONGEST_TEXT:,}; shorten it"
+                    )
                 width = width or len(row)
                 begins = rows.line_num + 1 + form.skipped
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                return f"{path}: line {begins} opens a quotation mark that is never closed; close it"
+                return (
+                    f"{path}: line {begins} has an opening quotation mark without a closing one; add or remove a "
+                    "quotation mark"
+                )
     return None

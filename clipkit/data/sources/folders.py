@@ -101,8 +101,10 @@ def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
     names = [posixpath.normpath(name) for name in rows.images.names]
     if split is None:
         splits = [top for top in dict.fromkeys(name.partition("/")[0] for name in names) if top.lower() in _SPLITS]
-        message = f"{path}: the metadata table lists images of several splits ({', '.join(splits)}): all are read"
-        mixed = Finding("mixed_splits", "warning", message, f"choose one, such as {path}?split={''.join(splits[:1])}")
+        message = f"{path}: the metadata table lists images of several splits ({', '.join(splits)}), and all are used"
+        mixed = Finding(
+            "mixed_splits", "warning", message, f"choose one split, e.g. {path}?split={''.join(splits[:1])}"
+        )
         return replace(rows, findings=[*rows.findings, mixed]) if len(splits) > 1 else rows
     kept = pa.array(np.flatnonzero([name.startswith(f"{split}/") for name in names]))
     if not len(kept):
@@ -163,9 +165,9 @@ def _unlisted(path: Path, tree: Walk, listed: Collection[str]) -> list[Finding]:
     unlisted = [row for row, image in enumerate(tree.images) if image not in listed]
     found = finding_about(
         unlisted, len(tree.images),
-        name="unlisted_images", what=f"{path}: images that are left out because no metadata table lists them",
+        name="unlisted_images", what=f"{path}: images that are ignored because no metadata table lists them",
         describe=lambda row: tree.images[row], severity="warning",
-        advice="add them to the table if they belong to the data",
+        advice="if these images belong to the data, add them to the table",
     )  # fmt: skip
     return [] if found is None else [found]
 
@@ -177,8 +179,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     if alone and inside:
         raise DataError(
             f"{path}: has {counted(len(alone), 'image')} outside of class folders, such as {alone[0]}, and "
-            f"{counted(len(inside), 'image')} in class folders, such as {inside[0]}; "
-            "move or remove all images of one kind"
+            f"{counted(len(inside), 'image')} in class folders, such as {inside[0]}; move or remove the "
+            "images of one of the two kinds"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(
@@ -201,7 +203,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
         [row for row, image in enumerate(inside) if image.count("/") > 1], len(inside),
         name="nested_folders", what=f"{path}: images in folders below the class folders",
         describe=lambda row: f"{inside[row]} has the class {labels[row]}", severity="warning",
-        advice="the class of an image is its top folder; if it should be the lowest one, move these folders up",
+        advice="the class of an image is the top folder of its path; if it should be the lowest folder, move these "
+        "folders up",
     )  # fmt: skip
     uses_classes = {"caption", "label", "templates"} & {*wanted.needed, *wanted.options}
     return replace(rows, classes=classes, findings=[*rows.findings, *([deeper] if deeper and uses_classes else [])])

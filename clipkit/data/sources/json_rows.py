@@ -92,7 +92,7 @@ def _as_data_errors(position: _Position) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(f"{position} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except ValueError as error:
-        raise DataError(f"{position} is not JSON ({error}); fix it") from None
+        raise DataError(f"{position} is not JSON ({error}); fix the file") from None
     except OSError as error:
         raise DataError(
             f"{position.path}: cannot be read ({error.strerror}); check the file and its permissions"
@@ -146,7 +146,7 @@ def _value(position: _Position, row: dict[str, Any], name: str) -> str | list[st
     if not all(isinstance(part, str) for part in parts):
         raise DataError(f"{position}: {name} is {str(value)[:60]}; give a string, or a list of strings")
     if any(_has_surrogates(part) for part in parts):
-        raise DataError(f"{position}: {name} contains half of a surrogate pair, which is not text; fix it")
+        raise DataError(f"{position}: {name} contains half of a surrogate pair, which is not text; fix this value")
     return value
 
 

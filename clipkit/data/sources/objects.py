@@ -101,7 +101,7 @@ def _key(name: str, row: int, image: Any, path: str) -> str:
     try:
         return key_of(image, path)
     except DataError as error:
-        raise DataError(f"{name}, row {row}: {error}; or drop the row") from None
+        raise DataError(f"{name}, row {row}: {error}, or drop the row") from None
 
 
 def _makes_rows(data: Any) -> bool:

@@ -58,7 +58,9 @@ def _read(path: str, files: Sequence[Path], wanted: Wanted) -> Rows:
         for file, schema in zip(files, schemas, strict=True):
             missing = next((name for name in columns if name not in schema.names), None)
             if missing is not None:
-                raise DataError(f"{path}: {file.name} has no column {missing}, which {files[0].name} has; add it")
+                raise DataError(
+                    f"{path}: {file.name} has no column {missing}, which {files[0].name} has; add this column"
+                )
             parquet.ParquetFile(file).close()  # check each file before `datasets` opens it
         unified = _unified(path, schemas, columns)
         if "image" not in names or not any(has_bytes(schema.field(names["image"]).type) for schema in schemas):
@@ -68,7 +70,9 @@ def _read(path: str, files: Sequence[Path], wanted: Wanted) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({one_line(error)}); download or create the file again"
+        ) from None
     from datasets import Dataset, Features, Image
 
     with as_data_errors(path):
@@ -99,7 +103,7 @@ def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) ->
         unified = pa.unify_schemas(others, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
-            f"{path}: the files have columns of different types ({one_line(error)}); give them the same types"
+            f"{path}: the files have columns of different types ({one_line(error)}); use the same types in all files"
         ) from None
     fields = [unified.field(name) if name in unified.names else plain[0].field(name) for name in columns]
     return pa.schema(fields, schemas[0].metadata)

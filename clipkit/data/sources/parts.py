@@ -58,8 +58,8 @@ def _report_others(name: str, of_split: Mapping[str, Sequence[Path]], wanted: Wa
     others = sorted(file.name for file in next(iter(parts)).parent.iterdir() if file not in parts)
     if others:
         shown = ", ".join(others[:3]) + ", …" * (len(others) > 3)
-        advice = "give another file or folder if they belong to the data"
-        message = f"{name}: left out: {len(others):,} other files ({shown})"
+        advice = "if these files belong to the data, give a folder or pattern that includes them"
+        message = f"{name}: {len(others):,} other files are ignored ({shown})"
         wanted.choices.append(
             Finding("left_out", "note", message, advice, count=len(others), examples=tuple(others[:3]))
         )

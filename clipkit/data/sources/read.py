@@ -97,7 +97,9 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
     rows = rows_of(name, wanted)
     unused = next((role for role in NAMES if role in options and role in wanted.roles and role not in rows.found), None)
     if unused is not None:
-        raise DataError(f"{source}: has no columns, so the option {unused}={options[unused]} has no effect; remove it")
+        raise DataError(
+            f"{source}: has no columns, so the option {unused}={options[unused]} has no effect; leave out this option"
+        )
     return _with_choices(rows, wanted)
 
 
@@ -150,14 +152,14 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             f"{', '.join(source.written for source in SOURCES)}"
         )
     if "split" in wanted.options and not source.has_splits:
-        raise DataError(f"{wanted.source}: has no splits, so the option split has no effect; remove it")
+        raise DataError(f"{wanted.source}: has no splits, so the option split has no effect; leave out this option")
     for folder in (Path(name).parent, Path(name)):
         _check_is_finished(folder / "prepared.json")
     try:
         return source.read(name, wanted)
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{wanted.source}: contains the name {error.object[:80]!r}, which is not UTF-8; rename it"
+            f"{wanted.source}: contains the name {error.object[:80]!r}, which is not UTF-8; rename this file or folder"
         ) from None
 
 

@@ -142,8 +142,8 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
     if failed:
         position, reason = next(iter(failed.items()))
         raise DataError(
-            f"{name}: {len(failed)} of its {len(images)} images cannot be fetched, the first is {images[position]} "
-            f"({reason}); check the addresses and the network, or drop their rows"
+            f"{name}: {len(failed)} of its {len(images)} images cannot be downloaded, the first is "
+            f"{images[position]} ({reason}); check the addresses and the network, or drop their rows"
         )
 
 
@@ -202,7 +202,7 @@ def _fetched(address: str) -> bytes:
         )
     count, last = _silent.get(host, (0, 0.0))
     if count >= _SILENT_AFTER and time.monotonic() - last < _SILENT_SECONDS:
-        raise _SilentHostError(f"{host} does not answer; {count} other addresses on it failed before")
+        raise _SilentHostError(f"{host} does not answer; {count} other addresses on this host failed before")
     attempts = 1 if count >= _SILENT_AFTER else ATTEMPTS
     for attempt in range(attempts):
         if attempt and len(_failing) >= AT_ONCE:
@@ -262,9 +262,9 @@ def _get(address: str) -> bytes:
         error.close()
         if error.code >= 500 or error.code in (408, 425, 429):
             raise
-        raise _HttpError(f"the server answers {error.code} {error.reason}") from None
+        raise _HttpError(f"the server answered {error.code} {error.reason}") from None
     if expected.isdecimal() and len(content) != int(expected):
-        raise OSError(f"ended after {len(content)} of {expected} bytes")
+        raise OSError(f"the download ended after {len(content)} of {expected} bytes")
     return bytes(content)
 
 

@@ -113,7 +113,7 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
         try:
             values = parse_json(text)
         except ValueError as error:
-            raise DataError(f"{where}.json: is not JSON ({one_line(error)}); fix it") from None
+            raise DataError(f"{where}.json: is not JSON ({one_line(error)}); fix the file") from None
         name = next((name for name in keys if isinstance(values, dict) and name in values), None)
         if name is None:
             continue
@@ -156,4 +156,6 @@ def _first_number(where: str, content: bytes) -> str:
     try:
         return str(int(np.load(io.BytesIO(content), allow_pickle=False).ravel()[0]))
     except (ValueError, OSError, EOFError, IndexError) as error:
-        raise DataError(f"{where}: is not an array of numbers ({one_line(error)}); choose another group") from None
+        raise DataError(
+            f"{where}: is not an array of numbers ({one_line(error)}); choose another column for the groups"
+        ) from None

@@ -41,7 +41,7 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
         if isinstance(saved, datasets.DatasetDict):
             saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
         elif "split" in wanted.options:
-            raise DataError(f"{path}: has no splits, so the option split has no effect; remove it")
+            raise DataError(f"{path}: has no splits, so the option split has no effect; remove the option")
         return of_dataset(path, saved, wanted)
 
 
@@ -72,8 +72,8 @@ def as_data_errors(name: str) -> Iterator[None]:
         cause = error.__cause__ or error
         kind = UnreachedError if name.startswith("hf:") else DataError
         raise kind(
-            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
-            "download it again"
+            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the "
+            "network, or download the dataset again"
         ) from None
 
 
@@ -107,7 +107,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
         return of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not choice.has_bytes(kind):
         raise DataError(
-            f"{name}: column {image} has the type {kind}, which is neither paths nor images; specify another column"
+            f"{name}: column {image} has the type {kind}, but must contain paths or images; give another column"
         )
     rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     # A row identifies an image only together with its split and its column.
@@ -149,8 +149,8 @@ def _texts(name: str, column_name: str, column: Any, default: str | None = "") -
             f"{name}: column {column_name} is damaged ({one_line(error)}); download or create the file again"
         ) from None
     raise DataError(
-        f"{name}: column {column_name} has the type {kind}, which is neither text nor lists of texts; specify another "
-        "column"
+        f"{name}: column {column_name} has the type {kind}, but must contain texts or lists of texts; give "
+        "another column"
     )
 
 

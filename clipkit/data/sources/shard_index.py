@@ -64,7 +64,9 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     # tarfile trusts the headers, so that damaged ones make it fail in many ways.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
-        return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
+        return DataError(
+            f"{path}: is a damaged tar file ({reason}); download or create the file again, or leave it out"
+        )
     with suppress(OSError):  # without a writable cache, reading is only slower
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as temporary:
@@ -106,9 +108,9 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
         example = Path(dotted[0]).name
         stem, _, ending = example.partition(".")
         raise DataError(
-            f"{path}: in {len(dotted):,} of its {len(samples):,} samples, file names have a dot before the ending, "
-            f"such as {example}, but the name of a sample ends at the first dot, here {stem!r}; rename the files in "
-            f"the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
+            f"{path}: {len(dotted):,} of its {len(samples):,} samples have a file name with a dot before the ending, "
+            f"such as {example}, but a sample's name ends at the first dot, here {stem!r}; rename the files in the "
+            f"tar, or give '{path.name}?image={ending}' if each sample has a file {ending!r}"
         )
     return pa.table(rows, _SCHEMA.with_metadata({_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)}))
 
@@ -141,7 +143,9 @@ def _check_end(path: Path) -> None:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
         if any(file.read()):
-            raise DataError(f"{path}: is not a tar file, or is truncated; download or create it again, or leave it out")
+            raise DataError(
+                f"{path}: is not a tar file, or is truncated; download or create the file again, or leave it out"
+            )
 
 
 def _check_rest(path: Path, start: int) -> None:
@@ -163,6 +167,8 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.Ta
         if member.size < 0:  # the next header would precede this one: an endless loop
             raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
         if member.offset_data + member.size > end:
-            raise DataError(f"{path}: is truncated within {member.name}; download or create it again, or leave it out")
+            raise DataError(
+                f"{path}: is truncated within {member.name}; download or create the file again, or leave it out"
+            )
         if member.isfile():
             yield member.name, member

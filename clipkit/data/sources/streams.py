@@ -128,7 +128,7 @@ def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], Non
             if padding > _MOST_PADDING:
                 raise DataError(f"{address}: has {padding:,} or more bytes after the end of the tar; create it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
-            raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
+            raise DataError(f"{address}: is truncated; download or create the file again, or leave it out")
 
 
 def _open(address: str) -> Any:
@@ -180,9 +180,10 @@ def _of_open_tar(address: str, file: _Tailed, options: Mapping[str, str]) -> Ite
             if image is None or not captions:
                 missing = "image" if image is None else "caption"
                 raise DataError(
-                    f"{address}: sample {key} has no {missing} among its files {', '.join(list(members)[:5])}; in a "
-                    "stream, the files of a sample (same name up to the first dot) must be side by side: sort the "
-                    "shard by name, add the file, or remove the sample"
+                    f"{address}: sample {key} has no {missing} among its files "
+                    f"{', '.join(list(members)[:5])}; in a stream, the files of a sample (same name up to the "
+                    "first dot) must directly follow each other: sort the files of the shard by name, add "
+                    "the missing file, or remove the sample"
                 )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)
 
@@ -209,7 +210,7 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
         texts = [str(text).strip() for text in (captions if isinstance(captions, list) else [captions]) if text]
         if not isinstance(content, bytes) or not texts:
             missing = "embedded image" if not isinstance(content, bytes) else "caption"
-            raise DataError(f"{where}: has no {missing}; add it, or read the dataset without ?stream=true")
+            raise DataError(f"{where}: has no {missing}; add the {missing}, or read the dataset without ?stream=true")
         yield StreamSample(InMemory(where, content), texts)
 
 

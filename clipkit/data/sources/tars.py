@@ -99,8 +99,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in tables])
     if not len(table):
         raise DataError(
-            f"{pattern}: contains no samples; the files of a sample share one base name, for example "
-            "000.jpg and 000.txt"
+            f"{pattern}: contains no samples; add files that share a base name, for example 000.jpg and 000.txt"
         )
     columns: dict[str, pa.Array] = {}
     present = [role for role in ROLES if table[role].null_count < len(table)]
@@ -114,8 +113,9 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
             endings = ", ".join(f".{ending}" for ending in ENDINGS.get(role, ("json",)))
             named = f" {given[role]!r}" if role in given else ""
             raise DataError(
-                f"{pattern}: none of its {len(table)} samples has a {role}{named}; add it in a file {endings}, or name "
-                f"its ending or its key in the JSON files with {wanted.advice(role)}"
+                f"{pattern}: none of its {len(table)} samples has a {role}{named}; add files with the ending "
+                f"{endings}, or give the ending of the existing files, or the key in the JSON files, with "
+                f"{wanted.advice(role)}"
             )
     images = None
     if "image" in wanted.roles:
@@ -135,7 +135,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
     if len(captions) > 1:
         choices.append(f"the caption of a sample is its file or JSON key {captions[0]}, not {', '.join(captions[1:])}")
     if choices:
-        advice = f"to use another one, give {wanted.advice('image' if others else 'caption')}"
+        advice = f"to use another file or key, give its name with {wanted.advice('image' if others else 'caption')}"
         wanted.choices.append(choice_finding(pattern, choices, advice))
     keys = pa.array(np.arange(len(table))) if images is not None else None
     found = {"image": f".{used}"} if images is not None else {}
@@ -149,9 +149,9 @@ def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
     if not (has_image & has_caption).any():
         image, caption = images.names[int(has_image.argmax())], images.names[int(has_caption.argmax())]
         raise DataError(
-            f"{pattern}: no sample has both an image and a caption; the files of a sample must have the same folder "
-            f"and the same name up to the first dot, but an image is {image} and a caption belongs to {caption}; "
-            "rename them"
+            f"{pattern}: no sample has both an image and a caption; the files of a sample must have the same "
+            f"folder and the same name up to the first dot, unlike the image {image} and the caption "
+            f"{caption}; rename the files"
         )
 
 

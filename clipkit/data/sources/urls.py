@@ -49,7 +49,7 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     except ValueError:
         host = ""
     if not host or _UNPRINTABLE.search(address):
-        raise DataError(f"{_shown(address)}: is not a valid address; correct it")
+        raise DataError(f"{_shown(address)}: is not a valid address; correct the address")
     return protocol
 
 

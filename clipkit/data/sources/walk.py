@@ -57,8 +57,10 @@ class Walk:
         others = [file for file in self.files if file not in read]
         images = [file for file in others if (mimetypes.guess_type(file)[0] or "").startswith("image/")]
         groups = self.left_out | {
-            "in an image format that cannot be decoded": images,
-            "of another type, or text without an image": [file for file in others if file not in set(images)],
+            "images in a format that cannot be decoded": images,
+            "files of other types, or text files without an image": [
+                file for file in others if file not in set(images)
+            ],
         }
         parts = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in groups.items() if names]
         if not parts:
@@ -68,8 +70,8 @@ class Walk:
             Finding(
                 "left_out",
                 "warning" if images or self.left_out.keys() - {_HIDDEN} else "note",
-                f"{self.root}: left out: {', '.join(parts)}",
-                "convert or rename the files that belong to the data",
+                f"{self.root}: files that are ignored: {', '.join(parts)}",
+                "convert or rename these files if they belong to the data",
                 count=count,
                 examples=tuple(name for names in groups.values() for name in names[:_EXAMPLES]),
             )

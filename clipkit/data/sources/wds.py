@@ -71,7 +71,10 @@ def _read_split(name: str, folder: Path, split: str, wanted: Wanted) -> Rows:
         is_multilabel=kind == "multilabel",
     )
     if pa.types.is_large_list(rows.columns["label"].type) and not classes.is_multilabel:
-        raise DataError(f"{folder}: has images with several labels, but {_TYPE} does not say multilabel; correct it")
+        raise DataError(
+            f"{folder}: has images with several labels, but {_TYPE} does not contain the word multilabel; correct "
+            "this file"
+        )
     return replace(rows, name=name, classes=classes)
 
 

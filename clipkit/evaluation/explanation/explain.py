@@ -168,5 +168,6 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
         if method == "gradient" and blocks:
             return token_maps(model.image, blocks[-1], seen, features)
     raise ModelError(
-        f"{model.name}: the method {method} does not suit its image tower; use the other method (gradient or patches)"
+        f"{model.name}: its image tower does not support the method {method}; use the other method (gradient "
+        "or patches)"
     )

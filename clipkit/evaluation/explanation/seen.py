@@ -41,7 +41,8 @@ class Seen:
             inputs = {name: value if name == _SHAPE else value[:count] for name, value in inputs.items()}
         elif inputs.get("pixel_values", torch.zeros(0)).ndim != 3:
             raise ModelError(
-                f"{model.name}: its image inputs are {', '.join(inputs)}; explanations need pixel_values (3, H, W)"
+                f"{model.name}: its image inputs are {', '.join(inputs)}, but an explanation needs the single "
+                "input pixel_values (3, H, W); use another model"
             )
         moved = {name: value[None].to(model.device) for name, value in inputs.items()}
         typed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}

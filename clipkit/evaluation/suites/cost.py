@@ -146,7 +146,7 @@ class Cost:
             if work.state in ("to measure", "not downloaded"):
                 seconds = _seconds(work.new, remaining)
                 about = "" if seconds is None else f", about {duration(seconds)}"
-                where = " after the download (numbers of the suite's file)" if work.state == "not downloaded" else ""
+                where = " after the download (numbers from the suite's file)" if work.state == "not downloaded" else ""
                 lines.append(f"  {work.entry.name}: {_counts(work.total)}; {_counts(work.new)} to encode{where}{about}")
         new = self.after(0)
         speeds = [f"{speed:,.0f} {kind}/s" for kind in KINDS if (speed := remaining.speed(kind)) is not None]

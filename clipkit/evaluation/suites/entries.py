@@ -92,9 +92,9 @@ class DataSet(Section):
     def _fits_its_task(self) -> Self:
         learns = TASKS[self.task].learns
         if self.train is not None and not learns:
-            raise ValueError(f"train does not apply to the task {self.task} of {self.name}; remove it")
+            raise ValueError(f"train does not apply to the task {self.task} of {self.name}; remove train")
         if learns and self.train is None:
-            raise ValueError(f"{self.name} has the task {self.task}, which needs training data; add train")
+            raise ValueError(f"{self.name} has the task {self.task}, which needs training data; add train: SOURCE")
         if self.source.startswith("wds:") and not _HUB_SOURCE.fullmatch(self.source):
             raise ValueError(f"{self.source} is not a dataset on the Hub; write wds:ORG/NAME or wds:ORG/NAME@REVISION")
         return self
@@ -125,9 +125,8 @@ class Suite(Section):
         for entry in self.datasets:
             if entry.version_of is not None and entry.version_of not in names:
                 raise ValueError(
-                    f"{entry.name} is a version_of "
-                    f"{entry.version_of}, which is not among the datasets; add it, "
-                    "or remove version_of"
+                    f"{entry.name} is a version_of {entry.version_of}, which is not a dataset of the suite; "
+                    "add that dataset, or remove version_of"
                 )
         return self
 
@@ -207,7 +206,7 @@ def _values(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; give the name of a suite or a YAML file") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
+        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
     if not isinstance(values, dict):
         raise DataError(
             f"{path}: is not a mapping; write the keys name and datasets for a suite, or name, task and source for a "

@@ -91,7 +91,7 @@ class Remaining(Bars):
             if items:
                 parts.append(f"{items:,} {kind} encoded at {items / max(seconds, 1e-9):,.0f}/s")
         left = self.seconds_left()
-        return f"{', '.join(parts)}; {'?' if left is None else duration(round(left))} left in all" if parts else ""
+        return f"{', '.join(parts)}; {'?' if left is None else duration(round(left))} left in total" if parts else ""
 
 
 class _SuiteBar(Bar):

@@ -101,7 +101,7 @@ def run_suite(
     names = list(models)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"{twice[0]}: the model is given twice; give each model once")
+        raise UserError(f"{twice[0]}: the model was given twice; give each model once")
     processes = processes or Processes.alone()
     result = SuiteResult(suite, names)
     if processes.is_main and not dry_run:
@@ -291,7 +291,9 @@ def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
 def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
     if entry.main_metric not in result["metrics"]:
         measured = ", ".join(result["metrics"])
-        raise UserError(f"{entry.name}: metric {entry.main_metric} is not available; choose one of {measured}")
+        raise UserError(
+            f"{entry.name}: main_metric is {entry.main_metric}, which is not available; choose one of {measured}"
+        )
 
 
 def _weights(model: DualEncoder) -> str:

@@ -67,7 +67,9 @@ def open_data(entry: DataSet) -> TaskData:
     _check_counts(entry, opened)
     if entry.corruption is not None:
         if isinstance(opened.data, NearMisses | Associations):
-            raise DataError(f"{entry.name}: corruption is unsupported for task {entry.task}; remove it")
+            raise DataError(
+                f"{entry.name}: the key corruption does not apply to the task {entry.task}; remove corruption"
+            )
         corrupted: list[Path | Stored] = [Corrupted(image, entry.corruption) for image in opened.data.images]
         opened = replace(opened, data=replace(opened.data, images=corrupted))
     return opened
@@ -107,6 +109,6 @@ def _check_counts(entry: DataSet, opened: TaskData) -> None:
         expected = getattr(entry, name)
         if expected is not None and expected != count:
             raise DataError(
-                f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of {entry.name}; "
-                "download it again, or correct the suite's file"
+                f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of "
+                f"{entry.name}; download the data again, or correct the numbers in the suite's file"
             )

@@ -92,8 +92,8 @@ def clustering(
 
 def _columns(result: Mapping[str, Any]) -> tuple[Columns, Means]:
     raise DataError(
-        f"{result['data']['name']}: agreement of clusters with classes has no value per image, so two results cannot "
-        "be compared image by image; compare the values themselves"
+        f"{result['data']['name']}: clustering metrics have no value per image, so two results cannot be "
+        "compared image by image; compare the metrics of the two results directly"
     )
 
 

@@ -96,8 +96,15 @@ def retrieval(
 
 def _cut_captions(share: float, model: DualEncoder) -> Finding:
     context = model.text.tokenize.context_length
-    message = f"{percent(share)} of the captions are longer than the context of {context} tokens, and were cut"
-    return Finding("cut_captions", "note", message, "compare only with models of the same context, or say so")
+    message = (
+        f"{percent(share)} of the captions are longer than the context of {context} tokens; their ends were cut off"
+    )
+    return Finding(
+        "cut_captions",
+        "note",
+        message,
+        "compare this result only with results of models that have the same context length, or state both lengths",
+    )
 
 
 class TextQueries:
@@ -164,8 +171,8 @@ def retrieval_result(
     processes = processes or Processes.alone()
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
         raise ModelError(
-            f"{model_name}: its features of {pairs.name} are not finite, so they cannot be ranked; load "
-            "the model in float32"
+            f"{model_name}: its features of {pairs.name} are not finite, so they cannot be ranked; use "
+            "--dtype fp32 (in Python: load the model with dtype float32)"
         )
     queries = queries or TextQueries.of(pairs, merge_captions=False)
     total = len(image_features) * len(text_features) // processes.count

@@ -94,7 +94,8 @@ def zeroshot(
     if explain:
         if labels.ndim == 2:
             raise DataError(
-                f"{labeled.name}: has several labels per image, so no mistakes to explain; leave out explain"
+                f"{labeled.name}: has several labels per image, for which mistakes cannot be explained; leave "
+                "out --explain (in Python: explain)"
             )
         check_explainable(model)
     hashes = features.content_hashes(labeled.images)

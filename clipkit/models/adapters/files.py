@@ -98,8 +98,8 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
     parameters = _parameters(model)
     if "sha256" in identity and identity["sha256"] != _frozen_hash(model, set(others)):
         raise ModelError(
-            f"{name}: its adapters were trained on weights that differ from the current ones of {model.name}; restore "
-            "the old weights"
+            f"{name}: its adapters were trained on weights that differ from the current ones of {model.name}; "
+            "use the weights that the adapters were trained on"
         )
     modules = dict(_root(model).named_modules())
     with torch.no_grad():
@@ -132,8 +132,8 @@ def _base(
         return compose(recipe) if "model" in identity else load(base)
     except ModelError as error:
         raise ModelError(
-            f"{folder}: has only adapters, and their base {base} cannot be loaded ({error}); if it is elsewhere, "
-            f"change {key} in {folder / file}"
+            f"{folder}: has only adapters, and their base model {base} cannot be loaded ({error}); if the "
+            f"base model is elsewhere, change {key} in {folder / file}"
         ) from None
 
 

@@ -58,8 +58,8 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
     present = {role for layer in layers for role in layer.roles}
     if not layers:
         raise ModelError(
-            f"model.{tower.side}.tune: lora and dora adapt linear layers, but the blocks of the {tower.side} tower "
-            "have none (it is convolutional); use last:N, head or full"
+            f"model.{tower.side}.tune: lora and dora adapt linear layers, but the blocks of the {tower.side} "
+            "tower are convolutional and have none; use last:N, head or full"
         )
     if recipe.last is not None and recipe.last > len(tower.blocks):
         raise ModelError(

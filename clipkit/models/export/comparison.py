@@ -55,7 +55,9 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
     head, start, tail = code.partition("images = given" if images else "texts = given")
     given = {"given_images": list(images), "given_texts": list(texts), "given_model": model}
     with without_weight_bars(), without_root_messages(), torch.inference_mode():
-        with as_model_error(f"{model.name}: {library} cannot run the export", "; it was deleted: use another format"):
+        with as_model_error(
+            f"{model.name}: {library} cannot run the export", "; the export was deleted: use another format"
+        ):
             opened = _run(head, given)
             prepared = _features(_run(start + tail, opened))
         return Theirs(*prepared, *_plain(head, start + tail, opened))

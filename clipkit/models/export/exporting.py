@@ -139,8 +139,9 @@ def _prove(
     of_images, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
     if of_images.largest_excused > limit:
         notes.append(
-            "the crops of the two libraries differ by one pixel if an odd number of pixels is left over beside the "
-            "center crop; the features of such images differ by up to {of_images.largest_excused:.2g}"
+            "the crops of the two libraries differ by one pixel if the margin beside the center crop is an "
+            "odd number of pixels; the features of such images differ by up to "
+            "{of_images.largest_excused:.2g}"
         )
     for what, compared, plain in (
         ("images that are not opened with the card's rgb()", of_images, theirs.plain_image),

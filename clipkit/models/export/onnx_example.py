@@ -161,7 +161,10 @@ def main() -> None:
     texts = sys.argv[2:] or ["red", "blue"]
     if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
         if len(sys.argv) > 1:
-            raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
+            raise SystemExit(
+                "this model has a single tower, so images and texts cannot be compared; call encode_images or "
+                "encode_texts"
+            )
         print("features:", (encode_images([image]) if CONFIG["text"] is None else encode_texts(texts)).shape)
         return
     shares = probabilities(encode_images([image]), encode_texts(texts))[0].tolist()

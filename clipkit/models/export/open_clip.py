@@ -94,8 +94,8 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
     (quick, image_options), (text_quick, text_options) = (_activation(tower, model.name) for tower in (vision, text))
     if quick != text_quick:
         raise ModelError(
-            f"{model.name}: its towers have {vision.hidden_act} and {text.hidden_act}; open_clip only supports "
-            "QuickGELU in both towers or in neither; use --to transformers or onnx"
+            f"{model.name}: its towers use the activations {vision.hidden_act} and {text.hidden_act}; "
+            "open_clip only supports QuickGELU in both towers or in neither; use --to transformers or onnx"
         )
     config: dict[str, Any] = {
         "embed_dim": backend.native.config.projection_dim,
@@ -121,7 +121,8 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
     notes = []
     if activation != vision.hidden_act:
         notes.append(
-            f"the image tower has {vision.hidden_act}; {architecture} of timm, which open_clip uses, has {activation}"
+            f"the image tower uses the activation {vision.hidden_act}, but timm's {architecture}, which "
+            f"open_clip uses, has {activation}"
         )
     config = {
         "embed_dim": vision.hidden_size,
@@ -174,8 +175,9 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
     tokenizer = backend.tokenizer
     if tokenizer.context_length != text.max_position_embeddings:
         raise ModelError(
-            f"{name}: its tokenizer truncates captions to {tokenizer.context_length} tokens, but its text tower has "
-            f"{text.max_position_embeddings} positions; open_clip needs the two to be equal; use another format"
+            f"{name}: its tokenizer truncates captions to {tokenizer.context_length} tokens, but its text "
+            f"tower has {text.max_position_embeddings} positions; open_clip needs equal numbers: use another "
+            "format"
         )
     config: dict[str, Any] = {
         "context_length": tokenizer.context_length, "vocab_size": text.vocab_size, "width": text.hidden_size,

@@ -23,8 +23,8 @@ from clipkit.models.tokenizer import OpenClipTokenizer, TransformersTokenizer
 _CONFIG = "sentence_bert_config.json"
 # Processors of transformers would convert images to RGB, but would crop some of them one pixel apart from timm.
 _RGB_ONLY = (
-    "the image tower is a timm model, for which sentence-transformers accepts only PIL images in RGB, no paths and no "
-    "gray images; open images with rgb() of README.md"
+    "the image tower is a timm model, for which sentence-transformers accepts only PIL images in RGB (not "
+    "paths, not gray images); open images with the function rgb() in README.md"
 )
 
 

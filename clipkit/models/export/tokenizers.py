@@ -97,8 +97,8 @@ def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
-            f"{model}: its tokenizer {type(inner).__name__} has no tokenizer.json, to which the cleaning of captions "
-            "could be added; use --to open_clip"
+            f"{model}: its tokenizer {type(inner).__name__} has no tokenizer.json, which must also contain "
+            "the cleaning of captions; use --to open_clip"
         )
     existing = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([*steps, *existing])

@@ -82,8 +82,9 @@ _OF_EXPORT = "<!-- clipkit: card of an export -->"
 
 
 _LIMITS = (
-    "The training data decides what the model knows: on other kinds of images and captions it may be worse than its "
-    "base model. Biases in the data were not removed. Metrics hold for the named data, and intervals for its images."
+    "The training data determines what the model knows: on other kinds of images and captions, it may be "
+    "worse than its base model. Biases in the data were not removed. The metrics apply only to the named "
+    "data, and their intervals only to its images."
 )
 
 

@@ -147,8 +147,8 @@ def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
     if not others:
         return []
     return [
-        f"the repository also holds {', '.join(others)}, which this push keeps; a loader may prefer them: delete them "
-        "on the Hub if they are older weights"
+        f"the repository also contains {', '.join(others)}, which are kept; other libraries may load these "
+        "files instead: if they contain older weights, delete them on the Hub"
     ]
 
 
@@ -173,7 +173,9 @@ def as_model_errors(repository: str) -> Iterator[None]:
     except HFValidationError:
         raise ModelError(_invalid_name(repository)) from None
     except OfflineModeIsEnabled:
-        raise ModelError(f"{repository}: cannot push while offline; unset HF_HUB_OFFLINE") from None
+        raise ModelError(
+            f"{repository}: cannot be reached because HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE"
+        ) from None
     except LocalTokenNotFoundError:
         raise ModelError(f"{repository}: not logged in; log in with `hf auth login`, or set HF_TOKEN") from None
     except HfHubHTTPError as error:
@@ -196,7 +198,10 @@ def _refusal(error: Any) -> str:
     if status == 401:
         return "the token is not valid; log in again with `hf auth login`"
     if status == 403:
-        return f"this token has no write access{reason}; use a token with write access, or a repository of your account"
+        return (
+            f"this token has no write access{reason}; use a token with write access, or a repository of your own "
+            "account"
+        )
     if 400 <= status < 500 and status not in (408, 409, 412, 425, 429):  # other status codes are temporary errors
         return f"the Hub refuses the upload ({one_line(error)})"
     return _interrupted(error)
@@ -204,6 +209,6 @@ def _refusal(error: Any) -> str:
 
 def _interrupted(error: BaseException) -> str:
     return (
-        f"the Hub is not reachable, or the upload was interrupted ({one_line(error)}); push again: uploaded files "
-        "are not sent again"
+        f"the Hub is not reachable, or the upload was interrupted ({one_line(error)}); run the same command "
+        "again: files that are already uploaded are not sent again"
     )

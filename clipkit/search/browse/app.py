@@ -70,7 +70,7 @@ class App:
                 return self._keep(request.body)
             case "POST", "/api/drop":
                 return self._drop(parsed(DropList, request.body))
-        return Response.of({"error": "the page has no such address"}, 404)
+        return Response.of({"error": "the address of this request is unknown; reload the page"}, 404)
 
     def close(self) -> None:
         """Close the files of thumbnails."""
@@ -105,7 +105,7 @@ class App:
 
     def _comparison(self) -> Comparison:
         if self.comparison is None:
-            raise UserError("one index is open; start clipkit browse with two indexes to compare them")
+            raise UserError("only one index is open; to compare two indexes, start clipkit browse with both")
         return self.comparison
 
     def _map(self, asked: Mapped) -> Response:

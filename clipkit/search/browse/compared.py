@@ -44,7 +44,7 @@ class Comparison:
         like = [self.pair.row_in_other(row) for row in query.like]
         if None in like:
             row = query.like[like.index(None)]
-            raise UserError(f"{self.views[1].index.path} does not have the image of row {row}; choose another one")
+            raise UserError(f"{self.views[1].index.path} does not have the image of row {row}; choose another image")
         first = query.model_copy(update={"view": "search", "precision": None, "index": 0})
         both = (first, first.model_copy(update={"index": 1, "like": like}))
         found = [self._found(views, asked, images) for views, asked in zip(self.views, both, strict=True)]

@@ -86,8 +86,8 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "ports have numbers from 0 to 65535"
-            raise OutputError(f"port {port} cannot be used ({reason}); give another one with --port") from None
+            reason = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+            raise OutputError(f"port {port} cannot be used ({reason}); give another port with --port") from None
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)  # HTTPServer asks the name server for the name of the machine

@@ -39,7 +39,11 @@ class Thumbnails:
             self._stored.execute("CREATE TABLE IF NOT EXISTS thumbnails (content TEXT PRIMARY KEY, jpeg BLOB)")
         except sqlite3.Error as error:
             self._stored = None
-            log.warning("%s: thumbnails cannot be stored (%s), so they are made each time", index.path / FILE, error)
+            log.warning(
+                "%s: thumbnails cannot be stored (%s), so each start of clipkit browse makes them again",
+                index.path / FILE,
+                error,
+            )
 
     def small(self, row: int) -> bytes:
         """Return the thumbnail of a row.

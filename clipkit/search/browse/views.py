@@ -85,7 +85,7 @@ class Views:
     def _search_view(self, query: Query, images: Mapping[str, Stored]) -> Listing:
         missing = [name for name in query.images if name not in images]
         if missing:
-            raise UserError("the image of this search is no longer kept; drop it on the page again")
+            raise UserError("the image of this search is no longer in memory; drop the image on the page again")
         hits = self.index.search(
             query.words,
             images=[images[name] for name in query.images],
@@ -137,7 +137,7 @@ class Views:
 
     def _captions_view(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
         if not self.index.texts:
-            raise UserError("this index has no captions; embed data with captions to see doubtful ones")
+            raise UserError("this index has no captions; run clipkit embed with captions to find doubtful ones")
         mask, doubtful = self._mask(query.where), self._captions.result()
         if doubtful is None:
             return self._captions.progress

@@ -46,9 +46,9 @@ class BadSamples:
         """
         if len(bad) > self.max_bad:
             raise DataError(
-                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or unreadable "
-                f"(first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix them, drop their rows "
-                "(clipkit data check --fix), or raise data.max_bad"
+                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or "
+                f"unreadable (first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix the "
+                "images, drop their rows (clipkit data check --fix), or raise data.max_bad"
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:
@@ -86,8 +86,8 @@ class BadSamples:
         """
         if self.are_too_many:
             raise TrainingError(
-                f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
-                f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
-                f"{self.folder.bad_samples}: fix them and start again with --overwrite, or raise data.max_bad and "
-                "continue with --resume"
+                f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} "
+                f"are missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
+                f"{self.folder.bad_samples}: fix the images and start again with --overwrite, or raise "
+                "data.max_bad and continue the run with --resume"
             )

@@ -96,7 +96,7 @@ def damage(checkpoint: Path) -> str | None:
             if (checkpoint / name).name == name and _sum_line(checkpoint / name).decode() != line + "\n":
                 return f"{name} has changed since it was written"
     except (OSError, ValueError) as error:
-        return f"{SUMS} or a file that it lists is missing or unreadable ({type(error).__name__})"
+        return f"{SUMS}, or a file listed there, is missing or unreadable ({type(error).__name__})"
     return f"{SUMS} has changed since it was written"
 
 

@@ -100,8 +100,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
         notes += repairs
     if not step:
         raise OutputError(
-            f"{folder.checkpoints}: no checkpoint is usable ({notes[0].partition(': ')[2]}); restore an intact one, "
-            "or start again with --overwrite"
+            f"{folder.checkpoints}: no checkpoint is usable ({notes[0].partition(': ')[2]}); restore an "
+            "undamaged checkpoint, or start again with --overwrite"
         )
     state = read_state(checkpoint_of(folder.checkpoints, step))
     notes += _changes(folder, recipe, state["recipe"], step)
@@ -110,8 +110,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
         now = identity.get(name)
         if UNIDENTIFIED in (before, now):
             raise RecipeError(
-                f"{folder.path}: {name} are Python objects without an identity, so they may have changed since step "
-                f"{step}; give them with identity='content' from the first run on, or as files"
+                f"{folder.path}: {name} are Python objects without an identity, so they may have changed "
+                f"since step {step}; give the data with identity='content' from the first run on, or as files"
             )
         if before == now:
             continue
@@ -122,13 +122,12 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
             notes.append(f"{name} changed since step {step} ({change}): results may differ by rounding errors")
         else:
             raise RecipeError(
-                f"{folder.path}: {name} changed since step {step}; undo the change or give another output"
+                f"{folder.path}: {name} changed since step {step}; undo the change, or give another output folder"
             )
     if step > steps:
         raise RecipeError(
-            f"{folder.path}: the run is already at step {step}, but with train.epochs: "
-            f"{recipe.train.epochs} it would end at step "
-            f"{steps}; increase train.epochs, or give another output"
+            f"{folder.path}: the run is already at step {step}, but with train.epochs: {recipe.train.epochs} "
+            f"it would end at step {steps}; increase train.epochs, or give another output folder"
         )
     at_end = step == steps or out_of_patience(folder, recipe)
     done = at_end and folder.report.exists() and _steps_of_results(folder) == step
@@ -160,8 +159,8 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
         if _steps_of_results(folder) == steps:
             return StartPoint(steps, finished=True)
     raise OutputError(
-        f"{folder.path}: contains a model but no checkpoints to resume from; start again with --overwrite, "
-        "or give another output"
+        f"{folder.path}: contains a model but no checkpoints to resume from; start again with --overwrite, or "
+        "give another output folder"
     )
 
 
@@ -174,7 +173,10 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
             if len(damaged) == sum(folder.altered({name: mark}) is not None for name, mark in marks.items()):
                 yield (
                     step,
-                    [f"the checkpoint of step {step} is used, and logs are repaired: {line}" for line in damaged],
+                    [
+                        f"the checkpoint of step {step} is used, and damaged logs are repaired: {line}"
+                        for line in damaged
+                    ],
                 )
 
 
@@ -199,7 +201,7 @@ def _damage(folder: RunFolder, step: int) -> str | None:
     if best is not None and best != step:
         reason = damage(checkpoint_of(folder.checkpoints, best))
         if reason is not None:
-            return f"it needs the best weights in the checkpoint of step {best}, but {reason}"
+            return f"the best weights so far are in the checkpoint of step {best}, but {reason}"
     return None
 
 

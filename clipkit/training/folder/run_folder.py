@@ -55,26 +55,30 @@ class RunFolder(RunFiles):
             named = [file for file in (self.marker, *self.files, *self.folders) if os.path.lexists(file)]
             if named and not self.is_marked and not (resume and self._is_unmarked_run):
                 raise OutputError(
-                    f"{self.path}: has {named[0].name}, but it is not a folder that clipkit made (it has no "
-                    f"{self.marker.name}); give another output, or, if it is a copy of a run, create the empty file "
-                    f"{self.marker}"
+                    f"{self.path}: contains {named[0].name}, but the folder was not made by clipkit (it has "
+                    f"no {self.marker.name}); give another output folder, or, if the folder is a copy of a "
+                    f"run, create the empty file {self.marker}"
                 )
             if links := [file for file in self.files if file.is_symlink()]:
-                raise OutputError(f"{links[0]}: is a link; replace it with the file itself, or give another output")
+                raise OutputError(
+                    f"{links[0]}: is a link; replace the link with the file itself, or give another output folder"
+                )
             check_no_run(self, resume, overwrite)
             for source in inputs if overwrite else ():
                 path = Path(source.partition("?")[0]).expanduser().resolve()
                 if path == self.path.resolve() or run_of(path) == self.path.resolve():
                     raise OutputError(
-                        f"{self.path}: contains {source}, which the recipe uses and --overwrite would delete; give "
-                        "another output"
+                        f"{self.path}: contains {source}, which the recipe uses and --overwrite would delete; "
+                        "give another output folder"
                     )
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             self._lock = _lock(self.path / ".lock")
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written to ({error.strerror}); give another output") from None
+            raise OutputError(
+                f"{self.path}: cannot be written to ({error.strerror}); give another output folder"
+            ) from None
 
     @property
     def _is_unmarked_run(self) -> bool:
@@ -168,8 +172,8 @@ class RunFolder(RunFiles):
                 yield
         except OSError as error:
             raise TrainingError(
-                f"{self.path}: can no longer be written to ({one_line(error)}); the saved files are complete: free "
-                "some disk space, then continue with --resume"
+                f"{self.path}: can no longer be written to ({one_line(error)}); the saved files are complete: "
+                "free some disk space, then continue the run with --resume"
             ) from None
 
     def replace_model(self, save: Callable[[Path], None]) -> None:
@@ -239,8 +243,8 @@ def _lock(file: Path) -> int:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
                 raise OutputError(
-                    f"{file.parent}: another run is using it ({holder}); wait until that run ends, or give "
-                    "another output"
+                    f"{file.parent}: is in use by another run ({holder}); wait until that run ends, or give "
+                    "another output folder"
                 ) from None
             try:
                 replaced = os.fstat(descriptor).st_ino != file.stat().st_ino

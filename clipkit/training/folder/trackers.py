@@ -24,7 +24,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise RecipeError(
-                f"train.log_with: {name} is not installed; pip install {name}, or remove it from the recipe"
+                f"train.log_with: {name} is not installed; pip install {name}, or remove it from train.log_with"
             )
 
 

@@ -151,7 +151,7 @@ def high_learning_rate(start: RunStart) -> Finding | None:
             return Finding(
                 "high_learning_rate", "warning",
                 f"{start.rate_key(kind)} is {lr:g}, but {kind} weights are usually trained with at most {highest:g}",
-                f"use {_usual(kind)} for them{lost}",
+                f"use {_usual(kind)} for {kind} weights{lost}",
             )  # fmt: skip
     return None
 
@@ -163,7 +163,7 @@ def low_learning_rate(start: RunStart) -> Finding | None:
             return Finding(
                 "low_learning_rate", "warning",
                 f"{start.rate_key(kind)} is {lr:g}, which hardly changes {kind} weights",
-                f"use {_usual(kind)} for them, or at least {lowest:g}",
+                f"use {_usual(kind)} for {kind} weights, or at least {lowest:g}",
             )  # fmt: skip
     return None
 
@@ -178,7 +178,7 @@ def long_warmup(start: RunStart) -> Finding | None:
         return None
     return Finding(
         "long_warmup", "warning", f"the learning rate rises during {start.warmup_steps} of {start.steps} steps",
-        "use optim.warmup: 0.1, a tenth of the run",
+        "use a shorter warmup, e.g. optim.warmup: 0.1 (a tenth of the run)",
     )  # fmt: skip
 
 
@@ -188,17 +188,20 @@ def small_batch(start: RunStart) -> Finding | None:
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
         return Finding(
             "small_batch", "warning",
-            f"in a batch of {size} pairs, each image is compared with only {counted(size - 1, 'other caption')}, so "
-            "the model learns little, and the metrics within a batch are not meaningful",
-            "use train.batch_size: 256 or more, or at least a tenth of a small dataset; micro-batches limit the memory",
+            f"in a batch of {size} pairs, each image is compared with only "
+            f"{counted(size - 1, 'other caption')}, so the model learns little, and the metrics within a "
+            "batch mean little",
+            "use train.batch_size: 256 or more (for a small dataset, at least a tenth of its pairs); "
+            "train.micro_batch_size limits the memory",
         )  # fmt: skip
     is_sigmoid = start.model.logit_bias is not None
     if not start.recipe.is_cross_modal or size >= _SMALL_BATCH or scale <= 95 or is_sigmoid:
         return None
     return Finding(
         "small_batch", "warning",
-        f"with a batch of {size} pairs and a scale of {scale:.4g}, the loss and its gradient are near 0 from the start",
-        "use train.batch_size: 256 or more; micro-batches limit the memory",
+        f"with a batch of {size} pairs and a logit scale of {scale:.4g}, the loss and its gradient are near 0 "
+        "from the start",
+        "use train.batch_size: 256 or more; train.micro_batch_size limits the memory",
     )  # fmt: skip
 
 
@@ -207,7 +210,8 @@ def nothing_to_train(start: RunStart) -> Finding | None:
     if not start.recipe.is_cross_modal or start.learns:
         return None
     return Finding(
-        "nothing_to_train", "error", "both towers are frozen: only the scale is trained, so rankings cannot change",
+        "nothing_to_train", "error",
+        "both towers are frozen, so only the logit scale is trained, and rankings cannot change",
         "set model.image.tune or model.text.tune, e.g. last:2",
     )  # fmt: skip
 
@@ -234,11 +238,11 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
             seconds = (time.perf_counter() - began) / _TIMED_IMAGES
     return Finding(
         "augmented_frozen_trunk", "warning",
-        f"with data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes about "
-        f"{duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, about "
-        f"{duration(seconds * start.images)}",
-        "set data.augment: none, or data.views: 4 to store four augmented views of each image, unless the augmentation "
-        "is worth this time",
+        f"because of data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes "
+        f"about {duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, "
+        f"about {duration(seconds * start.images)}",
+        "set data.augment: none, or data.views: 4 to store four augmented views of each image; keep the "
+        "setting only if the augmentation is worth this time",
     )  # fmt: skip
 
 
@@ -257,8 +261,8 @@ def other_tokenizer(start: RunStart) -> Finding | None:
         return None
     return Finding(
         "other_tokenizer", "warning",
-        f"model.text.tokenizer is {text.tokenizer}, but {text.name} was pretrained with another vocabulary",
-        "remove model.text.tokenizer, so that tokens keep their meaning",
+        f"model.text.tokenizer is {text.tokenizer}, but {text.name} was pretrained with another tokenizer",
+        "remove model.text.tokenizer, so that the tokens keep the meaning that they had in pretraining",
     )  # fmt: skip
 
 
@@ -271,11 +275,13 @@ GUARDS = (
          "weights)"),
     Rule("long_warmup", long_warmup,
          "the learning rate rises during more than half of the run (more than the whole run is an error)"),
-    Rule("small_batch", small_batch, "the batch has fewer than 8 pairs; or fewer than 64 pairs and the scale is above "
-         "95, so the loss is near 0 from the start"),
-    Rule("nothing_to_train", nothing_to_train, "both towers are frozen, so only the scale is trained"),
+    Rule("small_batch", small_batch,
+         "the batch has fewer than 8 pairs; or it has fewer than 64 pairs, and the logit scale is above 95, so that "
+         "the loss is near 0 from the start"),
+    Rule("nothing_to_train", nothing_to_train, "both towers are frozen, so only the logit scale is trained"),
     Rule("augmented_frozen_trunk", augmented_frozen_trunk,
-         "the image trunk is frozen, but augmentation makes it run at every step; the message has both times"),
+         "the image trunk is frozen, but because of augmentation it runs in every step; the message states "
+         "the time with and without augmentation"),
     Rule("other_tokenizer", other_tokenizer, "a pretrained text tower is used with a "
             "tokenizer that has another vocabulary"),
 )  # fmt: skip

@@ -52,7 +52,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
     """
     run = RunFiles(folder)
     if not run.is_run:
-        raise DataError(f"{run.path}: is not a run folder (it has no recipe.yaml); give the output folder of a recipe")
+        raise DataError(f"{run.path}: is not a run folder (it has no recipe.yaml); give the output folder of a run")
     recipe = Recipe.from_yaml(run.recipe)
     metrics, speeds = read_rows(run.metrics, IN_METRICS), read_rows(run.speed, IN_SPEED)
     evaluations = read_rows(run.evaluations)
@@ -107,8 +107,8 @@ def unfinished(examined: Examined) -> Finding | None:
     saved = checkpoint_steps(examined.run.checkpoints)
     checkpoint = f"its newest checkpoint is from step {saved[-1]}" if saved else "it has no checkpoint"
     return Finding(
-        "unfinished", "note", f"the run is still running or was stopped, and {checkpoint}",
-        "see log.txt for the reason; resume it with clipkit train RECIPE --resume",
+        "unfinished", "note", f"the run is not finished (still running, or stopped), and {checkpoint}",
+        "if the run has stopped: see log.txt for the reason, and resume with clipkit train RECIPE --resume",
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def nothing_measured(examined: Examined) -> Finding | None:
     return Finding(
         "nothing_measured", "warning",
         "the recipe has no validation data, so the last weights are kept, even if earlier weights were better",
-        "set data.validation to held-out pairs, or to a share, e.g. 0.1",
+        "set data.validation to held-out data, or to a share of the training images, e.g. 0.1",
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def bad_samples(examined: Examined) -> Finding | None:
         return None
     return Finding(
         "bad_samples", "warning", f"{len(bad)} training images are missing or unreadable and were replaced by others",
-        "bad_samples.jsonl lists them; fix or drop them (clipkit data check D --fix OUT)",
+        "see bad_samples.jsonl; fix these images, or drop them (clipkit data check D --fix OUT)",
     )  # fmt: skip
 
 

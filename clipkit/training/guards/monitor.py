@@ -176,8 +176,8 @@ class Monitor:
         weights = ", and the updated weights were not finite" if updated else ""
         finding = Finding(
             "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}{weights}",
-            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
-            "the cause: see log.txt for their names",
+            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; the cause may also be an image "
+            "or caption of this step: log.txt lists the images",
             step,
         )  # fmt: skip
         with self.folder.writing():

@@ -99,10 +99,10 @@ def other_normalization(trial: _Trial) -> Finding | None:
         if _is_better(trial.losses(pixels, trial.texts), trial.current):
             return Finding(
                 "other_normalization", "warning",
-                f"with the mean and std of {name}, the model matches pairs better than with its mean and std "
-                f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
-                f"it was probably trained with the mean and std of {name}: set them in preprocessor_config.json or "
-                "open_clip_config.json",
+                f"with the mean and std of {name}, the model matches pairs better than with the mean and std "
+                f"of its configuration ({_short(preprocess.mean)}; {_short(preprocess.std)})",
+                f"the model was probably trained with the mean and std of {name}: set these values in "
+                "preprocessor_config.json or open_clip_config.json",
             )  # fmt: skip
     return None
 
@@ -113,8 +113,8 @@ def other_activation(trial: _Trial) -> Finding | None:
         if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None
     return Finding(
-        "other_activation", "warning", f"with {other} as its activation, the model matches pairs better than with "
-        f"{current}",
+        "other_activation", "warning",
+        f"with the activation {other}, the model matches pairs better than with {current}, which is configured",
         f"the model seems to have been trained with {other}: set hidden_act in its config.json, or quick_gelu in "
         "open_clip_config.json",
     )  # fmt: skip
@@ -128,8 +128,9 @@ def unmatched_pairs(trial: _Trial) -> Finding | None:
         "unmatched_pairs", "warning",
         f"before training, the pretrained model matches {trial.current.matched:.0%} of {_PAIRS} training pairs; by "
         f"chance it would match {1 / _PAIRS:.0%}",
-        "check that each caption belongs to its image (clipkit data preview D: a shuffled column or a shifted row is a "
-        "common cause); otherwise, the model does not know this kind of image or this language",
+        "check that each caption belongs to its image (clipkit data preview D: a shuffled column or a "
+        "shifted row is a common cause); if the captions are correct, the model does not know this kind of "
+        "image or this language",
     )  # fmt: skip
 
 
@@ -137,7 +138,8 @@ SETTINGS_GUARDS = (
     Rule("other_normalization", other_normalization,
          "with another common mean and std, the model matches 32 training pairs clearly better"),
     Rule("other_activation", other_activation,
-         "with GELU instead of QuickGELU, or the reverse, the model matches 32 training pairs clearly better"),
+         "with the activation GELU instead of QuickGELU, or with QuickGELU instead of GELU, the model "
+         "matches 32 training pairs clearly better"),
     Rule("unmatched_pairs", unmatched_pairs,
          "a pretrained whole model matches at most 2 of 32 training pairs with different captions"),
 )  # fmt: skip

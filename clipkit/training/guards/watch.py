@@ -85,7 +85,8 @@ def loss_at_chance(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "loss_at_chance", "warning",
-        f"the loss is {loss:.3f}, the value for equal similarities ({level:.3f}): the model does not tell pairs apart",
+        f"the loss is {loss:.3f}, which is its value if all similarities are equal ({level:.3f}): the model "
+        "does not distinguish matching pairs from others",
         "check that captions belong to their images (clipkit data preview, clipkit data check), then try an "
         "optim.lr ten times higher or lower, and a longer optim.warmup",
     )  # fmt: skip
@@ -100,7 +101,7 @@ def collapsed(watch: Watch) -> Finding | None:
         if cosine is not None and cosine > _COLLAPSED:
             return Finding(
                 "collapsed", "warning",
-                f"features of different samples are nearly the same ({side}: mean cosine {cosine:.3f})",
+                f"the features of different samples are nearly equal ({side}: mean cosine {cosine:.3f})",
                 "lower optim.lr, lengthen optim.warmup, and check that the samples differ (clipkit data preview)",
             )  # fmt: skip
     return None
@@ -115,7 +116,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "scale_at_cap", "warning",
-        f"the scale has risen to its upper limit of {cap:.4g}: matching the pairs of a batch is too easy",
+        f"the logit scale has risen to its upper limit of {cap:.4g}: the pairs of a batch are too easy to " "match",
         "use a larger train.batch_size, more augmentation or fewer epochs",
     )  # fmt: skip
 
@@ -129,10 +130,10 @@ def scale_falls(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "scale_falls", "warning",
-        f"the scale falls steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
-        "certain about the pairs",
-        "captions may fit several images of the batch, or may belong to other images: run clipkit data check, "
-        "and lower optim.lr",
+        f"the logit scale decreases steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the "
+        "model becomes less certain about the pairs",
+        "captions may describe several images of the batch, or be assigned to wrong images: run clipkit data "
+        "check, and lower optim.lr",
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def gradient_explodes(watch: Watch) -> Finding | None:
     return Finding(
         "gradient_explodes", "warning",
         f"the gradient norm is {max(high):.3g}; it was usually {usual:.3g}",
-        "lower optim.lr, set optim.clip: 1.0, and use train.precision: bf16 or fp32 rather than fp16",
+        "lower optim.lr, set optim.clip: 1.0, and use train.precision: bf16 or fp32 instead of fp16",
     )  # fmt: skip
 
 
@@ -163,8 +164,8 @@ def one_direction(watch: Watch) -> Finding | None:
         "one_direction", "warning",
         f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
         f"{better} ({low:.0%})",
-        f"many {worse} samples may be similar to each other, or one tower hardly learns: check the captions, and "
-        "model.image.tune and model.text.tune",
+        f"many samples ({worse}) may be similar to each other, or one tower hardly learns: check the "
+        "captions, model.image.tune and model.text.tune",
     )  # fmt: skip
 
 
@@ -196,7 +197,8 @@ def validation_worse(watch: Watch) -> Finding | None:
     return Finding(
         "validation_worse", "warning",
         f"{metric} was {best:.4f}, but at most {max(last):.4f} in the last {_PATIENCE} evaluations",
-        "the best weights are kept; use fewer epochs, a lower optim.lr, or eval.patience, which ends such a run",
+        "the best weights are kept; next time, use fewer epochs, a lower optim.lr, or eval.patience, which "
+        "ends such a run early",
     )  # fmt: skip
 
 
@@ -207,10 +209,11 @@ def validation_at_chance(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "validation_at_chance", "warning",
-        f"{learned}, which is chance ({learned.chance:.1%}): nothing that the model learned applies to other pairs",
-        "check that each caption belongs to its image, in the training and the validation data (clipkit data preview "
-        "D: a shuffled column or a shifted row is a common cause); if they do, the model only memorizes: start from a "
-        "pretrained model, or use more data",
+        f"{learned}, which is chance ({learned.chance:.1%}): the model has learned nothing that applies to "
+        "other pairs",
+        "check that each caption belongs to its image, in the training and the validation data (clipkit data "
+        "preview D: a shuffled column or a shifted row is a common cause); if the captions are correct, the "
+        "model only memorizes the training pairs: start from a pretrained model, or use more data",
     )  # fmt: skip
 
 
@@ -224,7 +227,7 @@ def memorization(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "memorization", "warning",
-        f"{learned}, and this no longer rises: the model memorizes the training pairs",
+        f"{learned}, and the share of validation captions no longer rises: the model memorizes the training " "pairs",
         "use fewer epochs, more data or augmentation (data.augment), tune fewer blocks (model.image.tune: last:4), and "
         "check that the captions belong to their images (clipkit data preview)",
     )  # fmt: skip
@@ -270,18 +273,18 @@ def forgetting(watch: Watch) -> Finding | None:
     return Finding(
         "forgetting", "warning",
         f"the model forgets: {name} was {start:.3f} before the first step and is {now:.3f} now",
-        "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or use weights between start and end "
-        "(eval.interpolate: true, clipkit merge --alpha)",
+        "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or use a mixture of the weights "
+        "before and after training (eval.interpolate: true, or clipkit merge --alpha)",
     )  # fmt: skip
 
 
 STEP_RULES: tuple[Rule[Watch], ...] = (
     Rule("loss_at_chance", loss_at_chance,
-         "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for NT-Xent, …), "
-         "and no more pairs of the batch are matched than by chance"),
-    Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 on one side"),
-    Rule("scale_at_cap", scale_at_cap, "the scale was below its upper limit at the start and has risen to it"),
-    Rule("scale_falls", scale_falls, "the scale falls steadily below 0.7 of its start"),
+         "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for "
+         "NT-Xent, …), and the share of matched pairs in the batch is at chance"),
+    Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 for images or for texts"),
+    Rule("scale_at_cap", scale_at_cap, "the logit scale was below its upper limit at the start and has reached it"),
+    Rule("scale_falls", scale_falls, "the logit scale decreases steadily, to less than 0.7 of its initial value"),
     Rule("gradient_explodes", gradient_explodes, "the gradient's norm is 20 times its median"),
     Rule("one_direction", one_direction,
          "in the batch, retrieval in one direction is correct four times as often as in the other direction"),
@@ -291,8 +294,9 @@ EVALUATION_RULES: tuple[Rule[Watch], ...] = (
     Rule("validation_worse", validation_worse,
          "three evaluations in a row are 5 % below the best one; `eval.patience: N` would end the run"),
     Rule("validation_at_chance", validation_at_chance,
-         "in a batch, at least 20 % of the training captions find their image, three times as many as validation "
-         "captions, and these find theirs only by chance: captions belong to other images, or the model memorizes"),
+         "in a batch, at least 20 % of the training captions find their image, three times as many as "
+         "validation captions, whose share is at chance: captions are assigned to wrong images, or the model "
+         "memorizes"),
     Rule("memorization", memorization,
          "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
          "captions, and the share of validation captions has not risen in two evaluations"),

@@ -73,5 +73,5 @@ def objective_of(
         return given or whole
     made = given(whole)
     if not isinstance(made, Objective):
-        raise RecipeError(f"the objective in Python returned {kind_of(made)}, not an Objective; return one")
+        raise RecipeError(f"the objective in Python returned {kind_of(made)}, not an Objective; return an Objective")
     return made

@@ -21,11 +21,13 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
         RecipeError: the loss is not a function, needs other arguments, or has parameters that nothing would train.
     """
     if not callable(loss):
-        raise RecipeError(f"loss is {kind_of(loss)}, not a function; give loss(image_features, text_features, scale)")
+        raise RecipeError(
+            f"loss is {kind_of(loss)}, not a function; give a function loss(image_features, text_features, scale)"
+        )
     if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
         raise RecipeError(
-            f"the loss {type(loss).__name__} has parameters, which the run does not train; use a function of the "
-            "features and the model's scale, or freeze them"
+            f"the loss {type(loss).__name__} has parameters, which clipkit does not train; use a function of "
+            "the features and the model's logit scale, or freeze the parameters"
         )
     parameters = list(inspect.signature(loss).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

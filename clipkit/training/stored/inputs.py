@@ -145,7 +145,7 @@ def store_of(
                 raise RecipeError(
                     f"data.views is {views}: {described} cannot be stored ({error}); use fewer views, {advice}"
                 ) from None
-            storing.log(f"{described} are not stored, but computed in each step ({error}); {advice}")
+            storing.log(f"{described} are computed in each step instead of stored ({error}); {advice}")
             return None
         storing.log(f"{described} computed once and stored in {store.folder}")
     storing.taken += store.nbytes

@@ -68,8 +68,8 @@ class TowerStores:
         storing, views = self.storing, self.storing.views if self.storing is not None else None
         if views and not (self.feed.can_index and "image_features" in self.encoded):
             raise RecipeError(
-                f"data.views is {views}, but the images of {self.feed.name} are not stored; use the objective "
-                "captions and data that is not a stream, or remove data.views"
+                f"data.views is {views}, but the images of {self.feed.name} cannot be stored; use the "
+                "objective captions and data that is not a stream, or remove data.views"
             )
         if storing is None or not self.feed.can_index:
             return {}

@@ -161,7 +161,7 @@ def test_tables_show_several_models_and_published_figures(mine: Path, tiny_clip:
     [
         ({"datasets": [{"name": "a", "task": "zeroshot", "sauce": "x"}]}, "sauce"),
         ({"datasets": [{"name": "a", "task": "zeroshot", "source": "x"}] * 2}, "twice"),
-        ({"datasets": [{"name": "a", "task": "zeroshot", "source": "x", "version_of": "b"}]}, "not among the datasets"),
+        ({"datasets": [{"name": "a", "task": "zeroshot", "source": "x", "version_of": "b"}]}, "not a dataset of"),
         ({"datasets": ["nothing_of_the_kind"]}, "nothing_of_the_kind.yaml"),
         ({"datasets": [{"name": "a", "task": "probe", "source": "x"}]}, "add train"),
         ({"datasets": [{"name": "../a", "task": "zeroshot", "source": "x"}]}, "datasets.0.name"),

@@ -128,7 +128,7 @@ def test_card_is_valid_for_the_hub(hub: Hub, client: Client, run: Path, shapes: 
     value = results["metrics"]["image_retrieval_recall@10"]
     assert f"{100 * value['low']:.1f} % – {100 * value['high']:.1f} %" in text
     assert "16 images, 32 captions" in text
-    assert "16 training images are in this data too" in text
+    assert "16 training images are also in this data" in text
     assert str(shapes) not in text  # nothing of the machine it ran on
     assert str(run.parent) not in text
 
@@ -142,7 +142,7 @@ def test_interrupted_upload_is_resumed(hub: Hub, client: Client, run: Path) -> N
     before = len(hub.commits)
     broken = client.ask("me/broken", two)
     if "error" in broken:  # the client may have tried once more by itself
-        assert "push again" in broken["error"]
+        assert "run the same command again" in broken["error"]
         assert len(hub.commits) == before
         client.ask("me/broken", two)
     assert len(hub.commits) == before + 1
@@ -184,7 +184,7 @@ def test_push_keeps_edited_card_and_other_files(hub: Hub, client: Client, run: P
     folder = hub.repositories["me/existing"].revisions["main"]
     (folder / "pytorch_model.bin").write_bytes(b"older weights")
     again = client.ask("me/existing", run / "model")
-    assert any("also holds pytorch_model.bin" in note for note in again["notes"])
+    assert any("also contains pytorch_model.bin" in note for note in again["notes"])
     assert (folder / "pytorch_model.bin").read_bytes() == b"older weights"
     card = folder / "README.md"
     card.write_text(card.read_text().replace("A dual encoder", "My dual encoder"))

@@ -130,7 +130,7 @@ def test_only_images_of_the_index_are_served(path: str, client: Client) -> None:
         ({"view": "search", "words": ["x"] * 30}, "words"),
         ({"view": "search", "like": ["/etc/passwd"]}, "like"),
         ({"view": "search", "like": [99]}, "99"),
-        ({"view": "search"}, "nothing to look for"),
+        ({"view": "search"}, "no part with a positive weight"),
         ({"view": "all", "index": 1}, "1"),
         ({"view": "search", "words": ["x"], "precision": 2.0}, "precision"),
         ({"view": "labels", "column": "hue"}, "hue"),

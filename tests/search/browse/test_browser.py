@@ -181,7 +181,7 @@ def test_the_map_by_keyboard_and_two_searches(
     scripts = [
         click.format("[data-view=map]", "on the map"), PRESS.format(CORNERS[:-1]),
         PRESS.format(["Enter"]) + UNTIL.format("images ·"), click.format("[data-view=labels]", "·|No images"),
-        click.format("[data-view=compare]", "Give words") + later, click.format(".ask", "in common"),
+        click.format("[data-view=compare]", "Enter words") + later, click.format(".ask", "in common"),
     ]  # fmt: skip
     with Server(0, app.answer) as started:
         threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

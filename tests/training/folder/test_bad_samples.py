@@ -39,7 +39,7 @@ def test_run_replaces_and_lists_bad_images(recipe: Build, broken: Path, tmp_path
     listed = read_lines(tmp_path / "run" / "bad_samples.jsonl")
     assert sorted(Path(row["file"]).name for row in listed) == ["11.png", "14.png", "3.png", "7.png"]
     assert {row["step"] for row in listed if Path(row["file"]).name == "14.png"} == {0}
-    assert next(row for row in listed if row["image"] == 3)["reason"].endswith("replace it or drop its rows")
+    assert next(row for row in listed if row["image"] == 3)["reason"].endswith("replace the file or drop its rows")
     known = "1 image is" if tune == "full" else "4 images are"  # a frozen trunk runs over all before the first step
     assert f"{known} missing or unreadable" in (tmp_path / "run" / "log.txt").read_text()
 

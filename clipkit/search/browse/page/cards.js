@@ -22,7 +22,7 @@ export function picture(app, item, first) {
 
 function lines(item) {
   if (item.fit !== undefined) {
-    const better = item.other ? `; fits the right image better (${item.better.toFixed(2)})` : "";
+    const better = item.other ? `; fits the image on the right better (${item.better.toFixed(2)})` : "";
     return [make("p", {}, make("b", {}, item.captions[0])), make("p", {}, `similarity ${item.score.toFixed(2)}${better}`)];
   }
   if (item.suggested !== undefined) {

@@ -47,7 +47,7 @@ export async function showComparison(app, grid, body, isShown) {
       if (!isShown()) return;
       showSides(app, found);
       say(`${found.common} of the first ${found.depth} in common, rank-biased overlap ${found.overlap.toFixed(2)}. Images with a blue edge are not among the first 100 of the other list.`);
-    } else say("Give words, drop an image here, or choose one of the queries.");
+    } else say("Enter words, drop an image here, or choose one of the queries.");
     const fetched = async (start, count) => (await ask("/api/differences", { start, count })).json();
     const found = await finished(() => fetched(0, 60), isShown, (one) => `Comparing queries: ${Math.round(100 * one.working)} %`, tell);
     if (!found) return;

@@ -33,12 +33,12 @@ export class ImageMap {
       if (key !== this.loaded) {
         say("…");
         const question = async () => (await ask("/api/map", { where: query.where, color: query.color })).json();
-        const points = await finished(question, isShown, (one) => `Laying out ${one.images.toLocaleString("en")} images; 20,000 take a few minutes, once…`);
+        const points = await finished(question, isShown, (one) => `Computing the map of ${one.images.toLocaleString("en")} images; this is done once, and takes a few minutes for 20,000 images…`);
         if (!points) return false;
         [this.points, this.loaded] = [points, key];
       }
       const { rows, total } = this.points, sample = total > rows.length ? ` (a sample of ${total.toLocaleString("en")})` : "";
-      say(`${rows.length.toLocaleString("en")} images on the map${sample}. Draw around some of them.`);
+      say(`${rows.length.toLocaleString("en")} images on the map${sample}. Draw around images to list them.`);
       return this.show(this.points, query.rows);
     } catch (error) {
       if (isShown()) say(error.message, true);

@@ -11,8 +11,8 @@ const $ = (id) => document.getElementById(id);
 const EXPLAINED = {
   duplicates: "Pairs of images that look alike, the most similar first; of a pair, the left image is marked to drop.",
   outliers: "Images by their mean similarity to their ten most similar images, the lowest first.",
-  captions: "Captions that fit their image, and the other captions of the image, least. Where another image fits better, it is shown on the right.",
-  labels: "Images whose label differs from that of most similar images, the most doubtful first; on the right the most similar image with the other label.",
+  captions: "Captions that fit their image and its other captions least, the most doubtful first. If another image fits better, that image is shown on the right.",
+  labels: "Images whose label differs from the label of most of their similar images, the most doubtful first. On the right: the most similar image with the other label.",
   map: "Similar images are near each other; distances between far groups mean little. Draw around images to list them; press a point to open its image.",
   list: "Images and captions that you have marked. The list is kept in this browser; nothing is changed on disk.",
 };
@@ -125,7 +125,7 @@ async function show() {
   if (query.view === "map" && !(await map.load(query, isShown))) return;
   const body = asked(query), pictures = ["duplicates", "captions", "labels"].includes(query.view) ? 2 : 1;
   if (query.view === "search" && !(body.words.length || body.like.length || body.images.length)) {
-    return say("Give words, drop an image here, or press “like this” below an image.");
+    return say("Enter words, drop an image here, or press “like this” below an image.");
   }
   say("…");
   const slow = setTimeout(() => { if (query.view === "search") say("Searching; the first search loads the model…"); }, 1500);
@@ -205,7 +205,7 @@ async function downloadView(query, body, total) {
       entries.push(...items.map((item) => entryOf(item, query.view, query.words)));
     }
     await download({ index: app.index, entries });
-    say(`${entries.length.toLocaleString("en")} in drop.jsonl, for clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`);
+    say(`${entries.length.toLocaleString("en")} entries written to drop.jsonl, for: clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`);
   } catch (error) { say(error.message, true); }
 }
 
