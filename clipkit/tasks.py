@@ -47,9 +47,9 @@ TASKS: dict[str, TaskRow] = {
         help="Evaluate compositional understanding.\n\nIn each test instance, two captions or two images differ "
         "in one detail (hard negatives), and the model must choose the correct one. Examples of such data are "
         "SugarCrepe and Winoground.",
-        data="A CSV, JSON or JSONL file with the columns image, caption, negative_caption (SugarCrepe) and optionally "
-        "caption2, a second correct caption (SugarCrepe++), or image_0, "
-        "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
+        data="A CSV, JSON or JSONL file, or a folder of such files, one per category. Columns of SugarCrepe: image, "
+        "caption, negative_caption; of SugarCrepe++: also caption2, a second correct caption; of Winoground: image_0, "
+        "image_1, caption_0, caption_1.",
     ),
     "instances": TaskRow(
         "Instance retrieval", "image-feature-extraction", "instance_recall@1", ("instance_recall@1", "instance_map@r"),

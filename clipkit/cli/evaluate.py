@@ -95,7 +95,7 @@ def zeroshot(
         typer.Option(
             "--compare-prompts",
             help="Also report the accuracy for the original class names and for cleaned ones (without numbers and "
-            "underscores). For both, 0, 1, 7 and 80 prompts per class are compared.",
+            "underscores), each without a prompt and with 1, 7 and 80 prompts per class.",
         ),
     ] = False,
     explain: Annotated[

@@ -67,7 +67,7 @@ class Measuring:
         Path | None,
         typer.Option(
             metavar="F.parquet",
-            help="Write the scores of each query (an image or a caption) to this Parquet file.",
+            help="Write the result for each image, caption or query, such as its scores, to this Parquet file.",
         ),
     ] = None
     processes: ProcessCount = 1

@@ -91,8 +91,8 @@ class _Pairs(Dataset[Batch | Packed | DataError]):
                     return error
                 bad[drawn.image] = all_bad[drawn.image] = str(error)
         return DataError(
-            f"{self.pairs.name}: {_ATTEMPTS} replacements of an unreadable image are unreadable too, the "
-            f"first because: {next(iter(bad.values()), 'the file is missing')}; run clipkit data check to "
+            f"{self.pairs.name}: an image is unreadable ({next(iter(bad.values()), 'the file is missing')}), and "
+            f"so are the {_ATTEMPTS} images that were tried instead; run clipkit data check to "
             "find all unreadable images"
         )
 

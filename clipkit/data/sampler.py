@@ -115,10 +115,10 @@ class EpochSampler:
         return images, captions
 
     def _items_of_epoch(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the images or captions of a part in an epoch, and the number of earlier occurrences of each.
+        """Return the items of one dataset of a mixture in an epoch, and how often each has occurred before.
 
-        By the end of epoch e an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the weight of the part, n its number
-        of items, and r the random rank of the item among them.
+        Items are images or captions. By the end of epoch e an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the
+        weight of the dataset, n its number of items, and r the random rank of the item among them.
         """
         items, weight = self._items[part], self._parts[part].weight
         if weight == 1:

@@ -53,7 +53,7 @@ class Features:
         batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
-        progress: True: show progress bars on the terminal; or other bars.
+        progress: True: show progress bars on the terminal; or your own progress bars.
         normalize: divide the features by their length. Features that are not normalized are cached in separate folders.
 
     Raises:
@@ -112,7 +112,10 @@ class Features:
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys without cached features, on all processes; equal keys are listed once."""
+        """Return the positions of the keys that have no cached features, the first position of equal keys.
+
+        All processes get the same list.
+        """
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None
         missing = sorted(position for key, position in first.items() if cache is None or not cache.has(key))

@@ -32,8 +32,8 @@ def check_config(folder: Path, name: str) -> None:
     for key, value in _choices(config):
         if isinstance(value, str) and value not in _ATTENTION:
             raise ModelError(
-                f"{name}: its config.json sets {key} to {value!r}, which would load code; remove the line, or use one "
-                f"of {', '.join(_ATTENTION)}"
+                f"{name}: its config.json sets {key} to {value!r}, which would run code that is not "
+                f"part of PyTorch; remove the line, or use one of {', '.join(_ATTENTION)}"
             )
 
 

@@ -151,8 +151,8 @@ def _width(name: str, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     rows = len(next(iter(inputs.values())))
     if features.ndim != 2 or len(features) != rows:
         raise ModelError(
-            f"{name} returned features of shape {tuple(features.shape)} for {rows} inputs; return ({rows}, W), one "
-            "vector per input"
+            f"{name} returned features of shape {tuple(features.shape)} for {rows} inputs; return "
+            f"shape ({rows}, W), one vector of width W per input"
         )
     return int(features.shape[1])
 

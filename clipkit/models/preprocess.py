@@ -131,7 +131,7 @@ class TransformCall:
         return {"pixel_values": self.transform(image)}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the uint8 pixels before the last two steps, which scale and normalize."""
+        """Return the uint8 pixels before the last two steps: division by 255 and normalization."""
         for step in self._steps[:-2]:
             image = step(image)
         return np.array(image)

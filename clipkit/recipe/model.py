@@ -141,8 +141,8 @@ class ModelRecipe(Section):
             given = [key for key, value in of_towers.items() if value is not None]
             if given:
                 raise ValueError(
-                    f"{given[0]} applies only to a model of two towers, not to the whole model {self.name}; "
-                    f"remove model.{given[0]} or model.name"
+                    f"{given[0]} applies only to a model that is built from separate towers, but model.name loads the "
+                    f"complete model {self.name}; remove model.{given[0]} or model.name"
                 )
         return self
 

@@ -114,7 +114,9 @@ class Step:
 
     def _batch(self, images: Any, captions: Any, image_ids: Any, caption_ids: Any) -> Batch:
         if isinstance(captions, str) or not isinstance(captions, Mapping | Sequence):
-            raise DataError(f"captions is {kind_of(captions)}; give a list of strings, or tokens by name")
+            raise DataError(
+                f"captions is {kind_of(captions)}; give a list of strings, or a dict of token tensors such as input_ids"
+            )
         if not isinstance(images, Mapping):
             images = stack_inputs([self.model.image.preprocess(open_image(image)) for image in images])
         if not isinstance(captions, Mapping):

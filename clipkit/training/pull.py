@@ -66,8 +66,8 @@ class Pull:
     def add_gradient(self, scale: float = 1.0) -> Float[Tensor, ""]:
         """Add the gradient of the penalty, 2 w (θ − θ_start), to the gradients of the loss.
 
-        Call it on every process after the gradients are summed. Weights without a gradient still have their initial
-        values.
+        Here w is the weight of the penalty. Call it on every process after the gradients are summed. Parameters without
+        a gradient are skipped: they still have their initial values, so their penalty is zero.
 
         Args:
             scale: factor by which the gradients of the loss are scaled (mixed precision).

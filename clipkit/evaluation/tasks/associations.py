@@ -48,7 +48,7 @@ def associations(
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every word.
         processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or other bars.
+        progress: True: show progress bars on the terminal; or your own progress bars.
 
     Raises:
         DataError: the data cannot be read.

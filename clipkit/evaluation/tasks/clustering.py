@@ -47,7 +47,7 @@ def clustering(
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the cluster of every image at the first start.
         processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or other bars.
+        progress: True: show progress bars on the terminal; or your own progress bars.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or all have the same label.

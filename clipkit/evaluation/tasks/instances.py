@@ -51,7 +51,7 @@ def instances(
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the outcome of every query.
         processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or other bars.
+        progress: True: show progress bars on the terminal; or your own progress bars.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or no two images have the same label.

@@ -59,7 +59,7 @@ def probe(
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
         processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or other bars.
+        progress: True: show progress bars on the terminal; or your own progress bars.
 
     Raises:
         DataError: the data cannot be read, has several classes per image, or has too few images.

@@ -15,7 +15,7 @@ _COMPARED = 100  # number of results of one index that are searched in the other
 
 
 class Comparison:
-    """Two indexes of the same images; rows in requests and answers are those of the first one.
+    """Two indexes of the same images; row numbers in requests and responses refer to the first index.
 
     Args:
         views: views of both indexes.
