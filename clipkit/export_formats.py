@@ -1,12 +1,14 @@
-"""Table of the export formats for the command line and `clipkit.export`, without heavy imports.
+"""Tables of the export formats of models and indexes for the command line and Python, without heavy imports.
 
-To add a format, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row here.
+To add a format of models, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row
+here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row there and here.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, UserError
+from clipkit.extras import check_extra
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,43 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
             supporting = ", ".join(other for other, row in FORMATS.items() if option in row.options)
             raise ModelError(f"the option {option} applies to the format {supporting}, not to {name}; leave it out")
     return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class IndexFormat:
+    """Summary of an export format of indexes, and code that opens the result."""
+
+    summary: str
+    usage: str
+    """Python code, in which {out} is the path of the result and {column} the name of its column of features."""
+    extra: str | None = None
+    """Extra of pyproject.toml, and the library of the same name, that writes the format."""
+
+
+INDEX_FORMATS = {
+    "numpy": IndexFormat(
+        "features.npy and rows.jsonl",
+        'features = numpy.load("{out}/features.npy", mmap_mode="r")  # row n belongs to line n of rows.jsonl',
+    ),
+    "parquet": IndexFormat("one file, for pandas and databases", 'table = pandas.read_parquet("{out}")'),
+    "lancedb": IndexFormat(
+        "a vector database",
+        'table = lancedb.connect("{out}").open_table("images")\n'
+        'table.search(query, vector_column_name="{column}").distance_type("cosine").limit(10).to_list()',
+        extra="lancedb",
+    ),
+}
+
+
+def index_format(name: str) -> IndexFormat:
+    """Return the description of a format of indexes, after checking that it exists and that its library is installed.
+
+    Raises:
+        UserError: the format does not exist, or its library is not installed.
+    """
+    if name not in INDEX_FORMATS:
+        raise UserError(f"{name}: is not an export format of an index; use one of {', '.join(INDEX_FORMATS)}")
+    row = INDEX_FORMATS[name]
+    if row.extra is not None:
+        check_extra(row.extra, [row.extra])
+    return row

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from clipkit.search.doubts import doubts_of
@@ -76,10 +75,9 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
     found = Neighbors(np.empty((len(index), count), np.float32), np.empty((len(index), count), np.int64))
     for start in range(0, len(index), _BLOCK):
         part = slice(start, start + _BLOCK)
-        vectors = torch.nn.functional.normalize(as_float32(index.features[part]), dim=1)
+        vectors = index.unit_features(part)
         _, rows = index.nearest.top(vectors, count)
-        # Stored features have unit length only up to the rounding to float16.
-        neighbors = torch.nn.functional.normalize(as_float32(index.features[rows.numpy()]), dim=2)
+        neighbors = index.unit_features(rows.numpy())
         found.scores[part] = (neighbors @ vectors[:, :, None])[:, :, 0].numpy()
         found.rows[part] = rows.numpy()
         if progress is not None:
@@ -116,6 +114,9 @@ def doubtful_captions(
     """
     if not index.texts:
         return []
+    for kind, count_of in (("features", len(index)), ("textfeatures", len(index.texts))):
+        for start in range(0, count_of, _BLOCK):
+            index.unit_features(slice(start, start + _BLOCK), kind)  # damaged features would be the most doubtful
     captions = index.rows[CAPTIONS].combine_chunks()
     image_of = pc.list_parent_indices(captions).to_numpy()
     text_of = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts)).to_numpy()
