@@ -61,7 +61,7 @@ class IndexFormat:
 
     summary: str
     usage: str
-    """Python code, in which {out} is the path of the result and {column} the name of its column of features."""
+    """Python code: {out} is the path of the result, {column} its column of features, {model} the model's name."""
     extra: str | None = None
     """Extra of pyproject.toml, and the library of the same name, that writes the format."""
 
@@ -69,13 +69,19 @@ class IndexFormat:
 INDEX_FORMATS = {
     "numpy": IndexFormat(
         "features.npy and rows.jsonl",
+        "import numpy\n"
         'features = numpy.load("{out}/features.npy", mmap_mode="r")  # row n belongs to line n of rows.jsonl',
     ),
-    "parquet": IndexFormat("one file, for pandas and databases", 'table = pandas.read_parquet("{out}")'),
+    "parquet": IndexFormat(
+        "one file, for pandas and databases",
+        'import pandas\ntable = pandas.read_parquet("{out}")  # features are in the column {column}',
+    ),
     "lancedb": IndexFormat(
         "a vector database",
+        "import clipkit, lancedb\n"
         'table = lancedb.connect("{out}").open_table("images")\n'
-        'table.search(query, vector_column_name="{column}").distance_type("cosine").limit(10).to_list()',
+        'query = clipkit.load("{model}").encode_text(["two dogs in snow"])[0].numpy()\n'
+        'rows = table.search(query, vector_column_name="{column}").distance_type("cosine").limit(10).to_list()',
         extra="lancedb",
     ),
 }

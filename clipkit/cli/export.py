@@ -108,8 +108,8 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
     index.export(to, out)
     print(f"{out}: exported to {to}, {counted(len(index), 'image')} with features of width {index.features.shape[1]}")
     print("open it with:")
-    for line in row.usage.format(out=out, column=column_of_features(index)).splitlines():
-        print(f"  {line}")
+    usage = row.usage.format(out=out, column=column_of_features(index), model=index.manifest["model"]["name"])
+    print("\n".join(f"  {line}" for line in usage.splitlines()))
 
 
 def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.search.doubts import doubts_of
+from clipkit.search.layout import damaged, file_of
 from clipkit.search.nearest import as_float32
 from clipkit.search.source import CAPTIONS
 
@@ -119,7 +120,10 @@ def doubtful_captions(
             index.unit_features(slice(start, start + _BLOCK), kind)  # damaged features would be the most doubtful
     captions = index.rows[CAPTIONS].combine_chunks()
     image_of = pc.list_parent_indices(captions).to_numpy()
-    text_of = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts)).to_numpy()
+    found = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts))
+    if found.null_count:
+        raise damaged(file_of(index.path, index.manifest, "texts"), f"{found.null_count:,} captions are missing")
+    text_of = found.to_numpy()
     doubts = doubts_of(index.features, index.text_features, text_of, image_of, progress)
     worst = np.argsort(doubts.totals, kind="stable")[:count]
     better_scores, better = index.nearest.top(as_float32(index.text_features[text_of[worst]]), 1)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +18,30 @@ from clipkit.files import replacing
 from clipkit.overwriting import check_new
 from clipkit.search.layout import check_content
 
-if TYPE_CHECKING:
-    from clipkit.search.index import Index
-
 _BLOCK = 16_384
 _FEATURES = "features"
 _ABOUT = "clipkit.index"
 """Key of the description of an index in the metadata of a Parquet file or a table."""
 
 
-def export(index: "Index", to: str, out: Path) -> None:
+class Exported(Protocol):
+    """Parts of `clipkit.search.Index` that are exported."""
+
+    path: Path
+    manifest: dict[str, Any]
+    features: NDArray[np.float16]
+
+    @property
+    def rows(self) -> pa.Table: ...
+
+    @property
+    def texts(self) -> list[str]: ...
+
+    @property
+    def text_features(self) -> NDArray[np.float16]: ...
+
+
+def export(index: Exported, to: str, out: Path) -> None:
     """Write an index in another library's format; arguments and errors as for `Index.export`."""
     index_format(to)
     check_new(out)
@@ -40,7 +54,7 @@ def export(index: "Index", to: str, out: Path) -> None:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error}); give another path") from None
 
 
-def column_of_features(index: "Index") -> str:
+def column_of_features(index: Exported) -> str:
     """Return the name of the column of features in a table; not "features" if the data has such a column."""
     name = _FEATURES
     while name in index.rows.column_names:
@@ -48,12 +62,12 @@ def column_of_features(index: "Index") -> str:
     return name
 
 
-def write_numpy(index: "Index", folder: Path) -> None:
+def write_numpy(index: Exported, folder: Path) -> None:
     """Write features.npy (N, D) with rows.jsonl, and for the distinct captions text_features.npy with texts.jsonl."""
     folder.mkdir()
     _write_array(folder / "features.npy", index.features)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for start in range(0, len(index), _BLOCK):
+        for start in range(0, len(index.features), _BLOCK):
             for row in index.rows.slice(start, _BLOCK).to_pylist():
                 file.write(_line(row))
     if index.texts:
@@ -63,14 +77,14 @@ def write_numpy(index: "Index", folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(_about(index), indent=2) + "\n", encoding="utf-8")
 
 
-def write_parquet(index: "Index", file: Path) -> None:
+def write_parquet(index: Exported, file: Path) -> None:
     """Write one file with all columns of the rows, and a column of features (fixed-size lists of D floats)."""
     with parquet.ParquetWriter(file, _schema(index), compression="zstd") as writer:
         for table in _tables(index):
             writer.write_table(table)
 
 
-def write_lancedb(index: "Index", folder: Path) -> None:
+def write_lancedb(index: Exported, folder: Path) -> None:
     """Write a LanceDB database whose table `images` has the columns of `write_parquet`.
 
     Raises:
@@ -85,28 +99,28 @@ def write_lancedb(index: "Index", folder: Path) -> None:
         raise UserError(f"{index.path}: LanceDB refuses its rows ({one_line(error)}); use --to parquet") from None
 
 
-_WRITERS: dict[str, Callable[["Index", Path], None]] = {
+_WRITERS: dict[str, Callable[[Exported, Path], None]] = {
     "numpy": write_numpy,
     "parquet": write_parquet,
     "lancedb": write_lancedb,
 }
 
 
-def _tables(index: "Index") -> Iterator[pa.Table]:
+def _tables(index: Exported) -> Iterator[pa.Table]:
     schema, width = _schema(index), index.features.shape[1]
-    for start in range(0, len(index), _BLOCK):
+    for start in range(0, len(index.features), _BLOCK):
         values = pa.array(index.features[start : start + _BLOCK].astype(np.float32).reshape(-1))
         rows = index.rows.slice(start, _BLOCK)
         features = pa.FixedSizeListArray.from_arrays(values, width)
         yield pa.table([*rows.columns, features], schema=schema)
 
 
-def _schema(index: "Index") -> pa.Schema:
+def _schema(index: Exported) -> pa.Schema:
     features = pa.field(column_of_features(index), pa.list_(pa.float32(), index.features.shape[1]))
     return index.rows.schema.append(features).with_metadata({_ABOUT: json.dumps(_about(index))})
 
 
-def _about(index: "Index") -> dict[str, Any]:
+def _about(index: Exported) -> dict[str, Any]:
     """Return the model and the source of an index, which its features alone do not tell."""
     names = ("clipkit", "model", "source", "rows", "width")
     return {name: index.manifest[name] for name in names} | {"max_error": index.manifest["features"]["max_error"]}

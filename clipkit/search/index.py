@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from clipkit.models import DualEncoder
 
 
-_CHECKED_BYTES = 32 << 20
 _LONGEST = 1.01  # length of a feature after rounding to half precision, with a margin
 
 
@@ -45,7 +44,7 @@ class Index:
         path: folder of the index.
         model: model for queries: a name, the folder of its ONNX export, or a model returned by `clipkit.load`; None:
             the model that made the index. It is loaded for the first query.
-        check: compare the checksums of all files; by default, of files of at most 32 MiB, which takes milliseconds.
+        check: compare the checksums of whole files; by default, only the first 32 MiB of each file are compared.
 
     Raises:
         DataError: the folder is not a complete index, or a file is damaged.
@@ -61,7 +60,7 @@ class Index:
     ) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        check_content(self.path, self.manifest, None if check else _CHECKED_BYTES)
+        check_content(self.path, self.manifest, whole=check)
         self._model = model
         self.features: NDArray[np.float16] = open_array(
             self.path, self.manifest, "features", np.float16, (len(self), self.manifest["width"])

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -25,6 +27,8 @@ from clipkit.search.folder import FORMAT, MANIFEST, check_is_index
 
 VERSION = 1
 _NEEDED = {"rows", "features"}
+_HEAD = 32 << 20  # bytes
+_HEADER_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, EOFError, OverflowError, MemoryError, TokenError)
 _DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet|faiss)")
 
 
@@ -84,23 +88,23 @@ def damaged(file: Path, reason: str) -> DataError:
     return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed again with a new --out")
 
 
-def check_content(folder: Path, manifest: Mapping[str, Any], most_bytes: int | None = None) -> None:
-    """Compare the checksums of files with the manifest, which reads these files.
+def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True) -> None:
+    """Compare the checksums of all files with the manifest.
 
     Args:
         folder: folder of the index.
         manifest: its manifest.
-        most_bytes: size up to which a file is read; None: all files.
+        whole: False: read only the first 32 MiB of each file. They hold all that a file says about its own size: a
+            damaged file of FAISS could otherwise make it allocate all memory.
 
     Raises:
         DataError: a file was changed.
     """
     for entry in manifest["files"].values():
-        if most_bytes is not None and entry["bytes"] > most_bytes:
-            continue
         file = folder / entry["name"]
+        name = "head" if not whole and "head" in entry else "sha256"
         try:
-            is_same = _sha256(file) == entry["sha256"]
+            is_same = (_sha256_of_head if name == "head" else _sha256)(file) == entry[name]
         except OSError as error:
             raise damaged(file, one_line(error)) from None
         if not is_same:
@@ -129,10 +133,12 @@ def open_array(
     file = file_of(folder, manifest, kind)
     try:
         array = np.load(file, mmap_mode="c", allow_pickle=False) if shape[0] else np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:  # of damaged headers
+    except (*_HEADER_ERRORS, OSError) as error:
         raise damaged(file, one_line(error)) from None
     if array.dtype != dtype or array.shape != shape:
         raise damaged(file, f"{array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
+    if isinstance(array, np.memmap) and array.offset + array.nbytes != file.stat().st_size:
+        raise damaged(file, f"its header has a length of {array.offset} bytes")
     return array
 
 
@@ -160,14 +166,26 @@ def open_table(
     types = {field.name: field.type for field in table.schema}
     if len(table) != count or any(types.get(name) != kept for name, kept in columns.items()):
         raise damaged(file, "rows or columns are missing")
+    if any(_has_nulls(table[name]) for name in columns):
+        raise damaged(file, "values are missing")
     return table
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count) or (pa.types.is_list(column.type) and bool(pc.list_flatten(column).null_count))
 
 
 def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
     """Rename a finished file so that its name contains its checksum; return its entry for the manifest."""
     to_disk(temporary)
     sha256 = _sha256(temporary)
-    entry = {"name": f"{kind}-{sha256[:16]}{temporary.suffix}", "bytes": temporary.stat().st_size, "sha256": sha256}
+    entry: dict[str, Any] = {
+        "name": f"{kind}-{sha256[:16]}{temporary.suffix}",
+        "bytes": temporary.stat().st_size,
+        "sha256": sha256,
+    }
+    if entry["bytes"] > _HEAD:
+        entry["head"] = _sha256_of_head(temporary)
     temporary.replace(temporary.parent.parent / str(entry["name"]))
     return entry
 
@@ -185,3 +203,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sha256_of_head(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.sha256(opened.read(_HEAD)).hexdigest()

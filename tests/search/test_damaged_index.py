@@ -1,5 +1,6 @@
 """A damaged index ends with one line that names it, or works: it never gives other results or a traceback."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -80,12 +81,41 @@ def test_a_damaged_file_is_named(
     assert clipkit.embed(table, model, folder).encoded_images == 0
 
 
+def with_heads(folder: Path, to: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy of an index whose files count as large: only `count` bytes of each are compared when it is opened."""
+    monkeypatch.setattr("clipkit.search.layout._HEAD", count)
+    manifest = json.loads((shutil.copytree(folder, to) / "manifest.json").read_text())
+    for entry in manifest["files"].values():
+        entry["head"] = hashlib.sha256((to / entry["name"]).read_bytes()[:count]).hexdigest()
+    (to / "manifest.json").write_text(json.dumps(manifest))
+    return to
+
+
+def test_the_head_of_a_large_file_is_compared(
+    index_folder: Path, model: DualEncoder, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_heads(index_folder, tmp_path / "copy", 200, monkeypatch)
+    clipkit.embed(table, model, tmp_path / "new")
+    written = {kind: entry.get("head") for kind, entry in read_manifest(tmp_path / "new")["files"].items()}
+    assert written == {
+        kind: entry["head"] if entry["bytes"] > 200 else None for kind, entry in read_manifest(folder)["files"].items()
+    }
+    file = folder / read_manifest(folder)["files"]["rows"]["name"]
+    content = file.read_bytes()
+    for position, is_compared in ((199, True), (200, False)):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        if not is_compared:
+            Index(folder)
+        for whole in [False, True] if is_compared else [True]:
+            with pytest.raises(DataError, match=file.name):
+                Index(folder, check=whole)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_of_a_large_file_is_named_or_harmless(
     kind: str, index_folder: Path, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.search.index._CHECKED_BYTES", -1)
-    folder = shutil.copytree(index_folder, tmp_path / "copy")
+    folder = with_heads(index_folder, tmp_path / "copy", 0, monkeypatch)
     file = folder / read_manifest(folder)["files"][kind]["name"]
     content = file.read_bytes()
     right = {read: outcome(folder, model, read, tmp_path / "out") for read in READS}
@@ -106,8 +136,7 @@ def test_damage_of_a_large_file_is_named_or_harmless(
 def test_damaged_features_are_not_the_best_results(
     value: float, index_folder: Path, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.search.index._CHECKED_BYTES", -1)
-    folder = shutil.copytree(index_folder, tmp_path / "copy")
+    folder = with_heads(index_folder, tmp_path / "copy", 0, monkeypatch)
     file = folder / read_manifest(folder)["files"]["features"]["name"]
     features = np.load(file)
     features[5] = value
@@ -121,8 +150,7 @@ def test_damaged_features_are_not_the_best_results(
 def test_every_flipped_bit_of_a_header_is_named(
     index_folder: Path, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.search.index._CHECKED_BYTES", -1)
-    folder = shutil.copytree(index_folder, tmp_path / "copy")
+    folder = with_heads(index_folder, tmp_path / "copy", 0, monkeypatch)
     file = folder / read_manifest(folder)["files"]["features"]["name"]
     content = file.read_bytes()
     right = Index(folder).features.copy()
@@ -168,7 +196,7 @@ def test_entries_of_the_manifest_of_the_wrong_kind_are_named(
     for path in entries(manifest):
         for value in (None, [], {}, "x", -1, 10**30, 0.5, True):
             file.write_text(json.dumps(changed(manifest, path, value)))
-            for read in reads:
+            for read in reads if value in (None, "x") else reads[:1]:
                 found = outcome(folder, model, read, out)
                 assert isinstance(found, UserError) or found == right[read], (path, value)
                 if isinstance(found, UserError):

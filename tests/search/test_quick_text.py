@@ -43,7 +43,7 @@ def test_a_search_for_words_loads_the_text_tower_alone(index_folder: Path, model
     assert "model" in index.__dict__
 
 
-@pytest.mark.parametrize("projection", ["mlp", "residual"])
+@pytest.mark.parametrize("projection", [pytest.param("mlp", marks=pytest.mark.slow), "residual"])
 def test_the_text_tower_of_two_towers_is_loaded_without_the_image_tower(
     projection: str, shapes: Path, tmp_path: Path
 ) -> None:
