@@ -96,7 +96,8 @@ def write_lancedb(index: Exported, folder: Path) -> None:
     try:
         lancedb.connect(folder).create_table("images", data=batches, schema=_schema(index))
     except (RuntimeError, ValueError) as error:  # of a type or a name that LanceDB does not have
-        raise UserError(f"{index.path}: LanceDB refuses its rows ({one_line(error)}); use --to parquet") from None
+        reason = one_line(error).partition(", /")[0]  # the line of LanceDB's source code follows
+        raise UserError(f"{index.path}: LanceDB refuses its rows ({reason}); use --to parquet") from None
 
 
 _WRITERS: dict[str, Callable[[Exported, Path], None]] = {
@@ -123,7 +124,7 @@ def _schema(index: Exported) -> pa.Schema:
 def _about(index: Exported) -> dict[str, Any]:
     """Return the model and the source of an index, which its features alone do not tell."""
     names = ("clipkit", "model", "source", "rows", "width")
-    return {name: index.manifest[name] for name in names} | {"max_error": index.manifest["features"]["max_error"]}
+    return {name: index.manifest.get(name) for name in names} | {"max_error": index.manifest["features"]["max_error"]}
 
 
 def _write_array(file: Path, features: NDArray[np.float16]) -> None:

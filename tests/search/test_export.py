@@ -76,6 +76,14 @@ def test_lancedb_finds_the_neighbors_that_the_index_finds(index: Index, tmp_path
     assert [1 - row["_distance"] for row in found][1:] == pytest.approx([hit.score for hit in hits], abs=1e-3)
 
 
+def test_a_column_that_lancedb_refuses_is_named(index: Index, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb", reason="needs pip install 'clipkit-torch[lancedb]'")
+    index.rows = index.rows.append_column("meta.year", index.rows["year"])
+    with pytest.raises(UserError, match=r"meta\.year"):
+        index.export("lancedb", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("to", INDEX_FORMATS)
 def test_what_exists_is_not_replaced(to: str, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
