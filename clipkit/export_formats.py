@@ -1,12 +1,14 @@
-"""Table of the export formats for the command line and `clipkit.export`, without heavy imports.
+"""Tables of the export formats of models and indexes for the command line and Python, without heavy imports.
 
-To add a format, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row here.
+To add a format of models, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row
+here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row there and here.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, UserError
+from clipkit.extras import check_extra
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,49 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
                 f"the option {option} applies to the format {supporting}, not to {name}; leave out this option"
             )
     return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class IndexFormat:
+    """Summary of an export format of indexes, and code that opens the result."""
+
+    summary: str
+    usage: str
+    """Python code: {out} is the path of the result, {column} its column of features, {model} the model's name."""
+    extra: str | None = None
+    """Extra of pyproject.toml, and the library of the same name, that writes the format."""
+
+
+INDEX_FORMATS = {
+    "numpy": IndexFormat(
+        "features.npy and rows.jsonl",
+        "import numpy\n"
+        'features = numpy.load("{out}/features.npy", mmap_mode="r")  # row n belongs to line n of rows.jsonl',
+    ),
+    "parquet": IndexFormat(
+        "one file, for pandas and databases",
+        'import pandas\ntable = pandas.read_parquet("{out}")  # features are in the column {column}',
+    ),
+    "lancedb": IndexFormat(
+        "a vector database",
+        "import clipkit, lancedb\n"
+        'table = lancedb.connect("{out}").open_table("images")\n'
+        'query = clipkit.load("{model}").encode_text(["two dogs in snow"])[0].numpy()\n'
+        'rows = table.search(query, vector_column_name="{column}").distance_type("cosine").limit(10).to_list()',
+        extra="lancedb",
+    ),
+}
+
+
+def index_format(name: str) -> IndexFormat:
+    """Return the description of a format of indexes, after checking that it exists and that its library is installed.
+
+    Raises:
+        UserError: the format does not exist, or its library is not installed.
+    """
+    if name not in INDEX_FORMATS:
+        raise UserError(f"{name}: is not an export format of an index; use one of {', '.join(INDEX_FORMATS)}")
+    row = INDEX_FORMATS[name]
+    if row.extra is not None:
+        check_extra(row.extra, [row.extra])
+    return row

@@ -53,6 +53,16 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
         raise OutputError(f"{file}: exists and is not an output of clipkit; give another file, or delete it first")
 
 
+def check_new(path: Path) -> None:
+    """Check that nothing exists at a path.
+
+    Raises:
+        OutputError: the path exists.
+    """
+    if path.is_symlink() or path.exists():
+        raise OutputError(f"{path}: already exists; give a new path")
+
+
 def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
     """Check that a folder contains no run, unless the run is to be continued or replaced.
 

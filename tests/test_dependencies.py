@@ -25,7 +25,7 @@ MODULES = {
     "scikit-learn": "sklearn",
 }
 # Extras of which the package itself imports something.
-EXTRAS = ("data", "demo", "mteb", "onnx", "qdrant", "report", "search", "sentence-transformers")
+EXTRAS = ("data", "demo", "lancedb", "mteb", "onnx", "qdrant", "report", "search", "sentence-transformers")
 
 
 def modules(requirements: list[str]) -> set[str]:
@@ -45,6 +45,7 @@ OPTIONAL = modules([line for extra in EXTRAS for line in PROJECT["optional-depen
 CHECKED_ELSEWHERE = {
     "evaluation/neighborhood.py": "training/plan.py",
     "models/export/onnx_example.py": None,
+    "search/export.py": "export_formats.py",
 }
 
 

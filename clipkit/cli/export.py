@@ -1,12 +1,17 @@
-"""Command `clipkit export`."""
+"""Command `clipkit export`: write a model or an index in the format of another library."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipkit.cli.inputs import check_models
-from clipkit.export_formats import FORMATS, export_format
+from clipkit.errors import UserError
+from clipkit.export_formats import FORMATS, INDEX_FORMATS, export_format, index_format
+from clipkit.findings import counted
+from clipkit.overwriting import check_new
+from clipkit.search.folder import check_is_index, is_index
 
 if TYPE_CHECKING:
     from clipkit.images import ImageLike
@@ -20,16 +25,24 @@ _INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FO
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="M", help="Model to export: a run, a folder, a Hub repository, or open_clip:ARCH/TAG."),
+        typer.Argument(
+            metavar="M",
+            help="Model to export: a run, a folder, a Hub repository, or open_clip:ARCH/TAG; or an index that clipkit "
+            "embed wrote.",
+        ),
     ],
     to: Annotated[
         str,
         typer.Option(
-            help="Format. " + ", ".join(f"{name} (for {row.summary})" for name, row in FORMATS.items()) + ".",
-            metavar="|".join(FORMATS),
+            help="Format. Of a model: "
+            + ", ".join(f"{name} (for {row.summary})" for name, row in FORMATS.items())
+            + ". Of an index: "
+            + ", ".join(f"{name} ({row.summary})" for name, row in INDEX_FORMATS.items())
+            + ".",
+            metavar="|".join((*FORMATS, *INDEX_FORMATS)),
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the exported model.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder; with --to parquet, a new file.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -48,10 +61,13 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export a model to another library, and verify its features.
+    """Export a model or an index to another library.
 
-    The export is loaded with the other library. If its features differ from those of clipkit, the export fails.
+    An exported model is loaded with the other library. If its features differ from those of clipkit, the export fails.
     """
+    if to in INDEX_FORMATS or is_index(Path(model)):
+        _export_index(Path(model), to, out, {"--data": data, "--int8": int8 or None, "--tolerance": tolerance})
+        return
     export_format(to, ["int8"] * int8)
     check_models(model)
     images, captions = _samples(data) if data is not None else (None, None)
@@ -75,6 +91,29 @@ def export(
         print(f"  note: {note}")
     print("load it with:")
     print("\n".join(f"  {line}" for line in proof.usage.splitlines()))
+
+
+def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object]) -> None:
+    """Export an index and print code that opens the result.
+
+    Raises:
+        UserError: the folder is no index, or the format, an option or the path does not fit.
+    """
+    check_is_index(folder)
+    row = index_format(to)
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option}: applies to models, and {folder} is an index; leave it out")
+    check_new(out)
+    from clipkit.search import Index
+    from clipkit.search.export import column_of_features
+
+    index = Index(folder)
+    index.export(to, out)
+    print(f"{out}: exported to {to}, {counted(len(index), 'image')} with features of width {index.features.shape[1]}")
+    print("open it with:")
+    usage = row.usage.format(out=out, column=column_of_features(index), model=index.manifest["model"]["name"])
+    print("\n".join(f"  {line}" for line in usage.splitlines()))
 
 
 def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:

@@ -1,6 +1,7 @@
 """Composed models: any timm image tower and any transformers text encoder, with projections into a shared space."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,17 @@ def _projection_of_coordinates(count: int, recipe: ModelRecipe) -> nn.Module:
     return projection_of_coordinates(count, recipe.space, recipe.projection, recipe.dropout)
 
 
-def load_composed(folder: Path, name: str) -> DualEncoder:
-    """Load a model that `Composed.save` wrote."""
+def load_composed(folder: Path, name: str, sides: Collection[str] = ("image", "text")) -> DualEncoder:
+    """Load a model that `Composed.save` wrote, or only one of its towers.
+
+    Args:
+        folder: its folder.
+        name: the model's name as the user gave it.
+        sides: towers to load, if the model has them; the files of the other one are not read.
+
+    Raises:
+        ModelError: a file is missing or invalid.
+    """
     from safetensors.torch import load_file
 
     with as_model_error(f"{name}: is not a complete clipkit model", "; save or download it again"):
@@ -144,8 +154,10 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
         text = text.model_copy(update={"layers": layers.get("text")})
         start, options = "random" if coordinates is None else "cca", {key: layout[key] for key in _PROJECTION}
         recipe = ModelRecipe.model_validate({"image": image, "text": text, "start": start, **options})
-        plain = {"start": "random", "projection": "linear"} if coordinates else {}
-        model = compose(recipe.model_copy(update=plain))
+        changes: dict[str, Any] = {"start": "random", "projection": "linear"} if coordinates else {}
+        changes |= {"image": image if "image" in sides else ImageTowerRecipe()}
+        changes |= {"text": text if "text" in sides else TextTowerRecipe()}
+        model = compose(recipe.model_copy(update=changes))
         check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale").reshape(())

@@ -22,7 +22,7 @@ from clipkit.search.nearest import Nearest, as_float32
 from clipkit.search.qdrant import NAME as QDRANT
 from clipkit.search.qdrant import QdrantEngine, copy_of, remove, server
 from clipkit.search.relevance import Nulls, fit, hub_statistics
-from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION
+from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.versions import __version__
 
 _GROUP_ROWS = 16_384
@@ -163,12 +163,13 @@ def _engine(
 
 
 def _rows(found: Found) -> pa.Table:
-    columns: dict[str, Any] = {
-        IMAGE: pa.array([name.encode(errors="backslashreplace").decode() for name in found.locations]),
-        CONTENT: pa.array([key.hex() for key in found.keys]),
-        POSITION: pa.array(found.positions, pa.int64()),
-        CAPTIONS: pa.array([list(texts) for texts in found.captions], pa.list_(pa.string())),
+    values: dict[str, Sequence[Any]] = {
+        IMAGE: [name.encode(errors="backslashreplace").decode() for name in found.locations],
+        CONTENT: [key.hex() for key in found.keys],
+        POSITION: found.positions,
+        CAPTIONS: [list(texts) for texts in found.captions],
     }
+    columns: dict[str, Any] = {name: pa.array(values[name], kind) for name, kind in RESERVED.items()}
     if found.columns is not None:
         columns |= {name: found.columns[name] for name in found.columns.column_names}
     return pa.table(columns)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from clipkit.search.doubts import doubts_of
+from clipkit.search.layout import damaged, file_of
 from clipkit.search.nearest import as_float32
 from clipkit.search.source import CAPTIONS
 
@@ -76,10 +76,9 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
     found = Neighbors(np.empty((len(index), count), np.float32), np.empty((len(index), count), np.int64))
     for start in range(0, len(index), _BLOCK):
         part = slice(start, start + _BLOCK)
-        vectors = torch.nn.functional.normalize(as_float32(index.features[part]), dim=1)
+        vectors = index.unit_features(part)
         _, rows = index.nearest.top(vectors, count)
-        # Stored features have unit length only up to the rounding to float16.
-        neighbors = torch.nn.functional.normalize(as_float32(index.features[rows.numpy()]), dim=2)
+        neighbors = index.unit_features(rows.numpy())
         found.scores[part] = (neighbors @ vectors[:, :, None])[:, :, 0].numpy()
         found.rows[part] = rows.numpy()
         if progress is not None:
@@ -116,9 +115,15 @@ def doubtful_captions(
     """
     if not index.texts:
         return []
+    for kind, count_of in (("features", len(index)), ("textfeatures", len(index.texts))):
+        for start in range(0, count_of, _BLOCK):
+            index.unit_features(slice(start, start + _BLOCK), kind)  # damaged features would be the most doubtful
     captions = index.rows[CAPTIONS].combine_chunks()
     image_of = pc.list_parent_indices(captions).to_numpy()
-    text_of = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts)).to_numpy()
+    found = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts))
+    if found.null_count:
+        raise damaged(file_of(index.path, index.manifest, "texts"), f"{found.null_count:,} captions are missing")
+    text_of = found.to_numpy()
     doubts = doubts_of(index.features, index.text_features, text_of, image_of, progress)
     worst = np.argsort(doubts.totals, kind="stable")[:count]
     better_scores, better = index.nearest.top(as_float32(index.text_features[text_of[worst]]), 1)

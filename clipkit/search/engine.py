@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipkit.errors import DataError, one_line
 from clipkit.extras import check_extra
+from clipkit.search.layout import damaged
 from clipkit.search.nearest import Exact, Nearest, scores_of
 
 NAME = "FAISS IVF, SQ8"
@@ -70,13 +71,10 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
     try:
         index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
+        raise damaged(file, one_line(error)) from None
     if (index.ntotal, index.d) != features.shape:
-        raise DataError(
-            f"{file}: the index is damaged (wrong size: {index.ntotal} rows of width {index.d}); run clipkit embed "
-            "again"
-        )
-    return FaissEngine(features, index)
+        raise damaged(file, f"wrong size: {index.ntotal} rows of width {index.d}")
+    return FaissEngine(features, index, file)
 
 
 class FaissEngine:
@@ -85,13 +83,15 @@ class FaissEngine:
     Args:
         features: (N, D) of the images.
         index: FAISS's index of them.
+        file: its file, for messages.
     """
 
     name = NAME
 
-    def __init__(self, features: NDArray[np.float16], index: Any) -> None:
+    def __init__(self, features: NDArray[np.float16], index: Any, file: Path) -> None:
         self.features = features
         self.index = index
+        self.file = file
         self.exact = Exact(features)
 
     def top(
@@ -109,6 +109,8 @@ class FaissEngine:
         found = torch.from_numpy(self.index.search(queries.numpy(), candidates, params=settings)[1])
         if (found < 0).any():  # the cells that were searched hold too few of the rows
             return self.exact.top(queries, count, rows)
+        if (found >= len(self.features)).any():
+            raise damaged(self.file, f"a row that is not among the {len(self.features):,} rows")
         found = found.sort(dim=1).values
         scores = scores_of(self.features, queries, found)
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]

@@ -3,10 +3,21 @@
 from pathlib import Path
 
 from clipkit.errors import DataError, OutputError
+from clipkit.opening import read_text
 
 MANIFEST = "manifest.json"
+FORMAT = "clipkit-index"
+"""Entry `format` of a manifest."""
 UNFINISHED = "unfinished"
 """Folder with the features of an index that is being written."""
+
+
+def is_index(folder: Path) -> bool:
+    """Return whether a folder holds an index; its files may be damaged."""
+    try:
+        return f'"{FORMAT}"' in read_text(folder / MANIFEST)
+    except (OSError, ValueError):
+        return False
 
 
 def check_is_index(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Index: search the images of a dataset by words, images and columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,14 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pyarrow import parquet
 from torch import Tensor
 
-from clipkit.errors import DataError, UserError, one_line
+from clipkit.errors import DataError, UserError
 from clipkit.images import ImageLike, Stored
 from clipkit.search.engine import is_installed, open_engine
+from clipkit.search.hit import Hit, hits_of
 from clipkit.search.images import IndexedImages
-from clipkit.search.layout import check_content, file_of, open_array, read_manifest
+from clipkit.search.layout import check_content, damaged, file_of, open_array, open_table, read_manifest
 from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
@@ -26,7 +25,7 @@ from clipkit.search.qdrant import QdrantEngine, server
 from clipkit.search.query import Term, combined, terms_of
 from clipkit.search.quick_text import QuickText, quick_text
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
-from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
+from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
 
 if TYPE_CHECKING:
@@ -35,22 +34,7 @@ if TYPE_CHECKING:
     from clipkit.models import DualEncoder
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A result of a search."""
-
-    row: int
-    """Row of the index."""
-    image: str
-    """Location of the image, as the source writes it."""
-    score: float
-    """Cosine similarity with the query."""
-    relevance: float | None
-    """Estimated probability that the image is relevant to the query (see `clipkit.search.relevance`); None for a
-    query with images."""
-    captions: list[str]
-    columns: dict[str, Any] = field(default_factory=dict)
-    """Values of all other columns."""
+_LONGEST = 1.01  # length of a feature after rounding to half precision, with a margin
 
 
 class Index:
@@ -60,7 +44,7 @@ class Index:
         path: folder of the index.
         model: model for queries: a name, the folder of its ONNX export, or a model returned by `clipkit.load`; None:
             the model that made the index. It is loaded for the first query.
-        check: compare the checksums of all files, which reads the whole index.
+        check: compare the checksums of whole files; by default, only the first 32 MiB of each file are compared.
 
     Raises:
         DataError: the folder is not a complete index, or a file is damaged.
@@ -76,8 +60,7 @@ class Index:
     ) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        if check:
-            check_content(self.path, self.manifest)
+        check_content(self.path, self.manifest, whole=check)
         self._model = model
         self.features: NDArray[np.float16] = open_array(
             self.path, self.manifest, "features", np.float16, (len(self), self.manifest["width"])
@@ -103,13 +86,17 @@ class Index:
         Raises:
             DataError: the file is damaged.
         """
-        return self._table("rows", len(self), (IMAGE, CONTENT, POSITION, CAPTIONS))
+        return open_table(self.path, self.manifest, "rows", len(self), RESERVED)
 
     @cached_property
     def texts(self) -> list[str]:
         """Distinct captions of all images."""
         count = int(self.manifest.get("texts", 0))
-        return list(self._table("texts", count, ("text",))["text"].to_pylist()) if count else []
+        if not count:
+            return []
+        return list(
+            open_table(self.path, self.manifest, "texts", count, {"text": pa.large_string()})["text"].to_pylist()
+        )
 
     @cached_property
     def text_features(self) -> NDArray[np.float16]:
@@ -118,16 +105,6 @@ class Index:
             return np.zeros((0, self.features.shape[1]), np.float16)
         shape = (int(self.manifest["texts"]), self.features.shape[1])
         return open_array(self.path, self.manifest, "textfeatures", np.float16, shape)
-
-    def _table(self, kind: str, count: int, columns: Sequence[str]) -> pa.Table:
-        file = file_of(self.path, self.manifest, kind)
-        try:
-            table = parquet.ParquetFile(file).read()  # read_table imports pandas
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
-        if len(table) != count or not set(columns) <= set(table.column_names):
-            raise DataError(f"{file}: the index is damaged (rows or columns are missing); run clipkit embed again")
-        return table
 
     @cached_property
     def model(self) -> "DualEncoder | OnnxEncoder":
@@ -224,6 +201,7 @@ class Index:
             raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
+        self._check_lengths(scores.abs() / vectors.norm(dim=1, keepdim=True))
         results = []
         for number, (row_scores, rows) in enumerate(zip(scores.numpy(), found.numpy(), strict=True)):
             relevance, least = None, 0.0
@@ -235,8 +213,23 @@ class Index:
                 relevance = calibration.probabilities(self.nulls.evidence(row_scores, rows, null, total))
                 least = 0.0 if precision is None else calibration.threshold(precision)
             shown = [n for n in range(min(k, len(rows))) if relevance is None or relevance[n] >= least]
-            results.append(self._hits(row_scores, rows, relevance, shown))
+            results.append(hits_of(self.rows, row_scores, rows, relevance, shown))
         return results
+
+    def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> Float[Tensor, "... D"]:
+        """Return features of images ("features") or of captions ("textfeatures") in float32, of exactly unit length.
+
+        Raises:
+            DataError: the features are damaged.
+        """
+        features = as_float32((self.features if kind == "features" else self.text_features)[rows])
+        self._check_lengths(features.norm(dim=-1), kind)
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
+        """Check that no feature is longer than rounding allows: damaged ones would be the best results."""
+        if not (lengths <= _LONGEST).all():
+            raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
@@ -247,23 +240,6 @@ class Index:
     def nulls(self) -> Nulls:
         """Null distributions of scores, from which the relevance of results is computed."""
         return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
-
-    def _hits(
-        self,
-        scores: NDArray[np.float32],
-        rows: NDArray[np.int64],
-        relevance: NDArray[np.float64] | None,
-        shown: list[int],
-    ) -> list[Hit]:
-        chosen = np.ascontiguousarray(rows[shown], np.int64)  # pa.array would import pandas
-        taken = self.rows.take(pa.Array.from_buffers(pa.int64(), len(chosen), [None, pa.py_buffer(chosen)])).to_pylist()
-        hits = []
-        for n, values in zip(shown, taken, strict=True):
-            columns = {name: value for name, value in values.items() if name not in RESERVED}
-            probability = None if relevance is None else float(relevance[n])
-            captions = values[CAPTIONS] or []
-            hits.append(Hit(int(rows[n]), values[IMAGE], float(scores[n]), probability, captions, columns))
-        return hits
 
     def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
         """Return the unit vector of a query."""
@@ -279,7 +255,7 @@ class Index:
         return (encoder or self.model).encode_text(texts)
 
     @cached_property
-    def _quick_text(self) -> QuickText | None:
+    def _quick_text(self) -> "QuickText | DualEncoder | None":
         """Text tower alone, which loads faster than the model; None if it is not the one that made the index."""
         name = self.manifest["model"]["name"] if self._model is None else self._model
         encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
@@ -294,7 +270,7 @@ class Index:
         return self.model.encode_image(images)
 
     def _stored(self, rows: list[Any]) -> Tensor:
-        return torch.nn.functional.normalize(as_float32(self.features[rows]), dim=1)
+        return self.unit_features(np.array(rows))
 
     @cached_property
     def _images(self) -> IndexedImages:
@@ -308,6 +284,23 @@ class Index:
         """
         values = self.rows.slice(self.row_of(row), 1).to_pylist()[0]
         return self._images.open(values[IMAGE], values[POSITION], values[CONTENT])
+
+    def export(self, to: str, out: str | Path) -> None:
+        """Write the rows and features in the format of another library.
+
+        Args:
+            to: numpy, parquet or lancedb.
+            out: new path: a folder, for parquet a file.
+
+        Raises:
+            UserError: unknown format, missing library, damaged index, or a path that exists or is not writable.
+
+        Example:
+            >>> clipkit.Index("photos.index").export("parquet", "photos.parquet")    # doctest: +SKIP
+        """
+        from clipkit.search.export import export
+
+        export(self, to, Path(out))
 
     def row_of(self, image: str | int) -> int:
         """Return the row of an image, given its location, the end of its location, or the row itself.

@@ -9,19 +9,26 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from clipkit.errors import DataError, one_line
 from clipkit.files import to_disk, write_whole
 from clipkit.opening import UnsuitableFileError, check_file, read_text
 from clipkit.parsing import parse_json
-from clipkit.search.folder import MANIFEST, check_is_index
+from clipkit.search.entries import invalid_entry
+from clipkit.search.folder import FORMAT, MANIFEST, check_is_index
 
-FORMAT, VERSION = "clipkit-index", 1
-_KEYS = {"model", "source", "rows", "captions", "width", "files", "features", "probes"}
+VERSION = 1
+_NEEDED = {"rows", "features"}
+_HEAD = 32 << 20  # bytes
+_HEADER_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, EOFError, OverflowError, MemoryError, TokenError)
 _DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet|faiss)")
 
 
@@ -35,7 +42,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = parse_json(read_text(folder / MANIFEST))
     except (OSError, ValueError) as error:
-        raise _damaged(folder / MANIFEST, one_line(error)) from None
+        raise damaged(folder / MANIFEST, one_line(error)) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{folder}: is not an index of clipkit; give a folder that clipkit embed wrote")
     if manifest.get("version") != VERSION:
@@ -43,48 +50,65 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: is an index of version {str(manifest.get('version'))[:20]}, but this version of "
             f"clipkit reads version {VERSION}; run clipkit embed with another folder as --out"
         )
-    if not manifest.keys() >= _KEYS or not _is_table_of_files(manifest["files"]):
-        raise _damaged(folder / MANIFEST, "entries are missing")
-    if not all(isinstance(manifest[key], int) and manifest[key] >= 0 for key in ("rows", "captions", "width")):
-        raise _damaged(folder / MANIFEST, "its numbers of rows, captions or dimensions are invalid")
+    if not _is_table_of_files(manifest.get("files")):
+        raise damaged(folder / MANIFEST, "its entry files is missing or invalid")
+    if (name := invalid_entry(manifest)) is not None:
+        raise damaged(folder / MANIFEST, f"its entry {name} is missing or invalid")
     for kind, entry in manifest["files"].items():
         file = folder / entry["name"]
         try:
             check_file(file, entry["bytes"])
             size = file.stat().st_size
         except UnsuitableFileError as error:
-            raise _damaged(file, str(error.strerror)) from None
+            raise damaged(file, str(error.strerror)) from None
         except OSError as error:
-            raise _damaged(file, f"the {kind} cannot be read, {error.strerror}") from None
+            raise damaged(file, f"the {kind} cannot be read, {error.strerror}") from None
         if size != entry["bytes"]:
-            raise _damaged(file, f"{size:,} bytes instead of {entry['bytes']:,}")
+            raise damaged(file, f"{size:,} bytes instead of {entry['bytes']:,}")
     return manifest
 
 
 def _is_table_of_files(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and _DATA_FILE.fullmatch(entry["name"]) is not None
-        and isinstance(entry.get("bytes"), int)
-        and isinstance(entry.get("sha256"), str)
-        for entry in files.values()
+    return (
+        isinstance(files, dict)
+        and files.keys() >= _NEEDED
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and _DATA_FILE.fullmatch(entry["name"]) is not None
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("sha256"), str)
+            for entry in files.values()
+        )
     )
 
 
-def _damaged(file: Path, reason: str) -> DataError:
+def damaged(file: Path, reason: str) -> DataError:
+    """Return the error that says why a file of an index is damaged."""
     return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed with a new folder as --out")
 
 
-def check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare the checksum of every file with the manifest; this reads the whole index.
+def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True) -> None:
+    """Compare the checksums of all files with the manifest.
+
+    Args:
+        folder: folder of the index.
+        manifest: its manifest.
+        whole: False: read only the first 32 MiB of each file. They hold all that a file says about its own size: a
+            damaged file of FAISS could otherwise make it allocate all memory.
 
     Raises:
         DataError: a file was changed.
     """
     for entry in manifest["files"].values():
-        if _sha256(folder / entry["name"]) != entry["sha256"]:
-            raise _damaged(folder / entry["name"], "its checksum differs")
+        file = folder / entry["name"]
+        name = "head" if not whole and "head" in entry else "sha256"
+        try:
+            is_same = (_sha256_of_head if name == "head" else _sha256)(file) == entry[name]
+        except OSError as error:
+            raise damaged(file, one_line(error)) from None
+        if not is_same:
+            raise damaged(file, "its checksum differs")
 
 
 def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
@@ -94,7 +118,7 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
         DataError: the manifest does not name the file.
     """
     if kind not in manifest["files"]:
-        raise _damaged(folder / MANIFEST, f"it contains no {kind}")
+        raise damaged(folder / MANIFEST, f"it contains no {kind}")
     return folder / str(manifest["files"][kind]["name"])
 
 
@@ -109,18 +133,59 @@ def open_array(
     file = file_of(folder, manifest, kind)
     try:
         array = np.load(file, mmap_mode="c", allow_pickle=False) if shape[0] else np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:  # raised for damaged headers
-        raise _damaged(file, one_line(error)) from None
+    except (*_HEADER_ERRORS, OSError) as error:
+        raise damaged(file, one_line(error)) from None
     if array.dtype != dtype or array.shape != shape:
-        raise _damaged(file, f"{array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
+        raise damaged(file, f"{array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
+    if isinstance(array, np.memmap) and array.offset + array.nbytes != file.stat().st_size:
+        raise damaged(file, f"its header has a length of {array.offset} bytes")
     return array
+
+
+def open_table(
+    folder: Path, manifest: Mapping[str, Any], kind: str, count: int, columns: Mapping[str, pa.DataType]
+) -> pa.Table:
+    """Return a table of an index.
+
+    Args:
+        folder: folder of the index.
+        manifest: its manifest.
+        kind: rows or texts.
+        count: number of rows that the table must have.
+        columns: columns that it must have, with their types.
+
+    Raises:
+        DataError: the file is damaged, or has other rows or columns.
+    """
+    file = file_of(folder, manifest, kind)
+    try:
+        table = parquet.ParquetFile(file).read()  # read_table imports pandas
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(file, one_line(error)) from None
+    types = {field.name: field.type for field in table.schema}
+    if len(table) != count or any(types.get(name) != kept for name, kept in columns.items()):
+        raise damaged(file, "rows or columns are missing")
+    if any(_has_nulls(table[name]) for name in columns):
+        raise damaged(file, "values are missing")
+    return table
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count) or (pa.types.is_list(column.type) and bool(pc.list_flatten(column).null_count))
 
 
 def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
     """Rename a finished file so that its name contains its checksum; return its entry for the manifest."""
     to_disk(temporary)
     sha256 = _sha256(temporary)
-    entry = {"name": f"{kind}-{sha256[:16]}{temporary.suffix}", "bytes": temporary.stat().st_size, "sha256": sha256}
+    entry: dict[str, Any] = {
+        "name": f"{kind}-{sha256[:16]}{temporary.suffix}",
+        "bytes": temporary.stat().st_size,
+        "sha256": sha256,
+    }
+    if entry["bytes"] > _HEAD:
+        entry["head"] = _sha256_of_head(temporary)
     temporary.replace(temporary.parent.parent / str(entry["name"]))
     return entry
 
@@ -138,3 +203,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sha256_of_head(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.sha256(opened.read(_HEAD)).hexdigest()

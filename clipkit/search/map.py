@@ -23,7 +23,6 @@ from clipkit.extras import check_extra
 from clipkit.files import write_whole
 from clipkit.search.index import Index
 from clipkit.search.labels import labels_of
-from clipkit.search.nearest import as_float32
 
 log = logging.getLogger("clipkit")
 
@@ -63,7 +62,7 @@ def map_of(index: Index) -> Map:
     if kept is not None:
         return kept
     rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), MOST)).astype(np.int64))
-    made = Map(rows, positions_of(as_float32(index.features[rows])))
+    made = Map(rows, positions_of(index.unit_features(rows)))
     _write(file, made_by, made)
     return made
 

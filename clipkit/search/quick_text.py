@@ -1,13 +1,14 @@
-"""Text tower of a CLIP in transformers' layout, computed without importing transformers.
+"""Text tower of a model, loaded without its image tower.
 
-A single search in a new process spends most of its time on importing transformers and loading the image tower. All
-models of `transformers.CLIPModel` have the same text architecture, which is implemented here. It is used only if its
-features of the fixed texts agree with the index; otherwise the model is loaded as usual.
+A single search in a new process spends most of its time on importing transformers and timm, and on loading the image
+tower. All models of `transformers.CLIPModel` have the same text architecture, which is implemented here without
+transformers. Of two towers in clipkit's layout, the text tower is loaded alone. It is used only if its features of the
+fixed texts agree with the index; otherwise the model is loaded as usual.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +17,24 @@ from torch import Tensor
 
 from clipkit.run_files import RunFiles, read_object
 
+if TYPE_CHECKING:
+    from clipkit.models import DualEncoder
+
 _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
-_NOT_PLAIN = ("adapter_config.json", "clipkit.json", "view_heads.safetensors")
+COMPOSED = "clipkit.json"
+_NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
 
 
-def quick_text(name: str | Path) -> "QuickText | None":
+def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache; None if it is of another
     kind or cannot be read; loading the model as usual then reports the reason.
     """
     try:
         folder = _folder(str(name))
+        if read_object(folder / COMPOSED).get("layout") == "clipkit-composed":
+            from clipkit.models.composed import load_composed
+
+            return load_composed(folder, str(name), ("text",)).eval()
         config = read_object(folder / "config.json")
         if config.get("model_type") != "clip" or any((folder / file).exists() for file in _NOT_PLAIN):
             return None

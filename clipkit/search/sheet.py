@@ -9,7 +9,8 @@ from clipkit.errors import DataError, printable
 from clipkit.images import as_data_uri
 
 if TYPE_CHECKING:
-    from clipkit.search.index import Hit, Index
+    from clipkit.search.hit import Hit
+    from clipkit.search.index import Index
 
 _SIDE = 224  # pixels
 _TEMPLATE = """<!doctype html>

@@ -20,7 +20,8 @@ from clipkit.images import Stored
 
 IMAGE, CONTENT, POSITION, CAPTIONS = "image", "content", "position", "captions"
 """Columns that an index adds: location, SHA-256 of the file, position in the source (-1 in a stream), captions."""
-RESERVED = (IMAGE, CONTENT, POSITION, CAPTIONS)
+RESERVED = {IMAGE: pa.string(), CONTENT: pa.string(), POSITION: pa.int64(), CAPTIONS: pa.list_(pa.string())}
+"""Types of these columns."""
 _NEEDED, _OPTIONAL = ("image",), ("caption", "label")
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.processes import Processes
 from clipkit.search.assembly import Found, assemble, keys_of
 from clipkit.search.folder import UNFINISHED, check_index_folder
-from clipkit.search.layout import read_manifest
+from clipkit.search.layout import check_content, read_manifest
 from clipkit.search.log import Encoded, EncodedLog, text_key
 from clipkit.search.probes import check_same_model, probes_of
 from clipkit.search.source import Images, read_images
@@ -146,6 +147,7 @@ class _Writer:
                 if side in self.former["probes"]:
                     given = torch.tensor(features)
                     check_same_model(self.former["probes"], side, given, str(self.folder), self.model.name)
+            self.processes.on_main(partial(check_content, self.folder, self.former))  # damage would stay in the index
         fingerprint = tower_fingerprint(self.model.image) + tower_fingerprint(self.model.text)
         mark = self.logs / "model.txt"
 
@@ -153,7 +155,7 @@ class _Writer:
             self.logs.mkdir(exist_ok=True)
             if not mark.is_file():
                 write_whole(mark, fingerprint)
-            elif mark.read_text(encoding="utf-8") != fingerprint:
+            elif mark.read_bytes() != fingerprint.encode():
                 raise DataError(
                     f"{self.folder}: was written with another model, library version or device; use the same "
                     "model, version and device as before, or give another folder with --out"

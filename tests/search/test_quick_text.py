@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import clipkit
 from clipkit.errors import DataError
 from clipkit.models import DualEncoder
-from clipkit.search import Index
+from clipkit.search import Index, embed
 from clipkit.search.quick_text import QuickText, quick_text
+from tests.models.test_folding import started
+from tests.models.test_layers import model_of
 
 TEXTS = ["two dogs in snow", "A red BUS, street; 1,234 signs!", "Äpfel 苹果", "word " * 200, ""]
 
@@ -38,6 +41,21 @@ def test_a_search_for_words_loads_the_text_tower_alone(index_folder: Path, model
     assert [hit.row for hit in found] == [hit.row for hit in whole.search("a red square", minus="a circle")]
     index.search("a red square", images=[index.image(3)])
     assert "model" in index.__dict__
+
+
+@pytest.mark.parametrize("projection", [pytest.param("mlp", marks=pytest.mark.slow), "residual"])
+def test_the_text_tower_of_two_towers_is_loaded_without_the_image_tower(
+    projection: str, shapes: Path, tmp_path: Path
+) -> None:
+    towers = started(projection) if projection == "residual" else model_of({}, {}, projection=projection)
+    towers.save(tmp_path / "model")
+    embed(shapes / "captions.csv", tmp_path / "model", tmp_path / "index")
+    query = {"a red square": 1.0, "a circle": -1.0}
+    whole = Index(tmp_path / "index", model=clipkit.load(tmp_path / "model")).search(query)
+    shutil.rmtree(tmp_path / "model" / "image")
+    index = Index(tmp_path / "index")
+    assert [(hit.row, hit.score) for hit in index.search(query)] == [(hit.row, hit.score) for hit in whole]
+    assert "model" not in index.__dict__
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])

@@ -1,0 +1,55 @@
+"""Results of a search."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipkit.search.source import CAPTIONS, IMAGE, RESERVED
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A result of a search."""
+
+    row: int
+    """Row of the index."""
+    image: str
+    """Location of the image, as the source writes it."""
+    score: float
+    """Cosine similarity with the query."""
+    relevance: float | None
+    """Estimated probability that the image is what the query asks for (see `clipkit.search.relevance`); None for a
+    query with images."""
+    captions: list[str]
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Values of all other columns."""
+
+
+def hits_of(
+    table: pa.Table,
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    relevance: NDArray[np.float64] | None,
+    shown: list[int],
+) -> list[Hit]:
+    """Return some of the K results of a query.
+
+    Args:
+        table: rows of the index.
+        scores: (K,) scores.
+        rows: (K,) their rows.
+        relevance: (K,) probabilities of being relevant; None for a query without them.
+        shown: positions of the results to return.
+    """
+    chosen = np.ascontiguousarray(rows[shown], np.int64)  # pa.array would import pandas
+    taken = table.take(pa.Array.from_buffers(pa.int64(), len(chosen), [None, pa.py_buffer(chosen)])).to_pylist()
+    hits = []
+    for n, values in zip(shown, taken, strict=True):
+        columns = {name: value for name, value in values.items() if name not in RESERVED}
+        probability = None if relevance is None else float(relevance[n])
+        captions = values[CAPTIONS] or []
+        hits.append(Hit(int(rows[n]), values[IMAGE], float(scores[n]), probability, captions, columns))
+    return hits
