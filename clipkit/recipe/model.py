@@ -104,7 +104,8 @@ class ModelRecipe(Section):
     zero.
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate in the hidden layer of `projection: residual`."""
+    """Dropout rate of new projections with `start: cca`: on the input features of `projection: linear`, or in the
+    hidden layer of `residual`."""
     start: Literal["auto", "random", "cca"] = "auto"
     """Initialization of the projections of two towers. cca: regularized canonical correlation analysis of the features
     of all training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is
@@ -167,8 +168,8 @@ class ModelRecipe(Section):
             raise ValueError("start: cca has no closed form for projection: mlp; use linear or residual")
         if self.projection == "residual" and not self.starts_with_cca:
             raise ValueError("projection: residual needs start: cca; set it, or use linear or mlp")
-        if self.dropout and self.projection != "residual":
-            raise ValueError("dropout applies only to projection: residual; remove it, or set projection: residual")
+        if self.dropout and not self.starts_with_cca:
+            raise ValueError("dropout applies only to two towers with start: cca; set start: cca, or remove dropout")
         if not self.starts_with_cca and "auto" in (self.image.layers, self.text.layers):
             raise ValueError("layers: auto is chosen with start: cca; set start: cca, or name the layers")
         return self
