@@ -10,7 +10,7 @@ which nothing was chosen on. `gain` has 95 % intervals over its images, with sha
 
 The two frozen towers run once over all data. To take minutes, their outputs are reduced to 1,000 principal components
 each (without the pairs), and projections are trained by a closed form and four epochs in a few lines of torch, as in
-two_towers.py. `clipkit data doubtful` does the same with full runs of a recipe.
+closed_form_starts.py. `clipkit data doubtful` does the same with full runs of a recipe.
 """
 
 import argparse

@@ -1,182 +1,233 @@
-"""Compare starts and projections of two frozen towers on a held-out part of the training images.
+"""Change one part of a recipe of two frozen towers at a time, and compare retrieval on held-out training images.
 
 A sixth of the training images, at most 1,000, is held out; the validation data of the recipe is not read. The towers
-run once, or not at all if an earlier run of the recipe stored their outputs. Projections are trained as `clipkit train`
-does it, in a few lines of torch on the stored outputs.
+run once, or not at all if an earlier run stored their outputs. Each row is a run of `clipkit train` on the other
+images, once per seed. The result of each run is appended to `--out`, and runs that the file contains are not repeated.
 
-    python benchmarks/two_towers.py recipes/flickr8k_towers.yaml --seeds 2
+    python benchmarks/two_towers.py recipes/flickr8k_towers.yaml --seeds 3
+    python benchmarks/two_towers.py recipes/flickr8k_towers.yaml --only "mixup 1.0" "the recipe"
 """
 
 import argparse
-import math
+import hashlib
+import json
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from clipkit.losses import infonce
+from clipkit.data import Pairs
+from clipkit.embedding.shared import evaluating
 from clipkit.metrics import recalls, retrieval_ranks
-from clipkit.metrics.canonical_correlation import PairSums, canonical_correlation
-from clipkit.models.layers import columns
-from clipkit.models.projections import linear_of, projection_of_coordinates
+from clipkit.models.layers import Layered, columns, set_coordinates
+from clipkit.models.projections import linear_of
 from clipkit.recipe import Recipe
-from clipkit.training.closed_form import pair_sums, parts_of
+from clipkit.training import closed_form, layer_choice
+from clipkit.training.closed_form import coordinates_of, layers_of, parts_of
+from clipkit.training.folder.run_folder import RunFolder, claimed
 from clipkit.training.folder.run_log import RunLog
+from clipkit.training.given import Given
+from clipkit.training.inputs import TowerInputs
 from clipkit.training.opening import tower_inputs
-from clipkit.training.optimizer import WarmupCosine
-from clipkit.training.plan import make_plan
+from clipkit.training.plan import Plan, make_plan
+from clipkit.training.run import run
+from clipkit.training.stop import StopRequest
 
-WIDTH, COORDINATES, BATCH, RATE = 256, 768, 1000, 3e-3
-
-STARTS: dict[str, dict[str, Any]] = {
-    "output only": {"layers": ["output"]},
-    "all layers, as they are": {"scaled": False},
-    "all layers but max, as they are": {"without": "max", "scaled": False},
-    "all layers, scaled": {},
-    "all layers, scaled, ridge 3": {"ridge": 3.0},
-}
-PROJECTIONS: dict[str, dict[str, Any]] = {
-    "linear, one caption, 10 epochs": {},
-    "linear, all captions, 4 epochs": {"captions": "all", "epochs": 4},
-    "linear, 512 dimensions": {"dim": 512},
-    "residual, dropout 0.3, 20 epochs": {"kind": "residual", "epochs": 20},
-}
+METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall")
+SIDES = ("image", "text")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
-    """Features of some images and their captions."""
+    """Changes to the recipe."""
 
-    image: Tensor
-    text: Tensor
-    image_of_caption: Tensor
-
-    def retrieval(self, image: Any, text: Any) -> Tensor:
-        """Return R@1 in both directions and the mean recall with these projections."""
-        with torch.no_grad():
-            x, y = F.normalize(image(self.image), dim=1), F.normalize(text(self.text), dim=1)
-        figures = recalls(retrieval_ranks(x, y, self.image_of_caption))
-        names = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall")
-        return torch.tensor([figures[name] for name in names])
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    ridges: tuple[float, ...] | None = None
+    """Ridges from which the closed-form start chooses, instead of the default ones."""
+    minimal: bool = False
+    """Keep only the towers and the training data of the recipe: all other keys have their defaults."""
 
 
-def part_of(image: Tensor, text: Tensor, image_of_caption: Tensor, rows: Tensor) -> Part:
-    """Return the features of some images and of their captions."""
-    position = torch.full((len(image),), -1)
-    position[rows] = torch.arange(len(rows))
-    captions = (position[image_of_caption] >= 0).nonzero()[:, 0]
-    return Part(image[rows], text[captions], position[image_of_caption[captions]])
+PARTS = {
+    "the recipe": Part(),
+    "mixup 1.0": Part({"data.mixup": 1.0}),
+    "mixup 0.2": Part({"data.mixup": 0.2}),
+    "EMA 0.95": Part({"train.ema": 0.95}),
+    "dropout 0.2": Part({"model.dropout": 0.2}),
+    "residual projection": Part({"model.projection": "residual"}),
+    "residual projection, dropout 0.3": Part({"model.projection": "residual", "model.dropout": 0.3}),
+    "one caption per epoch, 20 epochs": Part({"data.captions": "one", "train.epochs": 20}),
+    "captions of one image as negatives": Part({"loss.duplicates": "negative"}),
+    "closed-form start, not trained": Part({"optim.lr": 1e-9, "train.epochs": 1}),
+    "no key set": Part(minimal=True),
+    "no key set, but 3e-3": Part({"optim.lr": 3e-3}, minimal=True),
+    "no key set, but all captions": Part({"data.captions": "all"}, minimal=True),
+    "no key set, but 3e-3 and all captions": Part({"optim.lr": 3e-3, "data.captions": "all"}, minimal=True),
+    "last layers only": Part({"model.image.layers": ["output"], "model.text.layers": ["output"]}),
+    "random start, 30 epochs of one caption at 1e-3": Part(
+        {"model.start": "random", "data.captions": "one", "train.epochs": 30, "optim.lr": 1e-3}
+    ),
+    "ridge 1": Part(ridges=(1.0,)),
+}
 
 
-def trained(
-    part: Part,
-    seed: int,
-    width: int,
-    *,
-    captions: str = "one",
-    epochs: int = 10,
-    dim: int = WIDTH,
-    kind: str = "linear",
-) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Train projections of coordinates from their start, with the optimizer of a recipe."""
-    torch.manual_seed(seed)
-    count = part.image.shape[1]
-    heads = [projection_of_coordinates(count, dim, kind, 0.3) for _ in range(2)]
-    for head in heads:
-        torch.nn.init.eye_(linear_of(head).weight)
-        linear_of(head).weight.data[width:] = 0
-    scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-    weights = [p for head in heads for p in head.parameters()]
-    groups = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for p in weights if p.ndim < 2] + [scale], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
-    total, images = len(part.text), len(part.image)
-    items = total if captions == "all" else images
-    batch = min(BATCH, items)
-    schedule = WarmupCosine(RATE, 0.05, epochs * (items // batch))
-    by_image = part.image_of_caption.argsort(stable=True)
-    first = torch.searchsorted(part.image_of_caption[by_image], torch.arange(images))
-    many = torch.bincount(part.image_of_caption, minlength=images)
-    step = 0
-    for _ in range(epochs):
-        order = torch.randperm(items)
-        for rows in order[: items // batch * batch].split(batch):
-            drawn = rows if captions == "all" else by_image[first[rows] + (torch.rand(batch) * many[rows]).long()]
-            ids = part.image_of_caption[drawn]
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(step)
-            x, y = F.normalize(heads[0](part.image[ids]), dim=1), F.normalize(heads[1](part.text[drawn]), dim=1)
-            optimizer.zero_grad()
-            infonce(x, y, scale.exp(), image_ids=ids, caption_ids=drawn).backward()
-            torch.nn.utils.clip_grad_norm_([*weights, scale], 1.0)
-            optimizer.step()
-            scale.data.clamp_(max=math.log(100))
-            step += 1
-    return heads[0].eval(), heads[1].eval()
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of all layers of both frozen towers for the training data."""
+
+    pairs: Pairs
+    rows: Mapping[str, Tensor]
+    layers: Mapping[str, Any]
+    fitted: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+    def of(self, images: NDArray[np.int64], layers: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the outputs of these layers for some images and their captions, in the order of `Pairs.take`."""
+        captions = np.concatenate([self.pairs.captions_of_image[image] for image in images.tolist()])
+        taken = {}
+        for side, positions in (("image", images), ("text", captions)):
+            kept = columns(*self.layers[side], layers[side][0] if side in layers else ["output"])
+            rows = self.rows[f"{side}_features"][torch.from_numpy(positions)]
+            taken[f"{side}_features"] = rows if len(kept) == rows.shape[1] else rows[:, kept]
+        return taken
+
+
+def computed(recipe: Recipe) -> Outputs:
+    """Compute the outputs of the towers for all training data, or read them from the cache."""
+    plan = make_plan(recipe)
+    inputs, pairs = tower_inputs(plan, RunLog(True)), plan.data.train.pairs
+    parts = parts_of(len(pairs.images), inputs.bad, 0, plan.data.train.name)
+    fitted, held_out = (part.numpy() for part in parts)
+    return Outputs(pairs, inputs.stores, layers_of(plan.model), fitted, held_out)
+
+
+class Starts:
+    """Closed-form starts of earlier runs, for runs with the same layers and ridges: a start takes a minute or more.
+
+    The layers and the ridge of a start are therefore chosen with seed 0.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Processor time of all starts so far."""
+        self._known: dict[Any, Any] = {}
+        self._fit = closed_form._fit
+
+    def fit(self, plan: Plan, inputs: TowerInputs, image: Tensor, text: Tensor, log: RunLog) -> dict[str, Any]:
+        """Set the projections of the model, as `closed_form._fit` does."""
+        model = plan.model
+        layers = {side: tower.trunk.layers for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
+        key = (*layers.values(), layer_choice._RIDGES)
+        if key not in self._known:
+            began = time.process_time()
+            first = replace(plan, recipe=plan.recipe.override({"train.seed": 0}))
+            facts = self._fit(first, inputs, image, text, log)
+            self.seconds += time.process_time() - began
+            weights = {side: linear_of(tower.head).weight.detach().clone() for side, tower in model.sides.items()}
+            trunks = {side: (t.trunk.layers, t.trunk.coordinates) for side, t in model.sides.items()}
+            self._known[key] = facts, trunks, weights
+            return facts
+        facts, trunks, weights = self._known[key]
+        for side, tower in model.sides.items():
+            names, coordinates = trunks[side]
+            tower.trunk.choose(names)
+            set_coordinates(tower.trunk, coordinates.mean, coordinates.matrix)
+            linear_of(tower.head).weight.data.copy_(weights[side])
+        if plan.learned.average is not None:
+            plan.learned.average.load(dict(model.named_parameters()))
+        return dict(facts)
+
+
+def figures_of(recipe: Recipe, part: Part, outputs: Outputs, starts: Starts) -> dict[str, float]:
+    """Train on the fitted images; return retrieval on the held-out images, and the processor time but for the start."""
+    began = time.process_time() - starts.seconds
+    train = replace(outputs.pairs.take(outputs.fitted), content="")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch.object(layer_choice, "_RIDGES", part.ridges or layer_choice._RIDGES),
+        mock.patch.object(closed_form, "_fit", starts.fit),
+    ):
+        plan = make_plan(recipe.override({"output": name}), given=Given(train=train))
+        layers = layers_of(plan.model)
+        plan = replace(plan, given=Given(train=train, outputs=outputs.of(outputs.fitted, layers)))
+        with claimed(folder := RunFolder(name), plan.processes, False, False, []):
+            run(plan, folder, StopRequest())
+    seconds = time.process_time() - starts.seconds - began
+    ranks = retrieval_ranks(*features(plan, outputs.of(outputs.held_out, layers), layers), position_of(outputs))
+    found = recalls(ranks)
+    return {metric: found[metric] for metric in METRICS} | {"seconds": seconds}
+
+
+def features(plan: Plan, rows: dict[str, Tensor], layers: Mapping[str, Any]) -> list[Tensor]:
+    """Return the features (N, D) and (M, D) of the trained model for stored outputs."""
+    with torch.no_grad(), plan.learned.chosen(), evaluating(plan.model):
+        made = coordinates_of(plan.model, rows, layers) if plan.recipe.start == "cca" else rows
+        return [F.normalize(plan.model.sides[side].head(made[f"{side}_features"]), dim=1) for side in SIDES]
+
+
+def position_of(outputs: Outputs) -> Tensor:
+    """Return for each held-out caption the position of its image among the held-out images."""
+    return torch.from_numpy(outputs.pairs.take(outputs.held_out).image_of_caption)
+
+
+def recipe_of(base: Recipe, part: Part, seed: int) -> Recipe:
+    """Return the recipe of a part, without validation data."""
+    towers = {side: {"name": getattr(base.model, side).name, "tune": "frozen"} for side in SIDES}
+    whole = base
+    if part.minimal:
+        whole = Recipe.from_dict({"model": towers, "data": {"train": base.data.train}, "output": base.output})
+    fixed = {"data.validation": None, "data.workers": 0, "train.seed": seed}
+    return whole.override({**part.changes, **fixed})
 
 
 def main() -> None:
-    """Print one row per start and projection."""
+    """Run the parts that are missing in `--out`, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--train", help="training data, instead of the recipe's")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/two_towers.jsonl"))
     args = parser.parse_args()
-    changes = {"data.validation": None, **({"data.train": args.train} if args.train else {})}
-    plan = make_plan(Recipe.from_yaml(args.recipe).override(changes))
-    inputs = tower_inputs(plan, RunLog(False))
-    image, text = inputs.stores["image_features"], inputs.stores["text_features"]
-    of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
-    fitted, held_out = parts_of(len(image), inputs.bad, 0, plan.data.train.name)
-    sums = pair_sums(image, text, of_caption, fitted, plan.processes)
-    print(f"{len(fitted)} images, {len(held_out)} held out; text → image R@1, image → text R@1, mean recall")
-    for name, start in STARTS.items():
-        began = time.process_time()
-        solution, chosen = solved(plan.model, sums, **start)
-        maps = [
-            (solution.x_mean.float(), (solution.x_map * solution.correlations).float()),
-            (solution.y_mean.float(), (solution.y_map * solution.correlations).float()),
-        ]
-        sides = [
-            (side[:, kept] - mean) @ matrix
-            for side, kept, (mean, matrix) in zip((image, text), chosen, maps, strict=True)
-        ]
-        held = part_of(*sides, of_caption, held_out)
-        first = held.retrieval(lambda rows: rows[:, :WIDTH], lambda rows: rows[:, :WIDTH])
-        print(f"{name}: {shown(first)} ({(time.process_time() - began):.0f} processor seconds)", flush=True)
-        learned_from = part_of(*sides, of_caption, fitted)
-        for kind, options in PROJECTIONS.items():
-            rows = [held.retrieval(*trained(learned_from, seed, WIDTH, **options)) for seed in range(args.seeds)]
-            print(f"  {kind}: {'; '.join(map(shown, rows))}", flush=True)
+    base = Recipe.from_yaml(args.recipe, {"data.train": args.train} if args.train else {})
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = {row["key"]: row for row in known}
+    outputs, starts = None, Starts()
+    keys: dict[str, list[str]] = {name: [] for name in args.only}
+    for seed in range(args.seeds):
+        for name in args.only:
+            recipe = recipe_of(base, PARTS[name], seed)
+            key = hashlib.sha256(f"{recipe.to_yaml()} {PARTS[name].ridges}".encode()).hexdigest()
+            keys[name].append(key)
+            if key not in rows:
+                outputs = outputs or computed(recipe_of(base, Part(), 0))
+                rows[key] = {"part": name, "seed": seed, "key": key}
+                rows[key] |= figures_of(recipe, PARTS[name], outputs, starts)
+                with args.out.open("a") as file:
+                    file.write(json.dumps(rows[key]) + "\n")
+    print("| part | text → image R@1 | image → text R@1 | mean recall | processor seconds |\n|---|---|---|---|---|")
+    for name in args.only:
+        every = [[rows[key][metric] for key in keys[name]] for metric in METRICS]
+        seconds = sum(rows[key]["seconds"] for key in keys[name]) / args.seeds
+        print(f"| {name} | {' | '.join(map(shown, every))} | {seconds:.0f} |", flush=True)
+    if starts.seconds:
+        print(f"\nThe closed-form starts took {starts.seconds:.0f} processor seconds.")
 
 
-def solved(
-    model: Any,
-    sums: PairSums,
-    layers: list[str] | None = None,
-    without: str | None = None,
-    scaled: bool = True,
-    ridge: float = 1.0,
-) -> tuple[Any, list[Tensor]]:
-    """Return the closed form with some layers, and the columns of these layers."""
-    trunks = [model.image.trunk, model.text.trunk]
-    names = [layers or [name for name in trunk.layers if name != without] for trunk in trunks]
-    chosen = [columns(trunk.layers, trunk.widths, kept) for trunk, kept in zip(trunks, names, strict=True)]
-    widths = [
-        [dict(zip(t.layers, t.widths, strict=True))[n] for n in kept] for t, kept in zip(trunks, names, strict=True)
-    ]
-    blocks = {"x_blocks": widths[0], "y_blocks": widths[1]} if scaled else {}
-    return canonical_correlation(sums.of(*chosen), ridge, ridge, COORDINATES, approximate=True, **blocks), chosen
-
-
-def shown(figures: Tensor) -> str:
-    """Return figures in percent."""
-    return " ".join(f"{100 * value:.1f}" for value in figures.tolist())
+def shown(values: list[float]) -> str:
+    """Return the mean and, in parentheses, the lowest and the highest value in percent."""
+    mean, low, high = (100 * value for value in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean:.1f} % ({low:.1f} – {high:.1f})"
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def test_the_whole_recipe_is_valid_and_has_every_number() -> None:
         "max_forgetting",
         "min_score",
         "group",
-    }  # they need a whole model: see the test of ranges below
+        "mixup",
+    }  # they need a whole model, or frozen towers: see the test of ranges below
     assert keys <= named, keys - named
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
 
@@ -210,7 +211,7 @@ def test_every_number_refuses_bad_values_in_one_line(name: str) -> None:
         ("eval.interpolate", 2000), ("eval.interpolate", "many"), ("eval.max_forgetting", 2),
         ("data.min_score", 2), ("data.min_score", "nan"), ("data.hard_negatives.group", 1),
         ("data.hard_negatives.margin", "nan"), ("eval.max_forgetting", -0.1), ("eval.max_forgetting", "nan"),
-        ("eval.max_forgetting", 0.01),
+        ("eval.max_forgetting", 0.01), ("data.mixup", 0.0), ("data.mixup", 1e4), ("data.mixup", "nan"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Projections from the output of a trunk into the shared feature space."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -45,10 +46,16 @@ class ResidualProjection(nn.Module):
 
 
 def projection_of_coordinates(width: int, embed_dim: int, layers: str, dropout: float) -> nn.Module:
-    """Build the projection of a trunk that returns coordinates: a linear layer, or a `ResidualProjection`."""
+    """Build the projection of a trunk that returns coordinates: a linear layer, or a `ResidualProjection`.
+
+    Dropout applies to the coordinates before a linear layer, or to the hidden layer of a `ResidualProjection`.
+    """
     if layers == "residual":
         return ResidualProjection(width, embed_dim, dropout)
-    return nn.Sequential(nn.Linear(width, embed_dim, bias=False))
+    linear = nn.Linear(width, embed_dim, bias=False)
+    return (
+        nn.Sequential(OrderedDict({"dropout": nn.Dropout(dropout), "0": linear})) if dropout else nn.Sequential(linear)
+    )
 
 
 def linear_of(head: nn.Module) -> nn.Linear:

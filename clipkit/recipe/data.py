@@ -139,6 +139,9 @@ class DataRecipe(Section):
     """Number of augmented views of each image that are stored; each epoch draws one of them. Stored views need frozen
     first blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch.
     """
+    mixup: float | None = Field(default=None, ge=1e-3, le=1e3)
+    """Mix the stored outputs of both frozen trunks for a pair with those of another pair, with the same weights λ and
+    1 − λ (FuseMix). The value is α in λ ~ Beta(α, α), e.g. 1.0. null: pairs are not mixed."""
     store: StoreRecipe | None = StoreRecipe()
     """Storage of the outputs of frozen tower parts, which are the same in each epoch. null: store nothing."""
     safe: bool = False

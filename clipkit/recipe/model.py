@@ -104,7 +104,8 @@ class ModelRecipe(Section):
     zero.
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate in the hidden layer of `projection: residual`."""
+    """Dropout rate of new projections with `start: cca`: on the input features of `projection: linear`, or in the
+    hidden layer of `residual`."""
     start: Literal["auto", "random", "cca"] = "auto"
     """Initialization of the projections of two towers. cca: regularized canonical correlation analysis of the features
     of all training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is
@@ -175,8 +176,10 @@ class ModelRecipe(Section):
             raise ValueError(
                 "projection: residual needs model.start: cca; set it, or set model.projection to linear or mlp"
             )
-        if self.dropout and self.projection != "residual":
-            raise ValueError("dropout applies only to model.projection: residual; set it, or remove model.dropout")
+        if self.dropout and not self.starts_with_cca:
+            raise ValueError(
+                "dropout applies only to two towers with model.start: cca; set it, or remove model.dropout"
+            )
         if not self.starts_with_cca and "auto" in (self.image.layers, self.text.layers):
             raise ValueError(
                 "image.layers: auto and model.text.layers: auto need model.start: cca; set it, or list the layers"

@@ -209,7 +209,7 @@ class ObjectiveRow:
 OBJECTIVES = {
     "captions": ObjectiveRow(
         _captions,
-        ("loss", "data.augment", "data.crop_scale", "data.safe", "data.min_score", "data.hard_negatives"),
+        ("loss", "data.augment", "data.crop_scale", "data.safe", "data.min_score", "data.hard_negatives", "data.mixup"),
     ),
     "translations": ObjectiveRow(_translations, ("translations",)),
     "views": ObjectiveRow(_views, ("views",)),

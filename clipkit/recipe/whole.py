@@ -162,6 +162,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _stored_outputs_can_be_mixed(self) -> Self:
+        """Refuse options without stored outputs of both trunks, or with targets of a single pair, for `data.mixup`."""
+        if self.data.mixup is None:
+            return self
+        tuned = {f"model.{side}.tune": getattr(self.model, side).tune for side in SIDES}
+        conflicts = {
+            **{f"{key}: {tune}": (tune not in ("frozen", "head"), f"set {key}: frozen") for key, tune in tuned.items()},
+            "a stream (data.samples)": (self.data.samples is not None, "remove data.samples"),
+            "data.views": (self.data.views is not None, "remove data.views"),
+            "augmented images": (bool(self.data.augmentation(self.model)), "set data.augment: none"),
+            "several objectives": (set(self.objective) != {"captions"}, "set objective: captions"),
+            "loss.teacher": (Need.TEACHER in self.needs, "remove loss.teacher"),
+        }
+        for given, (is_set, advice) in conflicts.items():
+            if is_set:
+                raise ValueError(
+                    f"data.mixup mixes stored outputs of two frozen trunks and does not support {given}; {advice}, "
+                    "or remove data.mixup"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
         """Refuse options that `train.shard` does not support, because they change a trunk or read its layers."""
         conflicts = {

@@ -21,7 +21,7 @@ class Hit:
     score: float
     """Cosine similarity with the query."""
     relevance: float | None
-    """Estimated probability that the image is what the query asks for (see `clipkit.search.relevance`); None for a
+    """Estimated probability that the image is relevant to the query (see `clipkit.search.relevance`); None for a
     query with images."""
     captions: list[str]
     columns: dict[str, Any] = field(default_factory=dict)

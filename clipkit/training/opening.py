@@ -14,6 +14,7 @@ from clipkit.training.groups import group_lines, peaks_of
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import learns_batch_norm, micro_batch_size_of
+from clipkit.training.mixup import check_stored
 from clipkit.training.plan import Plan
 from clipkit.training.state import State, resumed_micro_batch_size
 from clipkit.training.step import Step
@@ -87,6 +88,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
         storing=storing_of(plan, log),
         outputs=plan.given.outputs,
     )
+    check_stored(plan, inputs)
     if inputs.stores and inputs.storing is None and not inputs.outputs:
         kinds = {"image_features": "images", "text_features": "captions"}
         stored = [kind for name, kind in kinds.items() if name in inputs.stores]

@@ -23,6 +23,7 @@ from clipkit.training.given import Given, GivenObjective
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.loop import loop
 from clipkit.training.measures.measures import measurements_of
+from clipkit.training.mixup import mixed
 from clipkit.training.opening import announce, open_folder, tower_inputs, training_step
 from clipkit.training.outcome import finish
 from clipkit.training.plan import Plan, make_plan
@@ -135,6 +136,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         recorder.register_known_bad(inputs.bad, state.step)
         rows = plan.processes.share(plan.recipe.train.batch_size)
         batches = inputs.batches(plan.sampler.slices(state.step, plan.steps, rows), plan.recipe.data.workers)
+        batches = mixed(batches, plan, inputs, state.step)
         with failures_in_one_line(lambda: state.step, inputs.worker_progress.last_seen):
             with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)

@@ -130,7 +130,7 @@ def test_missing_layers_are_refused(image: list[str], text: list[str], named: tu
         ({"model.text.layers": "auto"}, ("auto", "start: cca")),
         ({"model.projection": "residual"}, ("residual", "start: cca")),
         ({"model.start": "cca", "model.projection": "mlp"}, ("mlp", "residual")),
-        ({"model.start": "cca", "model.dropout": 0.1}, ("dropout", "residual")),
+        ({"model.dropout": 0.1}, ("dropout", "start: cca")),
         ({"model.start": "cca", "data.train": "hf:a?stream=true", "data.samples": 9}, ("cca", "stream")),
     ],
 )

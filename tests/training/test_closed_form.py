@@ -48,9 +48,8 @@ def recipe_of(shapes: Path, output: Path, **changes: Any) -> Recipe:
 
 
 def test_run_starts_in_closed_form_and_reports_it(shapes: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(
-        shapes, tmp_path / "run", **{"model.image.layers": ["output", "mean:2"], "model.text.layers": ["output", "max"]}
-    )
+    layers = {"model.image.layers": ["output", "mean:2"], "model.text.layers": ["output", "max"]}
+    recipe = recipe_of(shapes, tmp_path / "run", **layers, **{"model.dropout": 0.2})
     facts = clipkit.train(recipe)["settings"]["closed_form"]
     chosen = facts["chosen"]
     assert (chosen["image_layers"], chosen["text_layers"]) == (["output", "mean:2"], ["output", "max"])

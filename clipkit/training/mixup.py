@@ -1,0 +1,108 @@
+"""Mixup of stored features: each pair is mixed with another pair, by the same share in both towers (FuseMix).
+
+Vouitsis et al., "Data-Efficient Multimodal Fusion on a Single GPU" (CVPR 2024), algorithm 1: the stored outputs of both
+frozen trunks are λ u_i + (1 − λ) u_j and λ v_i + (1 − λ) v_j, with λ ~ Beta(α, α) and a random other pair j. Here λ is
+drawn for each pair, not for each batch, and at least 1/2, so that the IDs of pair i describe the larger part (Berthelot
+et al., "MixMatch", 2019, equation 9).
+"""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.data import Batch
+from clipkit.errors import RecipeError
+from clipkit.models.towers import TRUNK_FEATURES
+from clipkit.seeds import mix
+from clipkit.training.inputs import TowerInputs
+from clipkit.training.plan import Plan
+from clipkit.training.transfer import send
+
+_MIXUP = 9  # random stream of the seed, distinct from those of other modules
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Random partners and shares of the pairs of each global batch.
+
+    They depend only on the seed, the step and the position in the global batch, never on the process.
+
+    Args:
+        alpha: parameter α of the Beta distribution.
+        captions: positions of the captions that are drawn as partners.
+        seed: seed of the run.
+        batch_size: pairs in the global batch, G.
+    """
+
+    alpha: float
+    captions: NDArray[np.int64]
+    seed: int
+    batch_size: int
+
+    def draw(self, step: int, rows: slice) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return the shares λ of the pairs in these rows of a step's batch, and the captions of their partners.
+
+        Example:
+            >>> shares, partners = Mixup(1.0, np.arange(9), seed=0, batch_size=4).draw(step=0, rows=slice(2, 4))
+            >>> bool((shares >= 0.5).all()), partners.shape
+            (True, torch.Size([2]))
+        """
+        generator = np.random.default_rng(mix(self.seed, _MIXUP, step))
+        shares = generator.beta(self.alpha, self.alpha, self.batch_size)
+        partners = self.captions[generator.integers(len(self.captions), size=self.batch_size)]
+        return torch.from_numpy(np.maximum(shares, 1 - shares)[rows]), torch.from_numpy(partners[rows])
+
+
+def check_stored(plan: Plan, inputs: TowerInputs) -> None:
+    """Check that all features of the objective come from stored outputs if the recipe sets `data.mixup`.
+
+    Raises:
+        RecipeError: a tower runs in each step.
+    """
+    computed = [name for name in inputs.encoders if name not in inputs.stores]
+    if plan.recipe.data.mixup is not None and computed:
+        raise RecipeError(
+            f"data.mixup mixes stored outputs of frozen trunks, but {computed[0]} of {plan.data.train.name} are "
+            "computed in each step; freeze both trunks, use data that is not a stream, or remove data.mixup"
+        )
+
+
+def mixed(
+    batches: Generator[Batch, None, None], plan: Plan, inputs: TowerInputs, first_step: int
+) -> Generator[Batch, None, None]:
+    """Yield batches whose stored features are mixed with other pairs; unchanged ones without `data.mixup`.
+
+    The mixed features overwrite those of the batch. The IDs stay those of the pair with the larger share.
+
+    Args:
+        batches: this process's rows of each global batch, from `first_step` on.
+        plan: the plan of the run.
+        inputs: the stored outputs of both trunks.
+        first_step: number of the first step, from 0.
+    """
+    recipe, pairs = plan.recipe, plan.data.train.pairs
+    if recipe.data.mixup is None:
+        yield from batches
+        return
+    of_caption = torch.from_numpy(pairs.image_of_caption)
+    usable = np.flatnonzero(~np.isin(pairs.image_of_caption, list(inputs.bad)))
+    mixup = Mixup(recipe.data.mixup, usable, recipe.train.seed, recipe.train.batch_size)
+    rows = plan.processes.share(recipe.train.batch_size)
+    with closing(batches):
+        for step, batch in enumerate(batches, first_step):
+            shares, captions = mixup.draw(step, rows)
+            drawn = {"shares": shares, "captions": captions, "images": of_caption[captions]}
+            drawn = send(drawn, plan.model.device)
+            changed = {}
+            for name, value in batch.inputs.items():
+                store, own = inputs.stores[name], value[TRUNK_FEATURES]
+                other = store[drawn["images" if name == "image_features" else "captions"]]
+                weights = drawn["shares"].to(store.dtype)[:, None]
+                changed[name] = {TRUNK_FEATURES: torch.lerp(other, own, weights, out=own)}
+            yield replace(batch, inputs=changed)
