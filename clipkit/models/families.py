@@ -62,13 +62,18 @@ FAMILIES = {
 
 # `model_type` of a text encoder's configuration -> its properties, also for the text towers of dual encoders.
 TEXT_ENCODERS = {family.text_type: family.text_encoder for family in FAMILIES.values() if family.text_type} | {
+    "albert": TextEncoder("cut"),
     "bert": TextEncoder("cut"),
     "camembert": TextEncoder("cut", offset_positions=True),
     "data2vec-text": TextEncoder(offset_positions=True),
+    "deberta-v2": TextEncoder("cut"),
     "distilbert": TextEncoder("cut"),
     "electra": TextEncoder("cut"),
+    "gemma3_text": TextEncoder("cut"),
+    "modernbert": TextEncoder("cut"),
     "mpnet": TextEncoder("cut", offset_positions=True),
     "mt5": TextEncoder("cut"),
+    "qwen3": TextEncoder("cut"),
     "roberta": TextEncoder("cut", offset_positions=True),
     "t5": TextEncoder("cut"),
     "umt5": TextEncoder("cut"),

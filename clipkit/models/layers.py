@@ -1,6 +1,7 @@
 """Trunks whose output concatenates several layers of a tower, or consists of coordinates computed from them."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from clipkit.recipe.layers import parse_layer
 
 _MOST_LAYERS = 7
 """Number of layers of a deep tower, evenly spaced, among which `layers: auto` chooses."""
+_MOST_COLUMNS = 12288
+"""Largest width of all layers among which `layers: auto` chooses: their covariance takes 1.2 GB in float64."""
 
 
 class Coordinates(nn.Module):
@@ -56,6 +59,15 @@ class Layered(nn.Module):
         widths = dict(zip(self.layers, self.widths, strict=True))
         self.layers, self.widths = tuple(layers), tuple(widths[name] for name in layers)
 
+    def _leave_out_wide(self) -> None:
+        """Leave out layers with which the features would have more than `_MOST_COLUMNS` columns, except the first."""
+        kept, total = [self.layers[0]], self.widths[0]
+        for name, width in zip(self.layers[1:], self.widths[1:], strict=True):
+            if total + width <= _MOST_COLUMNS:
+                kept.append(name)
+                total += width
+        self.choose(kept)
+
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         wide = torch.cat(self.parts(**inputs), dim=1)
         return wide if self.coordinates is None else self.coordinates(wide)
@@ -86,39 +98,42 @@ class LayeredImage(Layered):
 
     def __init__(self, native: Any, layers: Sequence[str] | None, size: int) -> None:
         super().__init__(native)
-        if not hasattr(native, "forward_intermediates"):
-            raise ModelError(
-                f"model.image.layers: timm's {type(native).__name__} does not return the outputs of its "
-                "layers; remove model.image.layers, and set model.start: random"
-            )
+        self._options, chooses = _options_of(native), layers is None
         pixels = torch.zeros(1, 3, size, size)
         native.eval()
         with torch.no_grad():
-            last, maps = native.forward_intermediates(pixels, **self._options)
-        has_tokens, prefix = last.ndim == 3, getattr(native, "num_prefix_tokens", 0)
+            last, maps = self._outputs(pixels)
+        has_map = isinstance(last, Tensor) and last.ndim > 2
+        has_tokens, prefix = has_map and last.ndim == 3, getattr(native, "num_prefix_tokens", 0) if has_map else 0
         if layers is None:
-            layers = ["output", *(["mean"] if has_tokens else []), "max", *(["cls"] if prefix else [])]
+            layers = ["output", *(["mean"] if has_tokens else []), *(["max"] if has_map else [])]
+            layers += ["cls"] if prefix else []
             layers += ["probabilities"] if native.num_classes > 0 else []
             layers += [f"mean:{number}" for number in _spaced(1, len(maps) - has_tokens)]
         else:
-            reasons = {
-                "cls": None if prefix else "the tower has no class token",
-                "probabilities": None if native.num_classes > 0 else "the tower was saved without a classifier",
-            }
-            _check(layers, "image", (1, len(maps)), reasons)
+            no_map = None if has_map else "the tower does not have a single last map"
+            no_token = None if prefix else "the tower has no class token"
+            returns_tokens = "return_prefix_tokens" in self._options
+            no_earlier_token = None if returns_tokens else "the tower does not return the class tokens of its blocks"
+            no_classes = None if native.num_classes > 0 else "the tower was saved without a classifier"
+            missing = {"mean": no_map, "max": no_map, "cls": no_token, "probabilities": no_classes}
+            _check(layers, "image", (1, len(maps)), missing, {"cls": no_token or no_earlier_token})
         self.layers = tuple(layers)
         self._measure({"pixel_values": pixels})
+        if chooses:
+            self._leave_out_wide()
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"return_prefix_tokens": True} if getattr(self.native, "num_prefix_tokens", 0) else {}
+    def _outputs(self, pixels: Tensor, indices: list[int] | None = None) -> tuple[Any, Sequence[Any]]:
+        """Return the output before the head, and those of all stages or blocks or of the given ones, from 0."""
+        if not hasattr(self.native, "forward_intermediates"):
+            return self.native.forward_features(pixels), []
+        last, maps = self.native.forward_intermediates(pixels, indices=indices, **self._options)
+        return last, maps
 
     def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
         names = [parse_layer(name) for name in self.layers]
         numbers = sorted({number for _, number in names if number is not None})
-        last, maps = self.native.forward_intermediates(
-            inputs["pixel_values"], indices=[number - 1 for number in numbers] or [0], **self._options
-        )
+        last, maps = self._outputs(inputs["pixel_values"], [number - 1 for number in numbers] or [0])
         maps_of: dict[int | None, Any] = {None: None, **dict(zip(numbers, maps, strict=False))}
         return [self._pooled(pooling, last, maps_of[number]) for pooling, number in names]
 
@@ -128,7 +143,8 @@ class LayeredImage(Layered):
             return output
         if pooling == "probabilities":
             # The distance between square roots is Hellinger's.
-            return self.native.forward_head(last).float().softmax(dim=1).sqrt().to(last.dtype)
+            dtype = (last if isinstance(last, Tensor) else last[0]).dtype
+            return self.native.forward_head(last).float().softmax(dim=1).sqrt().to(dtype)
         prefix = getattr(self.native, "num_prefix_tokens", 0)
         if earlier is None and last.ndim == 3:
             positions, tokens = last[:, prefix:].mT, last[:, :prefix]
@@ -163,24 +179,21 @@ class LayeredText(Layered):
 
     def __init__(self, native: Any, pooling: str, layers: Sequence[str] | None) -> None:
         super().__init__(native)
-        self.pooling = pooling
+        self.pooling, chooses = pooling, layers is None
         inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
         native.eval()
         with torch.no_grad():
-            states = native(**inputs, output_hidden_states=True).hidden_states
-        if not states:
-            raise ModelError(
-                f"model.text.layers: {type(native).__name__} of transformers does not return its hidden "
-                "states; remove model.text.layers, and set model.start: random"
-            )
+            states = native(**inputs, output_hidden_states=True).hidden_states or ()
         highest = len(states) - 1
         if layers is None:
             poolings = [name for name in ("mean", "cls", "max") if name != pooling]
             layers = ["output", *poolings, *(f"mean:{number}" for number in _spaced(0, highest - 1))]
         else:
-            _check(layers, "text", (0, highest), {})
+            _check(layers, "text", (0, highest), {}, {})
         self.layers = tuple(layers)
         self._measure(inputs)
+        if chooses:
+            self._leave_out_wide()
 
     def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
         attention_mask = inputs["attention_mask"]
@@ -232,12 +245,38 @@ def _spaced(first: int, last: int) -> list[int]:
     return [round(last - step * (last - first) / max(1, count - 1)) for step in range(count)]
 
 
-def _check(layers: Sequence[str], tower: str, numbers: tuple[int, int], reasons: Mapping[str, str | None]) -> None:
+def _options_of(native: Any) -> dict[str, bool]:
+    """Return options of `forward_intermediates`: all blocks run (Hiera stops early), and class tokens are returned."""
+    if not hasattr(native, "forward_intermediates"):
+        return {}
+    options = {"stop_early": False}
+    if getattr(native, "num_prefix_tokens", 0):
+        options["return_prefix_tokens"] = True
+    accepted = signature(native.forward_intermediates).parameters
+    return {name: value for name, value in options.items() if name in accepted}
+
+
+def _check(
+    layers: Sequence[str],
+    tower: str,
+    numbers: tuple[int, int],
+    missing: Mapping[str, str | None],
+    missing_earlier: Mapping[str, str | None],
+) -> None:
+    """Check that a tower has these layers.
+
+    Args:
+        layers: the names.
+        tower: image or text.
+        numbers: lowest and highest number of an earlier layer.
+        missing, missing_earlier: reasons why poolings do not exist for the last layer and for earlier layers.
+    """
     low, high = numbers
     for name in layers:
         pooling, number = parse_layer(name)
-        reason = reasons.get(pooling)
+        reason = (missing if number is None else missing_earlier).get(pooling)
         if number is not None and not low <= number <= high:
-            reason = f"the tower has the layers {low} to {high}"
+            available = f"has the layers {low} to {high}" if low <= high else "does not return earlier layers"
+            reason = f"the tower {available}"
         if reason is not None:
             raise ModelError(f"model.{tower}.layers: {name} does not exist, because {reason}; remove {name}")

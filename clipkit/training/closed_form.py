@@ -1,6 +1,6 @@
 """Closed-form start: projections of two towers from canonical correlations of the features of all training pairs."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,23 @@ def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measureme
     facts["validation"] = {name: value for one in measurements for name, value in one.figures().items()}
     if any(name in facts["validation"] for name in _SHOWN):
         log.info(f"closed-form start, on the validation pairs: {_words(facts['validation'])}")
+
+
+def report_worse_than_start(
+    facts: Mapping[str, Any] | None, metric: str, value: float | None, log_line: Callable[[str], None]
+) -> None:
+    """Log a line if the metric of the trained model is lower than that of its closed-form start.
+
+    >>> report_worse_than_start({"validation": {"mean_recall": 0.376}}, "mean_recall", 0.324, print)
+    training lowered mean_recall from 0.3760 (closed-form start) to 0.3240; use fewer train.epochs or a \
+lower optim.lr
+    """
+    start = None if facts is None else facts.get("validation", {}).get(metric)
+    if start is not None and value is not None and value < start:
+        log_line(
+            f"training lowered {metric} from {start:.4f} (closed-form start) to {value:.4f}; use fewer "
+            "train.epochs or a lower optim.lr"
+        )
 
 
 def _fit(

@@ -6,6 +6,7 @@ from clipkit.evaluation import to_json
 from clipkit.files import write_whole
 from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
+from clipkit.training.closed_form import report_worse_than_start
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.interpolation import alphas_of, interpolated
@@ -39,6 +40,8 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     interpolation = _interpolate(plan, recorder) if plan.start else {}
     retention = recorder.monitor.retention_settings()
     results = merged_results(recorder.measurements, str(folder.path))
+    value = results["metrics"].get(str(metric), {}).get("value")
+    report_worse_than_start(state.closed_form, str(metric), value, recorder.log_line)
     results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
     results["settings"] |= {
         "steps": state.step,

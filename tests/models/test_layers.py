@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 import clipkit
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import compose
+from clipkit.models import layers as layers_module
 from clipkit.models.layers import LayeredImage, LayeredText, columns, set_coordinates
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.recipe.layers import POOLINGS, shortened
@@ -23,6 +24,27 @@ TOWERS = {
     "test_convnext": ("stages", 0),
     "test_efficientnet": ("blocks", 0),
 }
+# timm models whose last output or class token is special -> a small size, all layers, and layers that do not exist.
+SMALL = {"img_size": 32, "embed_dim": 16, "num_heads": 2, "num_classes": 10}
+SPECIAL: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "xcit_nano_12_p16_224": (
+        SMALL | {"depth": 2}, ["output", "mean", "max", "cls", "probabilities", "mean:1"], ["cls:1", "max:3"],
+    ),
+    "cait_xxs24_224": (
+        SMALL | {"depth": 2}, ["output", "mean", "max", "cls", "probabilities", "mean:1"], ["cls:2"],
+    ),
+    "crossvit_tiny_240": (
+        SMALL | {"img_size": 240, "embed_dim": (16, 32), "num_heads": (2, 2)}
+        | {"depth": ((1, 2, 0),), "mlp_ratio": (2, 2, 1)},
+        ["output", "probabilities", "mean:2", "mean:1"],
+        ["mean", "max", "cls"],
+    ),
+    "hiera_tiny_224": (
+        {"img_size": 64, "embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1), "num_classes": 10},
+        ["output", "mean", "max", "probabilities", "mean:3", "mean:2", "mean:1"],
+        ["cls", "mean:5"],
+    ),
+}  # fmt: skip
 TEXT = {
     "name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "context_length": 16,
     "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
@@ -63,6 +85,53 @@ def test_image_layers_equal_a_loop_over_blocks(name: str) -> None:
         torch.testing.assert_close(trunk(pixel_values=pixels), torch.cat(list(parts.values()), dim=1))
 
 
+@pytest.mark.parametrize("name", SPECIAL)
+def test_towers_with_special_outputs_have_layers(name: str) -> None:
+    options, layers, missing = SPECIAL[name]
+    size = options["img_size"]
+    native = timm.create_model(
+        name, **options | ({"img_size": (size, size)} if name.startswith("hiera") else {})
+    ).eval()
+    trunk = LayeredImage(native, None, size)
+    pixels = torch.randn(2, 3, size, size)
+    assert list(trunk.layers) == layers
+    with torch.no_grad():
+        parts = dict(zip(layers, trunk.parts(pixel_values=pixels), strict=True))
+        output = native.forward_head(native.forward_features(pixels), pre_logits=True)
+        probabilities = native(pixels).softmax(dim=1)
+    torch.testing.assert_close(parts["output"], output)
+    torch.testing.assert_close(parts["probabilities"] ** 2, probabilities)
+    for layer in missing:
+        with pytest.raises(ModelError, match=rf"model\.image\.layers: {layer} "):
+            LayeredImage(native, [layer], size)
+
+
+def test_towers_without_earlier_layers_have_an_output() -> None:
+    native = timm.create_model("test_convnext").eval()
+    bert = BertModel(BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+
+    class Plain(torch.nn.Module):
+        num_classes, forward_features, forward_head = 0, native.forward_features, native.forward_head
+
+    class PlainText(torch.nn.Module):
+        def forward(self, **inputs: Any) -> Any:
+            return bert(**inputs | {"output_hidden_states": False})
+
+    pixels = torch.randn(2, 3, 64, 64)
+    image, text = LayeredImage(Plain(), None, 64), LayeredText(PlainText(), "mean", None)
+    assert (image.layers, text.layers) == (("output", "max"), ("output", "cls", "max"))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            image.parts(pixel_values=pixels)[0], native.forward_head(native.forward_features(pixels), pre_logits=True)
+        )
+    for layered in (
+        lambda: LayeredImage(Plain(), ["mean:1"], 64),
+        lambda: LayeredText(PlainText(), "mean", ["mean:1"]),
+    ):
+        with pytest.raises(ModelError, match="mean:1"):
+            layered()
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_text_layers_equal_a_loop_over_hidden_states(causal: bool) -> None:
     if causal:
@@ -96,6 +165,18 @@ def test_all_layers_of_a_deep_tower_are_few_and_evenly_spaced() -> None:
     assert columns(trunk.layers, trunk.widths, ["max", "output"]).tolist() == [*range(16, 24), *range(8)]
     trunk.choose(["max", "mean:5"])
     assert (trunk.layers, trunk.widths) == (("max", "mean:5"), (8, 8))
+
+
+def test_layers_with_too_many_columns_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the 21,841 classes of ImageNet-21k."""
+    monkeypatch.setattr(layers_module, "_MOST_COLUMNS", 400)
+    native = timm.create_model("test_convnext")
+    chosen = LayeredImage(native, None, 64)
+    assert native.num_classes == 1000
+    assert "probabilities" not in chosen.layers
+    assert sum(chosen.widths) <= 400
+    assert {"output", "max", "mean:1"} <= set(chosen.layers)
+    assert LayeredImage(native, ["output", "probabilities"], 64).widths[1] == 1000  # as the recipe asks for it
 
 
 def model_of(image: dict[str, Any], text: dict[str, Any], **changes: Any) -> Any:

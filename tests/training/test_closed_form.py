@@ -18,7 +18,7 @@ from clipkit.models.preprocess import stack_inputs
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training import step as step_module
-from clipkit.training.closed_form import pair_sums, parts_of
+from clipkit.training.closed_form import pair_sums, parts_of, report_worse_than_start
 from clipkit.training.layer_choice import Choice, Comparison, HeldOut, bundles
 from clipkit.training.plan import make_plan
 from clipkit.training.state import State
@@ -163,6 +163,15 @@ def test_parts_are_disjoint_and_leave_out_unreadable_images() -> None:
     assert len(held_out) == 10
     with pytest.raises(DataError, match=r"a\.csv.*7.*8"):
         parts_of(7, {}, seed=0, name="a.csv")
+
+
+def test_model_that_is_worse_than_its_start_is_reported() -> None:
+    lines: list[str] = []
+    for value in (0.35, 0.42, None):
+        report_worse_than_start({"validation": {"mean_recall": 0.4}}, "mean_recall", value, lines.append)
+    report_worse_than_start(None, "mean_recall", 0.1, lines.append)
+    (line,) = lines
+    assert all(part in line for part in ("mean_recall", "0.4000", "0.3500", "train.epochs"))
 
 
 def test_bundles_go_from_the_output_to_all_layers() -> None:
