@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipkit.evaluation.explanation import Explanation, Scores
     from clipkit.models import DualEncoder
 
-Method = Literal["gradient", "patches"]
+Method = Literal["gradient", "patches", "occlusion"]
 
 
 def explain(
@@ -42,9 +42,18 @@ def explain(
         Method,
         typer.Option(
             help="How the maps are computed. gradient (any image tower): gradient of the cosine times the features of "
-            "each part. patches (only vision transformers): cosine of each patch and the text."
+            "each part. patches (only vision transformers): cosine of each patch and the text. occlusion (any image "
+            "tower, 37 forward passes per image): drop of the cosine when the part is hidden."
         ),
     ] = "gradient",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Explain what speaks for --text rather than for this text; may be given several times. The maps and "
+            "their scores then explain the difference between the cosine with --text and the mean cosine with these.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
     json_file: JsonFile = None,
     score: Annotated[
@@ -67,6 +76,8 @@ def explain(
     """
     if (image is None) == (data is None) or (image is None) != (not text):
         raise UserError("give --image F with at least one --text TEXT, or --data D alone")
+    if data is not None and against:
+        raise UserError(f"--against {against[0]!r} applies to --image, which was not given; remove it")
     if data is not None and out is not None:
         raise UserError(f"--out {out} applies to --image, which was not given; remove it")
     check_models(model)
@@ -87,7 +98,7 @@ def explain(
     from clipkit.evaluation.explanation import explain as run
 
     assert image is not None
-    explanation = run(loaded, image, text or [], method=method, score=score)
+    explanation = run(loaded, image, text or [], method=method, against=against or [], score=score)
     _print(explanation)
     write_output(json_file, json.dumps(explanation.to_dict(), ensure_ascii=False) + "\n", "explanation")
     if out is not None:
