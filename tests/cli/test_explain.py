@@ -29,6 +29,8 @@ def test_an_image_is_explained_scored_and_drawn(tiny_clip: Path, shapes: Path, t
     assert text["scores"]["random"]["deletion"] != text["scores"]["map"]["deletion"]
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"
+    run("--model", tiny_clip, "--image", image, "--text", "red", "--no-score", "--out", out, "--json", file)
+    assert json.loads(file.read_text())["texts"][0]["text"] == "red"  # the same command may be repeated
 
 
 def test_data_is_scored(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
