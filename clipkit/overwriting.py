@@ -19,7 +19,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
     """Check that a file can be written without overwriting data of the user.
 
     An existing file is replaced if it is empty, or if clipkit wrote it: a result, a comparison, findings, a report,
-    predictions or a preview. Tables, images, models, recipes and notes are therefore never replaced.
+    predictions, an explanation or a preview. Tables, images, models, recipes and notes are therefore never replaced.
 
     Args:
         file: the file to write.
@@ -131,5 +131,11 @@ def _is_predictions(file: Path) -> bool:
 def _is_result(values: object) -> bool:
     if not isinstance(values, dict):
         return False
-    kinds = ({"task", "data", "metrics"}, {"task", "data", "findings"}, {"suite", "models", "rows"})
+    kinds = (
+        {"task", "data", "metrics"},
+        {"task", "data", "findings"},
+        {"suite", "models", "rows"},
+        {"format", "suite", "rows"},
+        {"model", "image", "method", "texts"},
+    )
     return any(kind <= set(values) for kind in kinds)

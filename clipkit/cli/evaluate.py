@@ -22,6 +22,35 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=True, rich_markup_mode=None)
 
 
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Show in the report the most confident mistakes, and which parts of their images match the wrong and the "
+        "correct answer.",
+    ),
+]
+ExplainedQueries = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--explain-query",
+        metavar="TEXT|F",
+        help="Show in the report the images that match a text best, and which parts of them match; TEXT need not be in "
+        "the data. F is a text file with one query per line. May be given several times; implies --explain.",
+    ),
+]
+
+
+def _explained(measuring: Measuring, explain: bool, queries: list[str] | None) -> bool | list[str]:
+    """Return the argument `explain` of an evaluation function."""
+    from clipkit.data import read_queries
+
+    if (explain or queries) and measuring.report is None and measuring.json_file is None:
+        option = "--explain" if explain else "--explain-query"
+        raise UserError(f"{option} adds maps to the report, which was not requested; give --report F.html")
+    return [text for query in queries or [] for text in read_queries(query)] or explain
+
+
 def _task(name: str, **given: Any) -> Callable[..., "Result"]:
     """Return a function that imports an evaluation task and runs it with the given arguments."""
 
@@ -50,6 +79,8 @@ def retrieval(
             "--merge-captions", help="Treat identical captions as one query, for which any of their images is correct."
         ),
     ] = False,
+    explain: Explain = False,
+    explain_query: ExplainedQueries = None,
 ) -> None:
     """Evaluate image-text retrieval.
 
@@ -57,8 +88,9 @@ def retrieval(
     """
     from clipkit.data import read_pairs
 
+    explained = _explained(measuring, explain, explain_query)
     pairs = read_pairs(data)
-    measuring.measure(_task("retrieval", data=pairs, merge_captions=merge_captions), data)
+    measuring.measure(_task("retrieval", data=pairs, merge_captions=merge_captions, explain=explained), data)
 
 
 @measuring_command(app)
@@ -98,14 +130,8 @@ def zeroshot(
             "underscores), each without a prompt and with 1, 7 and 80 prompts per class.",
         ),
     ] = False,
-    explain: Annotated[
-        bool,
-        typer.Option(
-            "--explain",
-            help="With --report: for the most confident mistakes, show which parts of the image match the "
-            "predicted class and which match the correct class.",
-        ),
-    ] = False,
+    explain: Explain = False,
+    explain_query: ExplainedQueries = None,
 ) -> None:
     """Evaluate zero-shot classification.
 
@@ -114,8 +140,7 @@ def zeroshot(
     """
     from clipkit.data import read_classes, read_labeled, read_templates
 
-    if explain and measuring.report is None and measuring.json_file is None:
-        raise UserError("--explain adds maps to the report, which was not requested; give --report F.html")
+    explained = _explained(measuring, explain, explain_query)
     labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
@@ -127,7 +152,7 @@ def zeroshot(
             classes=names,
             templates=prompts,
             compare_prompts=compare_prompts,
-            explain=explain,
+            explain=explained,
         ),
         data,
         classes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipkit.evaluation.explanation import Explanation, Scores
     from clipkit.models import DualEncoder
 
-Method = Literal["gradient", "patches"]
+Method = Literal["gradient", "patches", "occlusion"]
 
 
 def explain(
@@ -41,11 +41,20 @@ def explain(
     method: Annotated[
         Method,
         typer.Option(
-            help="How the maps are computed. gradient (for all image towers): the gradient of the cosine "
-            "similarity, times the features, for each part of the image. patches (only for vision "
-            "transformers): the cosine similarity of each patch and the text."
+            help="How the maps are computed. gradient (any image tower): the gradient of the cosine similarity, times "
+            "the features, for each part of the image. patches (only vision transformers): the cosine similarity of "
+            "each patch and the text. occlusion (any image tower, 37 forward passes per image): the drop of the cosine "
+            "similarity when the part is hidden."
         ),
     ] = "gradient",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Explain what speaks for --text rather than for this text; may be given several times. The maps and "
+            "their scores then explain the difference between the cosine with --text and the mean cosine with these.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
     json_file: JsonFile = None,
     score: Annotated[
@@ -71,6 +80,8 @@ def explain(
             "clipkit explain needs either an image with texts or data; give --image F and at least one --text "
             "TEXT, or only --data D"
         )
+    if data is not None and against:
+        raise UserError(f"--against {against[0]!r} applies to --image, which was not given; remove --against")
     if data is not None and out is not None:
         raise UserError(f"--out {out} applies to --image, which was not given; remove --out")
     check_models(model)
@@ -91,7 +102,7 @@ def explain(
     from clipkit.evaluation.explanation import explain as run
 
     assert image is not None
-    explanation = run(loaded, image, text or [], method=method, score=score)
+    explanation = run(loaded, image, text or [], method=method, against=against or [], score=score)
     _print(explanation)
     write_output(json_file, json.dumps(explanation.to_dict(), ensure_ascii=False) + "\n", "explanation")
     if out is not None:

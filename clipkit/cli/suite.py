@@ -112,6 +112,8 @@ def _show(result: "SuiteResult", out: Path) -> None:
     content = result.to_dict()
     for table in suite_tables(content):
         print_table(table.header, table.rows, f"\n{table.title}")
+        if table.note:
+            print(table.note)
     write_file(out / "table.md", suite_markdown(content))
     write_file(out / "report.html", suite_report(content))
     print(f"{out}: results.json, table.md, report.html, and one result file per dataset and model")

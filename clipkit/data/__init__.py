@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipkit.data.near_misses import NearMisses, read_near_misses
     from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
     from clipkit.data.prepare import Prepared, read_for_shards
-    from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
+    from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_queries, read_templates
     from clipkit.data.sampler import EpochSampler, HardGroups, Sample
     from clipkit.data.sequences import longest
     from clipkit.data.text_views import TextOf, TextView, WrongCaption
@@ -38,7 +38,7 @@ _NAMES = {
     "near_misses": "NearMisses read_near_misses",
     "pairs": "Pairs checked_negatives read_pairs",
     "prepare": "Prepared read_for_shards",
-    "prompts": "Classes Templates prompts_of read_classes read_templates",
+    "prompts": "Classes Templates prompts_of read_classes read_queries read_templates",
     "sampler": "EpochSampler HardGroups Sample",
     "sequences": "longest",
     "text_views": "TextOf TextView WrongCaption",

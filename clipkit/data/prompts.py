@@ -79,6 +79,23 @@ def read_templates(source: str) -> Templates:
     )
 
 
+def read_queries(source: str) -> list[str]:
+    """Return the lines of a text file, or a single text.
+
+    Args:
+        source: an existing file, a name that ends in .txt, or a text.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is empty.
+    """
+    file = Path(source)
+    if is_file(file):
+        return read_lines(file)
+    if source.endswith(".txt"):
+        raise DataError(f"{source}: file not found; give a text file with one query per line, or a single query")
+    return [source]
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the nonempty lines of a text file.
 

@@ -85,6 +85,12 @@ _PER_STEP = {"scale": "Logit scale", "bias": "Logit bias", "grad_norm": "Gradien
 _SAMPLED = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
 # Kinds of examples that were selected by their answers, and neighbors: (title, note).
 _EXAMPLES = {
+    "chosen": ("Chosen queries", "The images that match each query best, each with its map below."),
+    "confident": (
+        "Most confident mistakes",
+        "Captions for which a wrong image is first, by the largest margin, followed by the correct image (✓). Below "
+        "each image are its map and its similarity.",
+    ),
     "best": ("Best text queries", "Captions whose correct image is at rank 1 with the highest similarity."),
     "worst": (
         "Worst text queries",
@@ -102,7 +108,7 @@ _EXAMPLES = {
 
 
 _MAPS = (
-    "The maps show which parts of the image match each class: the brightest parts match best. Brightness is "
+    "The maps show which parts of the image match each text: the brightest parts match best. Brightness is "
     "scaled separately for each map; clipkit explain measures how faithful a map is."
 )
 
@@ -263,13 +269,16 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
         kind = "neighbors" if example.get("neighbours") else example.get("kind") or next(iter(example["query"]))
         by_kind.setdefault(kind, []).append(example)
     answers = "classes" if results["task"] == "zeroshot" else "texts"
-    kinds = {"text": ("Text → images", _SAMPLED), "image": (f"Image → {answers}", _SAMPLED), **_EXAMPLES}
-    has_maps = any("map" in answer for one in by_kind.get("mistake", ()) for answer in one["answers"])
-    if has_maps:
-        title, note = kinds["mistake"]
-        kinds["mistake"] = (title, f"{note} {_MAPS}")
+    sampled = {"text": ("Text → images", _SAMPLED), "image": (f"Image → {answers}", _SAMPLED)}
+    kinds = {"chosen": _EXAMPLES["chosen"], **sampled, **_EXAMPLES}
+    mapped = {kind for kind in by_kind if any("map" in answer for one in by_kind[kind] for answer in one["answers"])}
     return [
-        Grid(title, by_kind[kind], note, small=kind == "mistake" and not has_maps)
+        Grid(
+            title,
+            by_kind[kind],
+            f"{note} {_MAPS}" if kind in mapped else note,
+            small=kind == "mistake" and kind not in mapped,
+        )
         for kind, (title, note) in kinds.items()
         if kind in by_kind
     ]

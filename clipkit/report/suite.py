@@ -28,7 +28,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     note = f"{INTERVAL_NOTE} {_cut_note(result['rows'])}".rstrip()
     tables = [
         Table(result["title"] or result["suite"], header, rows, note, strong=None, words=[1]),
-        *_published_table(result.get("published", {}), models, row_of, datasets),
+        *_published_table(result.get("published", {}), models, row_of, datasets, _means(result)),
     ]
     if result.get("robustness"):
         tables += _robustness_tables(result, datasets)
@@ -50,8 +50,17 @@ def _published_table(
     models: Sequence[str],
     row_of: Mapping[tuple[str, str], Mapping[str, Any]],
     datasets: Mapping[str, Mapping[str, Any]],
+    mean: Mapping[str, float],
 ) -> list[Table]:
-    """Return a table of the measured values next to published values of the same metric."""
+    """Return a table of the measured values next to published values of the same metric.
+
+    Args:
+        published: published values of each dataset.
+        models: evaluated models.
+        row_of: result of each dataset and model.
+        datasets: one row of each dataset.
+        mean: means of the evaluated models; empty: no row with means.
+    """
     entries = [
         (name, entry)
         for name, dataset in datasets.items()
@@ -68,10 +77,28 @@ def _published_table(
         values += [published_value.get((name, model)) for model in others]
         metric = datasets[name]["metric"]
         rows.append([_titled(datasets[name]), readable(metric), *(number(metric, value) for value in values)])
+    if mean:
+        of_others = [[published_value.get((name, model)) for name in datasets] for model in others]
+        cells = [mean.get(model) for model in models] + [_complete_mean(values) for values in of_others]
+        rows.append([f"mean of {len(datasets)}", "", *(number("acc1", value) for value in cells)])
     header = ["", "metric", *models, *(model.removeprefix("open_clip:") for model in others)]
-    sources = ", ".join(dict.fromkeys(entry["source"] for _, entry in entries))
-    note = f"{', '.join(others)}: as published in {sources}."
+    by_source: dict[str, list[str]] = {}
+    for _, entry in entries:
+        by_source.setdefault(entry["source"], []).append(entry["model"])
+    sources = [f"{', '.join(dict.fromkeys(theirs))}: as published in {source}" for source, theirs in by_source.items()]
+    note = f"{'; '.join(sources)}."
     return [Table("Comparison with published results", header, rows, note, strong=None, words=[1])]
+
+
+def _means(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the means of the models with a result on every dataset."""
+    return {model: value for model, value in (result.get("mean") or {}).items() if value is not None}
+
+
+def _complete_mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of values, or None if one is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Table]:

@@ -93,6 +93,23 @@ def test_maps_need_a_file_that_shows_them(tiny_clip: Path, shapes: Path, tmp_pat
     assert 'alt="map of ' in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+def test_chosen_queries_are_shown_with_maps(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    page, file = tmp_path / "a.html", tmp_path / "queries.txt"
+    command = ["retrieval", "--model", tiny_clip, "--data", shapes / "captions.csv", "--explain-query"]
+    with pytest.raises(UserError, match="--explain-query"):
+        run(*command, "something red")
+    with pytest.raises(UserError, match=r"missing\.txt"):
+        run(*command, tmp_path / "missing.txt", "--report", page)
+    file.write_text("a cross <b>\n\nblue\n")
+    run(*command, "something red", "--explain-query", file, "--report", page)
+    shown = page.read_text(encoding="utf-8")
+    assert "<p>something red</p>" in shown
+    assert "<p>a cross &lt;b&gt;</p>" in shown
+    mistakes = shown.split("<h2>Most confident mistakes</h2>")[1].split("<h2>")[0]
+    assert shown.count('alt="map of answer') == 3 * 3 + 2 * mistakes.count("correct image at rank")
+    assert mistakes.count('alt="map of answer') > 0
+
+
 def test_compare_two_results(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     first, second, file = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
     data = shapes / "classes.csv"

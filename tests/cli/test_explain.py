@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,6 +29,8 @@ def test_an_image_is_explained_scored_and_drawn(tiny_clip: Path, shapes: Path, t
     assert text["scores"]["random"]["deletion"] != text["scores"]["map"]["deletion"]
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"
+    run("--model", tiny_clip, "--image", image, "--text", "red", "--no-score", "--out", out, "--json", file)
+    assert json.loads(file.read_text())["texts"][0]["text"] == "red"  # the same command may be repeated
 
 
 def test_data_is_scored(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
@@ -39,6 +42,17 @@ def test_data_is_scored(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     assert result["settings"]["method"] == "patches"
 
 
+def test_an_image_is_explained_against_other_texts(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "maps.json"
+    command = ("--model", tiny_clip, "--image", shapes / "images/00.png", "--text", "red", "--method", "occlusion")
+    maps = []
+    for against in ((), ("--against", "blue", "--against", "green")):
+        run(*command, *against, "--no-score", "--json", file)
+        maps.append(torch.tensor(json.loads(file.read_text())["texts"][0]["map"]))
+    assert maps[0].shape == (7, 7)
+    assert not torch.allclose(*maps)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -47,6 +61,7 @@ def test_data_is_scored(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
         (("--image", "a.png", "--text", "a", "--data", "d.csv"), "--data"),
         (("--image", "missing.png", "--text", "a"), "missing.png"),
         (("--data", "d.csv", "--out", "x.png"), "x.png"),
+        (("--data", "d.csv", "--against", "a cat"), "--against 'a cat'"),
     ],
 )
 def test_wrong_arguments_are_refused(tiny_clip: Path, arguments: tuple[str, ...], named: str) -> None:

@@ -353,3 +353,39 @@ def test_mistakes_are_explained_with_maps(tiny_clip: Path, shapes: Path) -> None
     several = {"image": result["queries"]["images"], "label": [["red", "round"]] * 16}
     with pytest.raises(DataError, match="several labels"):
         clipkit.evaluate.zeroshot(model, several, explain=True)
+    (chosen,) = [
+        entry
+        for entry in clipkit.evaluate.zeroshot(model, several, explain="a cross")["examples"]
+        if entry.get("kind") == "chosen"
+    ]
+    assert chosen["query"] == {"text": "a cross"}
+
+
+def test_confident_mistakes_of_retrieval_have_the_largest_margins(tiny_clip: Path, shapes: Path) -> None:
+    model, data = clipkit.load(tiny_clip), str(shapes / "captions.csv")
+    result = clipkit.evaluate.retrieval(model, data, explain=["a cross"])
+    queries = result["queries"]
+    images, texts = model.encode_image(queries["images"]), model.encode_text(queries["texts"])
+    margins: dict[int, tuple[float, int, int]] = {}  # of each image: largest margin, caption, image at rank 1
+    for text, right in enumerate(queries["image_of_text"]):
+        scores = [float(image @ texts[text]) for image in images]
+        first = max(range(16), key=scores.__getitem__)
+        if first != right:
+            margins[right] = max(margins.get(right, (0.0, 0, 0)), (scores[first] - scores[right], text, first))
+    expected = sorted(margins.items(), key=lambda item: -item[1][0])[:6]
+    found = [entry for entry in result["examples"] if entry.get("kind") == "confident"]
+    assert [entry["query"]["text"] for entry in found] == [queries["texts"][text] for _, (_, text, _) in expected]
+    for entry, (right, (margin, text, first)) in zip(found, expected, strict=True):
+        wrong, correct = entry["answers"]
+        assert [wrong["image"], correct["image"]] == [queries["images"][row] for row in (first, right)]
+        assert [wrong["right"], correct["right"]] == [False, True]
+        assert wrong["score"] - correct["score"] == pytest.approx(margin, abs=1e-4)
+        assert entry["rank"] == queries["image_rank"][text]
+    # The map is the one of the caption and the image in `clipkit.explain`.
+    shown = clipkit.explain(model, correct["image"], queries["texts"][text], score=False)
+    drawn = open_image(InMemory("map", base64.b64decode(correct["map"].removeprefix(DATA_URI))))
+    assert abs(np.asarray(drawn) - np.asarray(overlaid(shown.pixels, shown.texts[0].map)).astype(int)).mean() < 10
+    (chosen,) = [entry for entry in result["examples"] if entry.get("kind") == "chosen"]
+    scores = images @ model.encode_text("a cross")[0]
+    assert [one["image"] for one in chosen["answers"]] == [queries["images"][row] for row in scores.topk(3).indices]
+    assert clipkit.evaluate.retrieval(model, data)["metrics"] == result["metrics"]

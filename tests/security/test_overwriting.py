@@ -73,6 +73,9 @@ def test_outputs_and_empty_files_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "findings.json").write_text('{"task": "check", "data": "x", "findings": []}')
     write_rows(tmp_path / "predictions.parquet", [{"a": 1}])
     check_writable(*tmp_path.iterdir(), tmp_path / "new")
+    for number, keys in enumerate((["model", "image", "method", "texts"], ["format", "suite", "rows"])):
+        (tmp_path / f"{number}.json").write_text(json.dumps(dict.fromkeys(keys)))
+        check_replaceable(tmp_path / f"{number}.json")
 
 
 def test_inputs_are_not_replaced_under_any_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.files import replacing
+from clipkit.overwriting import IMAGE_MARK
 from clipkit.tasks import shortened
 
 _SIDE = 2.6  # inches
@@ -40,7 +41,7 @@ def draw(pixels: UInt8[np.ndarray, "H W 3"], rows: Sequence[Sequence[Panel]], fi
             if map_ is not None:
                 ax.imshow(_heat(map_, *pixels.shape[:2]), cmap=_COLORS, vmin=0, vmax=1, alpha=_OPACITY)
     with replacing(file) as written:
-        figure.savefig(written, format="png", dpi=110)
+        figure.savefig(written, format="png", dpi=110, metadata=dict([IMAGE_MARK]))
 
 
 def overlaid(pixels: UInt8[np.ndarray, "H W 3"], map: Float[Tensor, "R C"]) -> Image.Image:

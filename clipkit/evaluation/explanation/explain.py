@@ -1,6 +1,6 @@
 """Function `explain`: which parts of an image and which words of a text made a model match them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipkit.errors import DataError, ModelError
 from clipkit.evaluation.explanation.maps import Method, NoValuesError, blocks_of, gradient_maps, patch_maps, token_maps
+from clipkit.evaluation.explanation.occlusion import occlusion_maps
 from clipkit.evaluation.explanation.score import Scores, scored
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.images import ImageLike
@@ -97,6 +98,7 @@ def explain(
     texts: str | Iterable[str],
     *,
     method: Method = "gradient",
+    against: str | Iterable[str] = (),
     score: bool = True,
 ) -> Explanation:
     """Show which parts of an image and which words of a text made a model match them.
@@ -106,7 +108,10 @@ def explain(
         image: path, PIL image or uint8 array.
         texts: a text, or several.
         method: `gradient`: gradient of the cosine times the features of each part, for every image
-            tower; `patches`: cosine of each patch and the text, for vision transformers.
+            tower; `patches`: cosine of each patch and the text, for vision transformers; `occlusion`: drop of the
+            cosine when the part is hidden, for every image tower, with 37 forward passes for all texts.
+        against: other texts; the maps and their scores then explain the difference between the cosine with the text and
+            the mean cosine with these. A text of this list is not compared with itself.
         score: measure how faithful the maps are, with about 130 forward passes per text.
 
     Raises:
@@ -129,7 +134,8 @@ def explain(
     shorter = [" ".join(row[:k] + row[k + 1 :]) for row in words for k in range(len(row))]
     alone = [word for row in words for word in row]
     features = model.encode_text([*several, *alone, *shorter])
-    maps = relevance(model, seen, features[: len(several) + len(alone)], method)
+    directions = _contrasted(model, [*several, *alone], features, listed_strings(against))
+    maps = relevance(model, seen, directions, method)
     cosines = (model_features(model, seen) @ features.T).tolist()
     of_words, without = iter(maps[len(several) :]), iter(cosines[len(several) + len(alone) :])
     explained = [
@@ -138,12 +144,26 @@ def explain(
             cosines[k],
             maps[k],
             [Word(word, cosines[k] - next(without), next(of_words)) for word in words[k]],
-            scored(model, seen, features[k], maps[k]) if score else None,
+            scored(model, seen, directions[k], maps[k]) if score else None,
         )
         for k, text in enumerate(several)
     ]
     name = str(image) if isinstance(image, str | Path) else type(image).__name__
     return Explanation(model.name, name, method, seen.pixels, explained)
+
+
+def _contrasted(
+    model: DualEncoder, texts: Sequence[str], features: Float[Tensor, "M D"], against: Sequence[str]
+) -> Float[Tensor, "T D"]:
+    """Return the features of each text minus the mean features of the other texts that it is explained against."""
+    features = features[: len(texts)]
+    if not against:
+        return features
+    of_others = model.encode_text(against)
+    rows = [[row for row, other in enumerate(against) if other != text] for text in texts]
+    return torch.stack(
+        [one - of_others[row].mean(dim=0) if row else one for one, row in zip(features, rows, strict=True)]
+    )
 
 
 def model_features(model: DualEncoder, seen: Seen) -> Float[Tensor, " D"]:
@@ -158,6 +178,8 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
     Raises:
         ModelError: the method does not suit the image tower.
     """
+    if method == "occlusion":
+        return occlusion_maps(model, seen, features)
     blocks = blocks_of(model.image, seen)
     try:
         if method == "gradient":
@@ -168,6 +190,6 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
         if method == "gradient" and blocks:
             return token_maps(model.image, blocks[-1], seen, features)
     raise ModelError(
-        f"{model.name}: its image tower does not support the method {method}; use the other method (gradient "
-        "or patches)"
+        f"{model.name}: its image tower does not support the method {method}; use another method (gradient, "
+        "patches or occlusion)"
     )

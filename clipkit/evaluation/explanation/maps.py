@@ -24,7 +24,7 @@ from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models.cut import first_tensor, is_activation
 from clipkit.models.towers import ImageTower
 
-Method = Literal["gradient", "patches"]
+Method = Literal["gradient", "patches", "occlusion"]
 
 _MOST_PREFIX = 16  # tokens before those of patches: class token and registers
 

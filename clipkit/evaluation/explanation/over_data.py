@@ -11,7 +11,8 @@ from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.evaluation.explanation.explain import relevance
 from clipkit.evaluation.explanation.maps import Method
-from clipkit.evaluation.explanation.score import CELLS, Scores, scored
+from clipkit.evaluation.explanation.occlusion import CELLS
+from clipkit.evaluation.explanation.score import Scores, scored
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.evaluation.figures import Column, Figure, Queries, figures
 from clipkit.evaluation.result import build_result, data_hash

@@ -4,24 +4,21 @@ Deletion and insertion follow Petsiuk et al. 2018 ("RISE: Randomized input sampl
 cosine, and hidden cells get the mean color of the image.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from clipkit.evaluation.explanation.occlusion import CELLS, cosines
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder
 
-CELLS = 7
-"""Rows and columns of the grid on which parts of an image are hidden."""
 _STEPS = 10
 _RANDOM = 3  # random maps per image
-_ROWS = 16  # copies of an image per forward pass
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def curves(
     rank[order] = torch.arange(len(order))
     counts = torch.linspace(0, len(order), _STEPS + 1).round()
     first = (rank < counts[:, None]).view(-1, *cells.shape)
-    values = _cosines(model, seen, text, torch.cat([~first, first])).tolist()
+    values = cosines(model, seen, text[None], torch.cat([~first, first]))[:, 0].tolist()
     return values[: _STEPS + 1], values[_STEPS + 1 :]
 
 
@@ -110,7 +107,7 @@ def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Floa
     place = torch.arange(CELLS)
     near = (place[:, None] - place).abs() <= 1
     hidden = (near[:, None, :, None] & near[None, :, None, :]).view(-1, CELLS, CELLS)
-    values = _cosines(model, seen, text, torch.cat([torch.ones_like(hidden[:1]), ~hidden]))
+    values = cosines(model, seen, text[None], torch.cat([torch.ones_like(hidden[:1]), ~hidden]))[:, 0]
     return (values[0] - values[1:]).view(CELLS, CELLS)
 
 
@@ -134,15 +131,3 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _areas(model: DualEncoder, seen: Seen, text: Tensor, cells: Tensor) -> Areas:
     return Areas(*(float(np.trapezoid(curve, dx=1 / _STEPS)) for curve in curves(model, seen, text, cells)))
-
-
-def _cosines(
-    model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], keep: Bool[Tensor, "N K K"]
-) -> Float[Tensor, " N"]:
-    def parts() -> Iterator[Tensor]:
-        for some in keep.split(_ROWS):
-            features = model.image(seen.hidden(some.to(model.device)))
-            yield F.normalize(features.float(), dim=-1) @ text.to(features.device).float()
-
-    with torch.inference_mode():
-        return torch.cat(list(parts())).cpu()

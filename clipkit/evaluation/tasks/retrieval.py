@@ -16,6 +16,13 @@ from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.embedding.hashes import content_hashes
 from clipkit.errors import ModelError
+from clipkit.evaluation.example_maps import (
+    Explain,
+    check_explainable,
+    chosen_queries,
+    explained_mistakes,
+    explained_queries,
+)
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
@@ -41,6 +48,7 @@ def retrieval(
     data: object,
     *,
     merge_captions: bool = False,
+    explain: Explain = False,
     batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
@@ -55,6 +63,9 @@ def retrieval(
             columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
         merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
             each caption is a query, as in CLIP_benchmark.
+        explain: True: add the captions whose first image is wrong by the largest margin to the result, with maps of the
+            parts of both images that match, which its report shows; see `clipkit.explain`. A text or several: also add
+            the images that match each text best, with their maps.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
@@ -63,7 +74,7 @@ def retrieval(
 
     Raises:
         DataError: the data cannot be read.
-        ModelError: a feature is not finite.
+        ModelError: a feature is not finite, or the model cannot be explained.
 
     Example:
         >>> result = retrieval(clipkit.load("runs/a"), "dev.csv")    # doctest: +SKIP
@@ -73,11 +84,16 @@ def retrieval(
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     pairs = data if isinstance(data, Pairs) else read_pairs(data)
+    chosen = chosen_queries(explain)
+    if explain is True or chosen:
+        check_explainable(model)
     hashes = features.content_hashes(pairs.images)
     queries = TextQueries.of(pairs, merge_captions)
+    image_features = features.images(pairs.images, hashes).to(model.device)
+    text_features = features.texts(queries.texts).to(model.device)
     result = retrieval_result(
-        features.images(pairs.images, hashes).to(model.device),
-        features.texts(queries.texts).to(model.device),
+        image_features,
+        text_features,
         pairs,
         model.name,
         features.seconds,
@@ -87,6 +103,11 @@ def retrieval(
         processes=features.processes,
         progress=features.progress,
     )
+    result["examples"] += explained_queries(features, chosen, pairs.images, image_features)
+    if explain is True or chosen:
+        result["examples"] += explained_mistakes(
+            model, result["queries"], queries.texts, pairs.images, text_features, image_features
+        )
     cut = share_cut(model, queries.texts)
     if cut >= FEW:
         result["data"]["findings"] = [*result["data"].get("findings", ()), _cut_captions(cut, model).line()]

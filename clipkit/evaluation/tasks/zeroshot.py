@@ -24,9 +24,9 @@ from clipkit.evaluation.classifier import (
     prompt_accuracies,
     prompt_features,
 )
+from clipkit.evaluation.example_maps import Explain, add_maps, check_explainable, chosen_queries, explained_queries
 from clipkit.evaluation.figures import Columns, Means, figure
 from clipkit.evaluation.given import checked_templates
-from clipkit.evaluation.mistake_maps import add_maps, check_explainable
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.prompt_choices import prompt_choices
@@ -46,7 +46,7 @@ def zeroshot(
     classes: Classes | None = None,
     templates: Templates | None = None,
     compare_prompts: bool = False,
-    explain: bool = False,
+    explain: Explain = False,
     batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
@@ -67,8 +67,9 @@ def zeroshot(
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
         compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
             no, 1, 7 and 80 templates. Ignored for data with several labels per image.
-        explain: add the maps of the predicted and of the correct class, as images, to the most confident mistakes in
-            the result, which its report shows; see `clipkit.explain`.
+        explain: True: add the maps of the predicted and of the correct class, as images, to the most confident mistakes
+            in the result, which its report shows; see `clipkit.explain`. A text or several: also add the images that
+            match each text best, with their maps.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
@@ -77,7 +78,7 @@ def zeroshot(
 
     Raises:
         DataError: the data cannot be read, a label is not among `classes`, a template lacks `{c}`, or `explain` is
-            given for data with several labels per image.
+            True for data with several labels per image, which has no mistakes.
         ModelError: a feature is not finite, or the model cannot be explained.
 
     Example:
@@ -91,12 +92,13 @@ def zeroshot(
     class_names = ClassNames.of(labeled, classes)
     templates = _templates(labeled, templates)
     labels = class_names.labels_of(labeled)
-    if explain:
-        if labels.ndim == 2:
-            raise DataError(
-                f"{labeled.name}: has several labels per image, for which mistakes cannot be explained; leave "
-                "out --explain (in Python: explain)"
-            )
+    chosen = chosen_queries(explain)
+    if explain is True and labels.ndim == 2:
+        raise DataError(
+            f"{labeled.name}: has several labels per image, for which mistakes cannot be explained; leave out "
+            "--explain (in Python: explain), or give queries"
+        )
+    if explain is True or chosen:
         check_explainable(model)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
@@ -109,8 +111,9 @@ def zeroshot(
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     if labels.ndim == 1:
         outcome["metrics"]["macro_f1"] = figure(macro_f1(scores.argmax(dim=1).cpu(), labels.cpu()), None, None)
-    if explain:
+    if labels.ndim == 1 and (explain is True or chosen):
         add_maps(model, outcome["examples"], outcome["queries"], labeled.images, classifier)
+    outcome["examples"] += explained_queries(features, chosen, labeled.images, image_features)
     groups = None
     if labeled.groups is not None and labels.ndim == 1:
         worst, groups = group_result(outcome["queries"]["true_rank"], labeled.groups, len(titles))

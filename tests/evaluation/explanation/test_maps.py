@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import clipkit
 from clipkit.errors import ModelError
-from clipkit.evaluation.explanation.maps import blocks_of, gradient_maps, patch_maps
+from clipkit.evaluation.explanation.maps import Method, blocks_of, gradient_maps, patch_maps
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder, compose
 from clipkit.recipe import ModelRecipe
@@ -105,8 +105,28 @@ def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
     image.paste((60, 60, 255), (24, 16, 32, 24))
     shown = clipkit.explain(_color_model(), image, ["a red thing", "blue"], score=False)
     assert [divmod(int(one.map.argmax()), 4) for one in shown.texts] == [(0, 0), (2, 3)]
+    hidden = clipkit.explain(_color_model(), image, ["a red thing", "blue"], method="occlusion")
+    (row, column), (of_blue, last) = (divmod(int(one.map.argmax()), 7) for one in hidden.texts)
+    assert row <= 1
+    assert column <= 1
+    assert of_blue in (3, 4, 5)
+    assert last >= 5
     assert [word.word for word in shown.texts[0].words] == ["a", "red", "thing"]
     assert shown.texts[1].words == []
+
+
+@pytest.mark.parametrize("method", ["gradient", "patches", "occlusion"])
+def test_maps_against_other_texts_are_differences(clip: DualEncoder, method: Method) -> None:
+    image, texts = draw("red", "circle"), ["a red circle", "a blue cross", "green"]
+    alone = [one.map for one in clipkit.explain(clip, image, texts, method=method, score=False).texts]
+    shown = clipkit.explain(clip, image, texts[:2], method=method, against=texts, score=False)
+    for one, expected in zip(
+        shown.texts, (alone[0] - (alone[1] + alone[2]) / 2, alone[1] - (alone[0] + alone[2]) / 2), strict=True
+    ):
+        assert torch.allclose(one.map, expected, atol=1e-5)
+    same = clipkit.explain(clip, image, "a red circle", method=method, against="a red circle", score=False)
+    assert torch.allclose(same.texts[0].map, alone[0], atol=1e-5)
+    assert shown.texts[0].cosine == same.texts[0].cosine
 
 
 QUICK = ("align", "clip", "siglip2")

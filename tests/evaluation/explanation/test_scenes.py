@@ -63,15 +63,26 @@ def trained(folder: Path, steps: int) -> DualEncoder:
 def test_maps_point_at_the_object_of_each_text(tmp_path: Path) -> None:
     model = trained(tmp_path, 400)
     generator = np.random.default_rng(1)
-    hits = {"gradient": 0, "patches": 0}
+    hits = {"gradient": 0, "patches": 0, "occlusion": 0, "gradient against all": 0}
     for _ in range(60):
         pixels, objects = scene(generator)
         texts = [TEXTS[number] for number, _ in objects]
-        for method in hits:
-            shown = clipkit.explain(model, Image.fromarray(pixels), texts, method=method, score=False)  # type: ignore[arg-type]
+        for name in hits:
+            method, _, others = name.partition(" against ")
+            shown = clipkit.explain(
+                model,
+                Image.fromarray(pixels),
+                texts,
+                method=method,  # type: ignore[arg-type]
+                against=TEXTS if others else (),
+                score=False,
+            )
             for one, (_, cell) in zip(shown.texts, objects, strict=True):
-                row, column = divmod(int(one.map.argmax()), 6)
-                hits[method] += (row // 2, column // 2) == cell
-    # By chance 1/9. Hiding each window of the image in turn (occlusion) is right in 86 % of the texts of this model.
+                side = len(one.map)
+                row, column = divmod(int(one.map.argmax()), side)
+                hits[name] += (int(3 * (row + 0.5) / side), int(3 * (column + 0.5) / side)) == cell
+    # By chance 1/9.
     assert hits["gradient"] >= 0.7 * 120
     assert hits["patches"] >= 0.5 * 120
+    assert hits["occlusion"] >= 0.92 * 120
+    assert hits["gradient against all"] >= 0.88 * 120

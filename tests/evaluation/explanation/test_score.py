@@ -13,7 +13,8 @@ from torch import Tensor
 
 import clipkit
 from clipkit.evaluation.explanation import score_explanations
-from clipkit.evaluation.explanation.score import CELLS, curves, occlusion, rank_correlation, scored, windowed
+from clipkit.evaluation.explanation.occlusion import CELLS, occlusion_maps
+from clipkit.evaluation.explanation.score import curves, occlusion, rank_correlation, scored, windowed
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder
 from tests.conftest import draw
@@ -57,6 +58,17 @@ def test_occlusion_is_the_loss_of_cosine(clip: DualEncoder) -> None:
     for y, x in ((0, 0), (3, 5)):
         hidden = [(b, a) for b in range(y - 1, y + 2) for a in range(x - 1, x + 2)]
         assert float(lost[y, x]) == pytest.approx(whole - cosine(clip, seen, text, hidden), abs=1e-5)
+    other = F.normalize(torch.randn(24), dim=0)
+    for map_, one in zip(occlusion_maps(clip, seen, torch.stack([text, other])), (text, other), strict=True):
+        for y, x in ((0, 0), (3, 5)):
+            windows = [
+                [(b, a) for b in (top, top + 1) for a in (left, left + 1)]
+                for top in range(6)
+                for left in range(6)
+                if y - top in (0, 1) and x - left in (0, 1)
+            ]
+            drops = [cosine(clip, seen, one, []) - cosine(clip, seen, one, hidden) for hidden in windows]
+            assert float(map_[y, x]) == pytest.approx(np.mean(drops), abs=1e-5)
     cells = torch.rand(CELLS, CELLS)
     assert float(windowed(cells)[0, 0]) == pytest.approx(float(cells[:2, :2].sum()))
 

@@ -152,6 +152,13 @@ def test_tables_show_several_models_and_published_figures(mine: Path, tiny_clip:
     assert beside.note == "theirs: as published in a paper."
     assert [row[2] for row in robust.rows] == models
     assert robust.rows[0][:2] == ["noisy (16 images)", "colors"]
+    result["mean"] = {models[0]: 0.5, models[1]: None}
+    for name in result["published"]:
+        result["published"][name] = [theirs | {"metric": metric} for metric in ("acc1", "mean_recall")]
+    result["published"]["captions"][1] |= {"value": 0.4, "source": "a table"}
+    beside = suite_tables(result)[1]
+    assert beside.rows[-1] == ["mean of 3", "", "50.0 %", "–", f"{100 * (0.633 + 0.633 + 0.4) / 3:.1f} %"]
+    assert beside.note == "theirs: as published in a paper; theirs: as published in a table."
     result["robustness_means"][0]["versions"] = 2
     assert suite_tables(result)[3].rows[0][:3] == ["colors", models[0], "2"]
 
@@ -353,6 +360,26 @@ def test_shipped_file_is_valid(name: str) -> None:
             assert (architecture, tag) in open_clip.list_pretrained()
         if "datasets" not in values:
             assert entry.name == name
+            assert entry.license
+            assert entry.published or "ublished" in entry.checked  # otherwise why there is no published value
+
+
+@pytest.mark.parametrize(
+    ("model", "mean"), [("open_clip:ViT-B-32/openai", 0.5245), ("open_clip:ViT-B-32/laion2b_s34b_b79k", 0.5694)]
+)
+def test_published_values_of_datacomp_have_their_published_mean(model: str, mean: float) -> None:
+    published = [
+        one.value for entry in read_suite("datacomp").datasets for one in entry.published if one.model == model
+    ]
+    assert len(published) == 38
+    assert np.mean(published) == pytest.approx(mean, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["xm3600", "xtd10", "babel_imagenet"])
+def test_suites_with_a_mean_have_a_model_with_all_published_values(name: str) -> None:
+    suite = read_suite(name)
+    models = [{one.model for one in entry.published} for entry in suite.datasets]
+    assert set.intersection(*models)
 
 
 def test_class_counts_equal_those_of_clip_benchmark_and_timm() -> None:

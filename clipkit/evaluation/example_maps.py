@@ -1,0 +1,143 @@
+"""Examples with relevance maps, for the report of an evaluation: the most confident mistakes, and chosen queries."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from clipkit.embedding.features import Features
+from clipkit.evaluation.examples import Item, answer, example, top
+from clipkit.evaluation.explanation.draw import overlaid
+from clipkit.evaluation.explanation.explain import relevance
+from clipkit.evaluation.explanation.maps import Method
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.images import ImageLike, as_data_uri
+from clipkit.metrics import top_answers
+from clipkit.models import DualEncoder
+from clipkit.models.encode import listed_strings
+
+METHOD: Method = "gradient"
+Explain = bool | str | Iterable[str]
+"""True: explain the most confident mistakes. Texts: also explain these queries."""
+
+_SIDE = 168  # pixels
+_IMAGES = 3  # images for each chosen query
+_MISTAKES = 6  # captions
+
+
+def chosen_queries(explain: Explain) -> list[str]:
+    """Return the texts among the values of an argument `explain`."""
+    return [] if isinstance(explain, bool) else listed_strings(explain)
+
+
+def check_explainable(model: DualEncoder) -> None:
+    """Check on a blank image that maps can be computed, before anything is encoded.
+
+    Raises:
+        ModelError: the model's image inputs are not pixels, or the method does not suit its image tower.
+    """
+    relevance(model, Seen.by(model, Image.new("RGB", (64, 64))), model.encode_text("a"), METHOD)
+
+
+def add_maps(
+    model: DualEncoder,
+    examples: Sequence[dict[str, Any]],
+    queries: Mapping[str, Sequence[Any]],
+    images: Sequence[ImageLike],
+    classifier: Float[Tensor, "C D"],
+) -> None:
+    """Add to both answers of each mistake, as a data URI, the image with the map of the answer's class.
+
+    Args:
+        model: the evaluated model.
+        examples: examples of a classification result; only the mistakes are changed.
+        queries: the label and the predicted class of each image.
+        images: all images.
+        classifier: unit features of the classes.
+    """
+    for mistake in examples:
+        if mistake.get("kind") != "mistake":
+            continue
+        row = mistake["row"]
+        classes = classifier[[queries["predicted"][row], queries["label"][row]]]
+        for one, map_ in zip(mistake["answers"], _maps(model, images[row], classes), strict=True):
+            one["map"] = map_
+
+
+def explained_queries(
+    features: Features, texts: Sequence[str], images: Sequence[Any], image_features: Float[Tensor, "N D"]
+) -> list[dict[str, Any]]:
+    """Return an example for each text: the images with the highest scores, with their maps.
+
+    Args:
+        features: encoder of the evaluated model.
+        texts: chosen queries; they need not occur in the data.
+        images: all images.
+        image_features: their features.
+    """
+    examples = []
+    for text, query in zip(texts, features.texts(texts).to(image_features.device), strict=True):
+        scores = image_features @ query
+        answers = [_explained(features.model, images[row], query, scores[row], False) for row in top(scores, _IMAGES)]
+        examples.append(example("text", text, answers) | {"kind": "chosen"})
+    return examples
+
+
+def explained_mistakes(
+    model: DualEncoder,
+    queries: Mapping[str, Sequence[int]],
+    texts: Sequence[str],
+    images: Sequence[Any],
+    text_features: Float[Tensor, "M D"],
+    image_features: Float[Tensor, "N D"],
+) -> list[dict[str, Any]]:
+    """Return the captions whose first image is wrong by the largest margin, with the maps of it and of the correct one.
+
+    Each correct image occurs once.
+
+    Args:
+        model: the evaluated model.
+        queries: the rank `image_rank` and the first correct image `image_of_text` of each text, -1 if there is none.
+        texts: all texts.
+        images: all images.
+        text_features: features of the texts.
+        image_features: features of the images.
+    """
+    ranks, right = (torch.tensor(queries[name]) for name in ("image_rank", "image_of_text"))
+    wrong = (ranks > 1).nonzero()[:, 0]
+    asked = text_features[wrong.to(text_features.device)]
+    (scores, first), _ = (tuple(part.cpu() for part in parts) for parts in top_answers(image_features, asked, 1))
+    right_scores = (asked * image_features[right[wrong].to(image_features.device)]).sum(dim=1).cpu()
+    chosen: dict[int, int] = {}
+    for row in (scores[:, 0] - right_scores).argsort(descending=True, stable=True).tolist():
+        chosen.setdefault(int(right[wrong[row]]), row)
+        if len(chosen) == _MISTAKES:
+            break
+    examples = []
+    for correct, row in chosen.items():
+        text = int(wrong[row])
+        taken = int(first[row, 0])
+        answers = [
+            _explained(model, images[taken], asked[row], scores[row, 0], False),
+            _explained(model, images[correct], asked[row], right_scores[row], True),
+        ]
+        examples.append(example("text", texts[text], answers) | {"kind": "confident", "rank": int(ranks[text])})
+    return examples
+
+
+def _explained(
+    model: DualEncoder, image: Any, text: Float[Tensor, " D"], score: float | Tensor, right: bool
+) -> dict[str, Any]:
+    """Return an image as an answer to a text, with its map."""
+    item: Item = image
+    return answer("image", item, score, right) | {"map": _maps(model, image, text[None])[0]}
+
+
+def _maps(model: DualEncoder, image: ImageLike, texts: Float[Tensor, "T D"]) -> list[str]:
+    """Return for each text the image with its map, as a data URI."""
+    seen = Seen.by(model, image)
+    maps = relevance(model, seen, texts.cpu(), METHOD)
+    return [as_data_uri(overlaid(seen.pixels, map_), _SIDE) for map_ in maps]

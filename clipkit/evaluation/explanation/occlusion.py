@@ -1,0 +1,51 @@
+"""Occlusion: the drop of the cosine when a part of the image is hidden (Zeiler and Fergus 2014, "Visualizing and
+understanding convolutional networks")."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.models import DualEncoder
+
+CELLS = 7
+"""Rows and columns of the grid on which parts of an image are hidden."""
+_WINDOW = 2  # rows and columns of the windows of `occlusion_maps`
+_ROWS = 16  # copies of an image per forward pass
+
+
+def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T K K"]:
+    """Return for each text and cell the mean drop of the cosine over the windows of 2 × 2 cells that hide the cell.
+
+    All texts share the 37 forward passes.
+    """
+    windows = square_windows(_WINDOW)
+    values = cosines(model, seen, texts, torch.cat([torch.ones_like(windows[:1]), ~windows]))
+    hides = windows.float()
+    return torch.einsum("wt,wyx->tyx", values[0] - values[1:], hides) / hides.sum(dim=0)
+
+
+def square_windows(size: int) -> Bool[Tensor, "W K K"]:
+    """Return the windows of `size` × `size` cells of the grid, row by row."""
+    starts = range(CELLS - size + 1)
+    windows = torch.zeros(len(starts) ** 2, CELLS, CELLS, dtype=torch.bool)
+    for number, (row, column) in enumerate((row, column) for row in starts for column in starts):
+        windows[number, row : row + size, column : column + size] = True
+    return windows
+
+
+def cosines(
+    model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"], keep: Bool[Tensor, "N K K"]
+) -> Float[Tensor, "N T"]:
+    """Return the cosines of each text with copies of an image of which only some cells are shown."""
+
+    def parts() -> Iterator[Tensor]:
+        for some in keep.split(_ROWS):
+            features = model.image(seen.hidden(some.to(model.device)))
+            yield F.normalize(features.float(), dim=-1) @ texts.to(features.device).float().T
+
+    with torch.inference_mode():
+        return torch.cat(list(parts())).cpu()
