@@ -27,6 +27,7 @@ def export(
         typer.Option(
             help="Format. " + ", ".join(f"{name} (for {row.summary})" for name, row in FORMATS.items()) + ".",
             metavar="|".join(FORMATS),
+            autocompletion=lambda: [(name, f"for {row.summary}") for name, row in FORMATS.items()],
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the exported model.")],
