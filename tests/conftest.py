@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _CACHE = tempfile.TemporaryDirectory(prefix="clipkit-tests-")
 os.environ["CLIPKIT_CACHE"] = _CACHE.name
 
-# No test cuts the power: waiting for the disk takes a large part of a small run. Processes of `forked` do wait.
+# No test cuts the power, and waiting for the disk takes a large part of a small run.
 os.fsync = lambda descriptor: None  # type: ignore[assignment]
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
