@@ -12,7 +12,10 @@ LARGEST = 1_000_000
 
 
 def wheel_size() -> int:
-    """Return the bytes of the wheel that hatchling builds from this source tree, to within 0.2 %: it leaves out a few lines of METADATA."""
+    """Return the size in bytes of the wheel that hatchling builds from this source tree.
+
+    It is 0.2 % too small, since a few lines of METADATA are left out.
+    """
     target = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
     folders = {package: package for package in target["packages"]} | target["force-include"]
     written, record = io.BytesIO(), ""
