@@ -26,6 +26,7 @@ LEVELS = {
     "parsing": 0,
     "pixels": 0,
     "run_files": 0,
+    "suite_files": 0,
     "tasks": 0,
     "versions": 0,
     "recipe": 1,

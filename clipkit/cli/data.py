@@ -30,6 +30,12 @@ def _policies() -> str:
     )
 
 
+def _policy_names() -> list[str]:
+    from clipkit.recipe.policies import POLICIES
+
+    return list(POLICIES)
+
+
 @app.command(cls=ending_with(_policies))
 def preview(
     data: Annotated[
@@ -43,6 +49,7 @@ def preview(
         str,
         typer.Option(
             metavar="POLICY",
+            autocompletion=_policy_names,
             help="Name of an augmentation policy, or a list of steps, e.g. '[crop, {name: rotate, degrees: 15}]'.",
         ),
     ] = "simclr",

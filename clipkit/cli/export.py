@@ -40,6 +40,7 @@ def export(
             + ", ".join(f"{name} ({row.summary})" for name, row in INDEX_FORMATS.items())
             + ".",
             metavar="|".join((*FORMATS, *INDEX_FORMATS)),
+            autocompletion=lambda: [(name, row.summary) for name, row in (*FORMATS.items(), *INDEX_FORMATS.items())],
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder; with --to parquet, a new file.")],

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.images import Stored, as_data_uri
 
@@ -17,7 +17,7 @@ Item = str | Path | Stored
 
 def chosen_examples(count: int, of: int) -> list[int]:
     """Return at most `count` evenly spaced positions below `of`, so that examples are not selected by hand."""
-    return sorted({round(position) for position in np.linspace(0, of - 1, min(count, of))})
+    return evenly_spaced(of, count)
 
 
 def shown(item: Item, side: int = 112) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.search.index import Index
 from clipkit.search.nearest import as_float32
@@ -156,7 +157,7 @@ class Pair:
                 f"{one.path} and {other.path}: have no caption in common; give a text file with one query per "
                 "line: --queries F.txt"
             )
-        chosen = [shared[n] for n in np.unique(np.linspace(0, len(shared) - 1, MOST_QUERIES).astype(np.int64))]
+        chosen = [shared[n] for n in evenly_spaced(len(shared), MOST_QUERIES)]
         texts = [one.texts[n] for n in chosen]
         features = (_unit(one.text_features[chosen]), _unit(other.text_features[[number_in_other[t] for t in texts]]))
         return texts, features, [row_of[text] for text in texts]

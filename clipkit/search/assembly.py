@@ -11,6 +11,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError, one_line
 from clipkit.findings import Finding
 from clipkit.models import DualEncoder
@@ -155,7 +156,7 @@ def _engine(
         build(features, logs / "engine.faiss")
         engine = open_engine(features, logs / "engine.faiss")
     source = features if texts is None else texts
-    sample = np.unique(np.linspace(0, len(source) - 1, _MEASURED).astype(np.int64))
+    sample = evenly_spaced(len(source), _MEASURED)
     measured = recall(engine, features, as_float32(source[sample]))
     if not qdrant:
         files["engine"] = name_by_content(logs / "engine.faiss", "engine")

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.search.nearest import as_float32
 
 _IMAGES = 256  # images whose captions are compared together
@@ -71,7 +72,7 @@ def doubts_of(
         progress: receives the share that is done, from time to time.
     """
     image_sample, text_sample = (
-        as_float32(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))])
+        as_float32(rows[evenly_spaced(len(rows), most)])
         for rows, most in ((images, _IMAGE_SAMPLE), (texts, _TEXT_SAMPLE))
     )
     scores, fits, agreements = np.empty(len(image_of), np.float32), np.empty(len(image_of)), np.empty(len(image_of))

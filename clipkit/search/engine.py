@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError, one_line
 from clipkit.extras import check_extra
 from clipkit.search.layout import damaged
@@ -40,9 +41,8 @@ def build(features: NDArray[np.float16], file: Path) -> None:
     count, width = features.shape
     cells = int(2 ** np.clip(np.round(np.log2(np.sqrt(count))), 4, 12))
     index = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
-    sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINED * cells)).astype(np.int64))
     index.cp.niter = 8
-    index.train(features[sample].astype(np.float32))
+    index.train(features[evenly_spaced(count, _TRAINED * cells)].astype(np.float32))
     for start in range(0, count, _BLOCK):
         index.add(features[start : start + _BLOCK].astype(np.float32))
     faiss.write_index(index, str(file))

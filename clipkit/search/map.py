@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.extras import check_extra
 from clipkit.files import write_whole
@@ -61,7 +62,7 @@ def map_of(index: Index) -> Map:
     kept = _read(file, made_by, len(index))
     if kept is not None:
         return kept
-    rows = np.unique(np.linspace(0, len(index) - 1, min(len(index), MOST)).astype(np.int64))
+    rows = np.array(evenly_spaced(len(index), MOST), np.int64)
     made = Map(rows, positions_of(index.unit_features(rows)))
     _write(file, made_by, made)
     return made

@@ -37,6 +37,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.data.sequences import evenly_spaced
 from clipkit.metrics import logistic_regression
 from clipkit.search.nearest import Exact, as_float32
 
@@ -94,7 +95,7 @@ class Nulls:
             without: rows that are not in the sample.
         """
         total = len(self.features) if allowed is None else len(allowed)
-        sample = np.unique(np.linspace(0, total - 1, min(total, _SAMPLE)).round().astype(np.int64))
+        sample = np.array(evenly_spaced(total, _SAMPLE), np.int64)
         rows = sample if allowed is None else allowed[sample]
         if allowed is None and self._sampled is None:
             self._sampled = as_float32(self.features[rows])
@@ -160,8 +161,8 @@ def hub_statistics(
         texts: (T, D) of the captions.
         captions: rows in `texts` of each image's captions.
     """
-    sample = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _REFERENCES)).round().astype(np.int64))
-    position = {int(text): place for place, text in enumerate(sample)}
+    sample = evenly_spaced(len(texts), _REFERENCES)
+    position = {text: column for column, text in enumerate(sample)}
     reference = as_float32(texts[sample]).T
     hubs = np.empty((len(features), 2), np.float32)
     for start in range(0, len(features), _BLOCK):

@@ -296,7 +296,9 @@ class _Encoding:
         if self.stop_requested():
             raise Abandoned
         # The random state depends only on the computed part, so setting it again replays the same random numbers.
-        torch.manual_seed(mix(*self.seeds, index))
+        # On a CPU, torch.manual_seed would also format the call stack for each kind of accelerator that is missing.
+        seed = torch.default_generator.manual_seed if self.accelerator.device.type == "cpu" else torch.manual_seed
+        seed(mix(*self.seeds, index))
         inputs = self.parts.get(index, following)
         with self.accelerator.autocast():
             features = self.encoder(inputs)

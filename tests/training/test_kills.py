@@ -19,7 +19,7 @@ CHANGES = {
     "data.captions": "all",
     "data.validation": None,
     "train.batch_size": 8,
-    "train.micro_batch_size": 3,
+    "train.micro_batch_size": 5,
     "train.ema": 0.9,
     "checkpoint.every_steps": 3,
     "eval.every_epochs": 2,
@@ -37,7 +37,7 @@ VIEWS = {
 @pytest.mark.parametrize(
     ("processes", "times", "epochs", "views"),
     [
-        (1, 2, 3, True),
+        (1, 2, 2, True),
         pytest.param(1, 20, 30, False, marks=pytest.mark.slow),
         pytest.param(2, 10, 20, True, marks=pytest.mark.slow),
     ],

@@ -1,7 +1,8 @@
-"""Suite files: datasets with their tasks, one YAML file each, and lists of datasets."""
+"""Suite files: datasets with their tasks. A suite defines datasets or names those of other files."""
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -12,6 +13,7 @@ from clipkit.errors import DataError
 from clipkit.parsing import read_yaml
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
+from clipkit.suite_files import suites_folder
 from clipkit.tasks import TASKS
 
 _HUB_SOURCE = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?(\?group=\w+)?")
@@ -134,16 +136,6 @@ class Suite(Section):
 Kind = TypeVar("Kind", DataSet, Suite)
 
 
-def suites_folder() -> Path:
-    """Return the folder of the built-in suites.
-
-    The folder is in the installed package, or next to the package in a source checkout.
-    """
-    package = Path(__file__).parents[2]
-    installed = package / "suites"
-    return installed if installed.is_dir() else package.parent / "benchmarks" / "suites"
-
-
 def read_suite(name: str) -> Suite:
     """Return a suite; a single dataset is returned as a suite of one.
 
@@ -158,15 +150,15 @@ def read_suite(name: str) -> Suite:
         'offline'
     """
     path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = suites_folder() / f"{name}.yaml"
-        if not path.is_file():
-            known = [file.stem for file in suites_folder().glob("*.yaml")]
-            raise DataError(
-                f"{name}: is not a built-in suite or dataset; {closest(name, known, _SUGGESTED)} (your own "
-                "suite: give a .yaml file)"
-            )
-    values = _values(path)
+    if path.suffix in (".yaml", ".yml"):
+        values = _values(path)
+    elif name in _built_in():
+        path, values = _built_in()[name]
+    else:
+        raise DataError(
+            f"{name}: is not a built-in suite or dataset; {closest(name, _built_in(), _SUGGESTED)} (your own "
+            "suite: give a .yaml file)"
+        )
     if "datasets" not in values:
         entry = _checked(DataSet, {key: value for key, value in values.items() if key != "version_of"}, path)
         return Suite(name=entry.name, title=entry.title, datasets=[entry])
@@ -176,8 +168,22 @@ def read_suite(name: str) -> Suite:
     return _checked(Suite, {**values, "datasets": datasets}, path)
 
 
+@cache
+def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Return file and content of each built-in suite and dataset by name.
+
+    A name is that of a file, or of a dataset that the file of a suite defines.
+    """
+    found = {file.stem: (file, _values(file)) for file in sorted(suites_folder().glob("*.yaml"))}
+    for file, values in [*found.values()]:
+        for entry in values.get("datasets", []):
+            if isinstance(entry, dict):
+                found.setdefault(entry["name"], (file, entry))
+    return found
+
+
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
-    """Return the datasets of a suite; the name of a dataset is replaced by the content of the dataset's file.
+    """Return the datasets of a suite; the name of a dataset is replaced by the dataset's content.
 
     The key `version_of` of a named dataset is dropped if the suite does not contain the original dataset.
     """
@@ -192,12 +198,17 @@ def _with_named(datasets: list[Any], path: Path) -> list[Any]:
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:
-    """Return the content of a dataset's file. The file is beside the suite's file or among the built-in files."""
-    for folder in (path.parent, suites_folder()):
-        if (folder / f"{name}.yaml").is_file():
-            return _values(folder / f"{name}.yaml")
-    known = [file.stem for folder in (path.parent, suites_folder()) for file in folder.glob("*.yaml")]
-    raise DataError(f"{path}: the dataset {name} has no file {name}.yaml; {closest(name, known, _SUGGESTED)}")
+    """Return the content of a dataset that is in a file beside the suite's file, or built in."""
+    beside = path.parent / f"{name}.yaml"
+    if beside.is_file():
+        return _values(beside)
+    if name in _built_in():
+        return _built_in()[name][1]
+    known = [*(file.stem for file in path.parent.glob("*.yaml")), *_built_in()]
+    raise DataError(
+        f"{path}: {name} is not a built-in dataset, and {beside.name} is not in this folder; "
+        f"{closest(name, known, _SUGGESTED)}"
+    )
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""Completion of names in the shell."""
+
+import os
+
+import pytest
+
+from tests.forked import python
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("clipkit export m --to o", {"open_clip", "onnx"}),
+        ("clipkit eval suite data", {"datacomp"}),
+        ("clipkit eval retrieval --dtype f", {"fp16", "fp32"}),
+        ("clipkit data preview d --policy sim", {"simclr"}),
+        ("clipkit mod", {"models"}),
+        ("clipkit export run", set()),  # nothing, so that the shell completes names of files
+    ],
+)
+def test_names_complete(line: str, names: set[str]) -> None:
+    count = str(len(line.split()) - 1)
+    values = {"_CLIPKIT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": count}
+    done = python("-c", "from clipkit.cli import app; app(prog_name='clipkit')", environment=os.environ | values)
+    assert set(done.stdout.split()) == names, done.stderr
