@@ -147,7 +147,7 @@ def test_speed_and_time_left_are_those_of_the_counts() -> None:
     assert remaining.seconds_left() is None
     remaining.count("captions", 2, seconds=4.0)
     assert remaining.seconds_left() == pytest.approx((5 + 30) / 5 + 2 / 0.5)
-    assert remaining.summary() == "5 images encoded at 5/s, 2 captions encoded at 0/s; 11 s left in all"
+    assert remaining.summary() == "5 images encoded at 5/s, 2 captions encoded at 0/s; 11 s left in total"
     remaining.begin({"images": 30, "captions": 0}, after={"images": 0, "captions": 0})
     assert remaining.summary() == ""
     with remaining.start("images", 8) as bar:  # fewer than estimated
