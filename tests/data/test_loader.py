@@ -183,7 +183,7 @@ def test_an_error_if_no_image_is_readable(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(b"<html>")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
-    with pytest.raises(DataError, match="replacements of an unreadable image are unreadable too.*is not an image"):
+    with pytest.raises(DataError, match="4.png: is not an image.*64 images"):
         batches_of(pairs, 0)
 
 

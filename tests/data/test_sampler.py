@@ -75,6 +75,6 @@ def test_slices_of_processes_form_the_global_batches_from_any_step(processes: in
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(DataError, match=r"batch_size is 9, but made has 8 images .* at most 8"):
+    with pytest.raises(DataError, match=r"batch_size is 9, but made .* 8 images .* at most 8"):
         EpochSampler(pairs_of([2] * 8), "one", 9, 0)
     EpochSampler(pairs_of([2] * 8), "all", 9, 0)

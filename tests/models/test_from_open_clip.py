@@ -309,7 +309,7 @@ def test_activation_and_preprocessing_come_from_the_tag(
     ("name", "message"),
     [
         ("open_clip:ViT-B-23", "has no architecture ViT-B-23; did you mean ViT-B-32?"),
-        ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; it has openai, "),
+        ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; its weights are: openai, "),
         ("open_clip:tiny-clip?weight=x", "give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
         ("open_clip:tiny-clip?weights=", "give open_clip:ARCH/TAG"),
         ("open_clip:tiny-clip?/no/such.pt", "give open_clip:ARCH/TAG"),

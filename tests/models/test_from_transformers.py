@@ -215,9 +215,7 @@ def test_unknown_text_encoder_gets_a_mask(tmp_path: Path) -> None:
     from tests.models.families import SMALL, VISION, bert_tokenizer, save, vit_processor
 
     tokenizer = bert_tokenizer()
-    text = transformers.AlbertConfig(
-        **SMALL, embedding_size=16, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0
-    )
+    text = transformers.ErnieConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0)
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         transformers.ViTConfig(**VISION), text, projection_dim=24
     )

@@ -155,7 +155,7 @@ def test_every_flipped_bit_of_a_header_is_named(
     content = file.read_bytes()
     right = Index(folder).features.copy()
     for position in range(128):
-        for bit in (1, 4, 64, 128):
+        for bit in (1, 64):
             file.write_bytes(content[:position] + bytes([content[position] ^ bit]) + content[position + 1 :])
             try:
                 found = Index(folder).features

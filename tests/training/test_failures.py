@@ -232,7 +232,7 @@ def test_train_refuses_a_folder_with_files_that_are_not_of_a_run(recipe: Build, 
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     for options in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(OutputError, match="has checkpoints, but .*clipkit-run"):
+        with pytest.raises(OutputError, match="contains checkpoints, but .*clipkit-run"):
             clipkit.train(recipe(CHANGES), **options)
     assert mine.read_text() == "mine"
 

@@ -59,7 +59,7 @@ def test_a_resumed_run_has_the_same_batches(recipe: Build, tmp_path: Path) -> No
     ("changes", "named"),
     [
         ({"data.hard_negatives": {"group": 1}}, "data.hard_negatives.group is 1"),
-        ({**HARD, "data.captions": "all"}, "hard_negatives does not support captions: all"),
+        ({**HARD, "data.captions": "all"}, "data.hard_negatives does not support data.captions: all"),
         ({**HARD, "data.train": [{"source": "a.csv", "weight": 2}]}, "hard_negatives does not support several sources"),
         ({**HARD, "train.shard": True}, "data.hard_negatives"),
     ],

@@ -143,5 +143,5 @@ def test_dry_run_says_what_auto_selects(
         with pytest.raises(SystemExit):
             main()
         printed = capsys.readouterr().out
-        assert f"# data.augment: auto is {policy} " in printed
+        assert f"# data.augment: auto means {policy} " in printed
         assert Recipe.from_dict(parse_yaml(printed)).optim.rates == LearningRates()

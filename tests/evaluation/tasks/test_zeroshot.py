@@ -191,7 +191,7 @@ def test_perfect_scores_have_average_precision_one_without_uncertainty() -> None
 
 
 def test_class_given_twice_is_refused(model: clipkit.DualEncoder, shapes: Path) -> None:
-    with pytest.raises(DataError, match="'red' is given 2 times"):
+    with pytest.raises(DataError, match="'red' .* 2 times"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red", "blue", "green", "yellow", "red"])
 
 
