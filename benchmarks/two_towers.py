@@ -70,8 +70,8 @@ PARTS = {
     "closed-form start, not trained": Part({"optim.lr": 1e-9, "train.epochs": 1}),
     "no key set": Part(minimal=True),
     "no key set, but 3e-3": Part({"optim.lr": 3e-3}, minimal=True),
-    "no key set, but all captions": Part({"data.captions": "all"}, minimal=True),
-    "no key set, but 3e-3 and all captions": Part({"optim.lr": 3e-3, "data.captions": "all"}, minimal=True),
+    "no key set, but one caption": Part({"data.captions": "one"}, minimal=True),
+    "no key set, but 3e-3 and one caption": Part({"optim.lr": 3e-3, "data.captions": "one"}, minimal=True),
     "last layers only": Part({"model.image.layers": ["output"], "model.text.layers": ["output"]}),
     "random start, 30 epochs of one caption at 1e-3": Part(
         {"model.start": "random", "data.captions": "one", "train.epochs": 30, "optim.lr": 1e-3}

@@ -21,7 +21,7 @@ def test_the_printed_recipe_is_complete_and_reads_back_the_same(tmp_path: Path) 
     file = tmp_path / "r.yaml"
     file.write_text(recipe.to_yaml())
     assert Recipe.from_yaml(file) == recipe
-    for key in ("weight_decay: 0.1", "every_epochs: 1", "seed: 0", "captions: one"):
+    for key in ("weight_decay: 0.1", "every_epochs: 1", "seed: 0", "captions: auto"):
         assert key in recipe.to_yaml()
 
 

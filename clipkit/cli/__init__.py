@@ -177,6 +177,8 @@ def train(
         print(complete.to_yaml(), end="")
         if complete.data.augment == "auto":
             print(f"# data.augment: auto means {complete.data.policy(complete.model)} for this model")
+        if complete.data.captions == "auto":
+            print(f"# data.captions: auto means {complete.captions} for this model")
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give only one of them")

@@ -92,6 +92,17 @@ class Recipe(Section):
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
     @property
+    def captions(self) -> Literal["one", "all"]:
+        """Captions of an image per epoch: the value of `data.captions`, or the one that `auto` selects.
+
+        After a closed-form start with frozen trunks, one caption per epoch gives too few steps.
+        """
+        if self.data.captions != "auto":
+            return self.data.captions
+        frozen = all(tower.tune in ("frozen", "head") for tower in (self.model.image, self.model.text))
+        return "all" if self.start == "cca" and frozen and self.data.hard_negatives is None else "one"
+
+    @property
     def metrics(self) -> list[str]:
         """Metrics that can select the best weights, the default first."""
         offered = [metric for term in self.terms for metric in term.metrics if self.data.validation is not None]

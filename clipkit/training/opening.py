@@ -53,6 +53,8 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in plan.rates.items())
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
+    if recipe.data.captions == "auto" and recipe.captions == "all":
+        chosen += "; data.captions: auto is all"
     log.info(f"peak learning rate: {rates}{chosen}")
     peaks = peaks_of(plan.weights.trained, plan.optimizer.param_groups, plan.peaks)
     for line in group_lines(model, peaks, plan.first_steps):

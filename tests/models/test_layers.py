@@ -232,6 +232,16 @@ def test_start_of_two_frozen_pretrained_towers_is_closed_form() -> None:
     assert recipe.override({"data.samples": 100}).start == "random"
 
 
+def test_all_captions_are_the_default_after_a_closed_form_start_of_frozen_towers() -> None:
+    towers = {"image": {"name": "timm:test_vit", "tune": "frozen"}, "text": {"name": "hf:a/b", "tune": "frozen"}}
+    recipe = Recipe.from_dict({"model": towers, "data": {"train": "a.csv"}, "output": "run"})
+    assert recipe.captions == "all"
+    tuned = {"model.start": "cca", "model.text.tune": "last:1"}
+    for change in (tuned, {"model.start": "random"}, {"data.captions": "one"}, {"data.samples": 100}):
+        assert recipe.override(change).captions == "one"
+    assert recipe.override({**tuned, "data.captions": "all"}).captions == "all"
+
+
 @pytest.mark.parametrize("projection", ["linear", "residual"])
 def test_saved_model_with_coordinates_loads_with_equal_features(projection: str, tmp_path: Path, shapes: Path) -> None:
     layers = {"image": ["output", "probabilities", "mean:2"], "text": ["output", "max", "mean:0"]}

@@ -38,7 +38,7 @@ def recipe_of(shapes: Path, output: Path, **changes: Any) -> Recipe:
     return Recipe.from_dict(
         {
             "model": {"start": "cca", "embed_dim": 16, "image": image, "text": TEXT},
-            "data": {"train": captions, "validation": captions, "workers": 0},
+            "data": {"train": captions, "validation": captions, "captions": "one", "workers": 0},
             "optim": {"lr": 1e-3},
             "train": {"epochs": 3, "batch_size": 8, "precision": "fp32"},
             "checkpoint": {"every_steps": 2},
