@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One worker more than processors, since some tests wait for other processes.
-WORKERS = $(shell $(BIN)/python -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
 .PHONY: demo test test-all test-lowest check format clean
 
