@@ -51,8 +51,9 @@ def explain(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="Explain what speaks for --text rather than for this text; may be given several times. The maps and "
-            "their scores then explain the difference between the cosine with --text and the mean cosine with these.",
+            help="Explain why the image matches --text better than this text; may be given several times. The maps and "
+            "their scores then explain the difference between the cosine with --text and the mean cosine with these "
+            "texts.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,

@@ -75,7 +75,10 @@ class Slots:
         return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
     def opened(self, batch: Any) -> Any:
-        """Return a batch from a worker with tensors instead of places; the tensors are valid until `free`."""
+        """Return a batch of a worker in which tensors replace the positions in shared memory.
+
+        The tensors are valid until `free` is called.
+        """
         if not _places(batch):
             return batch
         inputs = {

@@ -61,7 +61,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the name and the parts; the content is not read."""
+        """Hash of the names of the source and of its files; no content is read."""
         return hashlib.sha256("\0".join([self.name, *self.parts]).encode()).hexdigest()
 
     def samples(self, part: str) -> Iterator[StreamSample]:

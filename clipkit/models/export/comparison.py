@@ -124,17 +124,17 @@ class Comparison:
 
     @property
     def largest(self) -> float:
-        """Largest difference, without excused images."""
+        """Largest difference of a feature value, without the images in `excused`."""
         return float(self.differences(self.theirs)[self.kept].max()) if self.kept else 0.0
 
     @property
     def largest_excused(self) -> float:
-        """Largest difference of the excused images."""
+        """Largest difference of a feature value for the images in `excused`."""
         return float(self.differences(self.theirs)[self.excused].max()) if self.excused else 0.0
 
     @property
     def cosine(self) -> float:
-        """Mean cosine between the features, without excused images."""
+        """Mean cosine between the features of both models, without the images in `excused`."""
         if self.theirs is None or self.ours is None or not self.kept:
             return 1.0
         return float(F.cosine_similarity(self.theirs[self.kept], self.ours[self.kept], dim=-1).mean())
@@ -161,8 +161,8 @@ class Comparison:
         if not self.cosine >= least:
             raise ModelError(
                 f"{model}: 8-bit weights change the features of {kind} too much (mean cosine {self.cosine:.4f}, less "
-                f"than {least}); the export was deleted; export without int8, or set the maximum difference to "
-                "accept (--tolerance)"
+                f"than {least}); the export was deleted; export without --int8, or give --tolerance: it replaces the "
+                "limit of the cosine by a maximum difference of a feature value"
             )
 
 

@@ -39,7 +39,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> CaptionValidation:
-    """Return the validation by retrieval on held-out pairs."""
+    """Return an object that validates the model by retrieval on held-out pairs."""
     evaluations = recipe.train.epochs // recipe.eval.every_epochs + 1
     storing = None
     if recipe.data.store is not None:

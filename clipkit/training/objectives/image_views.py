@@ -23,7 +23,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> ImageViewValidation:
-    """Return the validation by retrieval between two views of held-out images."""
+    """Return an object that validates the model by retrieval between two views of held-out images."""
     assert isinstance(term, ImageViewsTerm)
     return ImageViewValidation(_encoded(term, recipe, model, pairs), recipe.data.workers, model, pairs, processes)
 

@@ -31,7 +31,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> TextViewValidation:
-    """Return the validation by retrieval of held-out captions, with other wordings as queries."""
+    """Return an object that validates the model by retrieval of held-out captions, with other wordings as queries."""
     assert isinstance(term, TextViewsTerm)
     crop = TextView("crop", pairs, term.views.crop, recipe.train.seed, 1)
     return TextViewValidation(crop, model, pairs, processes)

@@ -64,7 +64,9 @@ def objective(
 def measure(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
 ) -> TranslationValidation:
-    """Return the validation by retrieval of the teacher's caption features, with held-out translations as queries."""
+    """Return an object that validates the model by retrieval of the teacher's caption features,
+    with held-out translations as queries.
+    """
     assert isinstance(term, TranslationsTerm)
     teacher = teachers_of([term.teacher], pairs, processes)[term.teacher]
     return TranslationValidation(teacher.text_features, TextView("paraphrase", pairs), model, pairs, processes)

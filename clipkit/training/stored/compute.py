@@ -44,7 +44,7 @@ def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], 
 def write_images(
     model: DualEncoder, items: Items, storing: Storing, skips_bad: bool
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and stores the inputs of some images, without augmentation.
+    """Return a function that runs the frozen part of the image tower for some images, and stores its outputs.
 
     Args:
         model: the model.
@@ -76,7 +76,7 @@ def write_images(
 
 
 def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and stores the inputs of some captions."""
+    """Return a function that runs the frozen part of the text tower for some captions, and stores its outputs."""
 
     def write(writer: PartWriter, share: slice) -> Tensor:
         with evaluating(model):
@@ -97,7 +97,7 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and stores the inputs of some augmented views.
+    """Return a function that runs the frozen part of the image tower for some augmented views, and stores its outputs.
 
     Row `view * images + image` of the store is the view of an image in epoch `view`.
 
