@@ -49,7 +49,7 @@ def test_overrides_are_read_as_yaml() -> None:
 def test_an_unknown_key_suggests_the_nearest_valid_one(key: str, nearest: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict(MINIMAL).override({key: 1})
-    assert f"{key} is not a key of a recipe" in str(caught.value)
+    assert f"{key} is not a valid key" in str(caught.value)
     assert nearest in str(caught.value)
 
 

@@ -178,7 +178,7 @@ def train(
         if complete.data.augment == "auto":
             print(f"# data.augment: auto means {complete.data.policy(complete.model)} for this model")
         if complete.data.captions == "auto":
-            print(f"# data.captions: auto means {complete.captions} for this model")
+            print(f"# data.captions: auto means {complete.captions()} for this model")
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give only one of them")

@@ -105,7 +105,7 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
     row = index_format(to)
     for option, value in options.items():
         if value is not None:
-            raise UserError(f"{option}: applies to models, and {folder} is an index; leave it out")
+            raise UserError(f"{option}: applies to models, and {folder} is an index; leave out {option}")
     check_new(out)
     from clipkit.search import Index
     from clipkit.search.export import column_of_features

@@ -82,7 +82,7 @@ def _check_small_tables(recipe: "Recipe") -> None:
     train = join(pairs, [source.weight for source in data.sources])
     if isinstance(data.validation, float):
         train, _ = split(train, data.validation)
-    EpochSampler(train, recipe.captions, recipe.train.batch_size, recipe.train.seed)
+    EpochSampler(train, recipe.captions(labeled=train.classes is not None), recipe.train.batch_size, recipe.train.seed)
 
 
 def _is_small_table(source: str) -> bool:

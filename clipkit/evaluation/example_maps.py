@@ -1,6 +1,6 @@
 """Examples with relevance maps, for the report of an evaluation: the most confident mistakes, and chosen queries."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def explained_queries(
 
 def explained_mistakes(
     model: DualEncoder,
-    queries: Mapping[str, Sequence[int]],
+    ranks: Sequence[int],
+    correct: Callable[[int], Collection[int]],
     texts: Sequence[str],
     images: Sequence[Any],
     text_features: Float[Tensor, "M D"],
@@ -100,29 +101,34 @@ def explained_mistakes(
 
     Args:
         model: the evaluated model.
-        queries: the rank `image_rank` and the first correct image `image_of_text` of each text, -1 if there is none.
+        ranks: rank of the best correct image of each text, from 1.
+        correct: function from the position of a text to its correct images.
         texts: all texts.
         images: all images.
         text_features: features of the texts.
         image_features: features of the images.
     """
-    ranks, right = (torch.tensor(queries[name]) for name in ("image_rank", "image_of_text"))
-    wrong = (ranks > 1).nonzero()[:, 0]
+    wrong = (torch.tensor(ranks) > 1).nonzero()[:, 0]
     asked = text_features[wrong.to(text_features.device)]
     (scores, first), _ = (tuple(part.cpu() for part in parts) for parts in top_answers(image_features, asked, 1))
-    right_scores = (asked * image_features[right[wrong].to(image_features.device)]).sum(dim=1).cpu()
+    right, right_scores = [], torch.empty(len(wrong))
+    for row, text in enumerate(wrong.tolist()):
+        of_text = sorted(correct(text))
+        found = (image_features[of_text] @ asked[row]).cpu()
+        right.append(of_text[int(found.argmax())])
+        right_scores[row] = found.max()
     chosen: dict[int, int] = {}
     for row in (scores[:, 0] - right_scores).argsort(descending=True, stable=True).tolist():
-        chosen.setdefault(int(right[wrong[row]]), row)
+        chosen.setdefault(right[row], row)
         if len(chosen) == _MISTAKES:
             break
     examples = []
-    for correct, row in chosen.items():
+    for right_image, row in chosen.items():
         text = int(wrong[row])
         taken = int(first[row, 0])
         answers = [
             _explained(model, images[taken], asked[row], scores[row, 0], False),
-            _explained(model, images[correct], asked[row], right_scores[row], True),
+            _explained(model, images[right_image], asked[row], right_scores[row], True),
         ]
         examples.append(example("text", texts[text], answers) | {"kind": "confident", "rank": int(ranks[text])})
     return examples

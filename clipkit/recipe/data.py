@@ -129,7 +129,7 @@ class DataRecipe(Section):
     """Compose batches of hard negatives, e.g. {group: 4}; null: all batches are random."""
     captions: Literal["auto", "one", "all"] = "auto"
     """one: one caption of each image per epoch, a different one in each epoch; all: every caption in each epoch. auto:
-    all for two frozen towers with a closed-form start, otherwise one."""
+    all for two frozen towers with a closed-form start and captions that are not made from labels, otherwise one."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
     preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that it runs only once per

@@ -62,9 +62,9 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             )
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
-            return f"{key} is not a key of a recipe; {advice}"
+            return f"{key} is not a valid key; {advice}"
         case "missing":
-            return f"{key} is missing; add it, because every recipe needs this key"
+            return f"{key} is missing; add this key, which is always needed"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             # A message of a section that starts with one of its keys.

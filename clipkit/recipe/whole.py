@@ -91,16 +91,19 @@ class Recipe(Section):
         fits = set(self.objective) == {"captions"} and self.data.samples is None
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
-    @property
-    def captions(self) -> Literal["one", "all"]:
-        """Captions of an image per epoch: the value of `data.captions`, or the one that `auto` selects.
+    def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
+        """Return the captions of an image per epoch: the value of `data.captions`, or the one that `auto` selects.
 
-        After a closed-form start with frozen trunks, one caption per epoch gives too few steps.
+        After a closed-form start with frozen trunks, one caption per epoch gives too few steps. The many prompts of a
+        class are no such captions.
+
+        Args:
+            labeled: True if the captions are prompts made from labels.
         """
         if self.data.captions != "auto":
             return self.data.captions
         frozen = all(tower.tune in ("frozen", "head") for tower in (self.model.image, self.model.text))
-        return "all" if self.start == "cca" and frozen and self.data.hard_negatives is None else "one"
+        return "all" if self.start == "cca" and frozen and not labeled else "one"
 
     @property
     def metrics(self) -> list[str]:
@@ -158,6 +161,11 @@ class Recipe(Section):
                     "model.start: cca (also for projection: residual and layers: auto) does not support a stream "
                     "(data.samples); set model.start: random"
                 )
+        if self.model.dropout and self.start != "cca":
+            raise ValueError(
+                "model.dropout applies only to a closed-form start, which needs objective: captions and no stream "
+                "(data.samples); remove model.dropout"
+            )
         return self
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]
         keys = [bytes.fromhex(value) if kind == "rows" else text_key(value) for value in values]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: the index is damaged ({one_line(error)}); give another folder with --out") from None
-    if len(keys) != manifest["rows" if kind == "rows" else "texts"]:
+    if len(keys) != manifest.get("rows" if kind == "rows" else "texts", 0):
         raise DataError(
             f"{file}: the index is damaged (wrong number of {kind}: {len(keys)}); give another folder with --out"
         )

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -128,13 +127,23 @@ def _about(index: Exported) -> dict[str, Any]:
 
 
 def _write_array(file: Path, features: NDArray[np.float16]) -> None:
-    array = open_memmap(file, "w+", np.float32, features.shape)
-    for start in range(0, len(features), _BLOCK):
-        array[start : start + _BLOCK] = features[start : start + _BLOCK]
-    array.flush()
+    # Not memory-mapped: a full disk would end the process without a message.
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    with file.open("wb") as to:
+        np.lib.format.write_array_header_1_0(to, header | {"shape": features.shape})
+        for start in range(0, len(features), _BLOCK):
+            to.write(features[start : start + _BLOCK].astype(np.float32).tobytes())
 
 
 def _line(row: dict[str, Any]) -> str:
     """Return a row as a line of JSON, with null for numbers that JSON does not have, and dates as text."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-    return json.dumps(finite, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(_finite(row), ensure_ascii=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None instead of infinite numbers and NaN, also in lists and dicts."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -117,7 +117,7 @@ def report_worse_than_start(
 lower optim.lr
     """
     start = None if facts is None else facts.get("validation", {}).get(metric)
-    if start is not None and value is not None and value < start:
+    if start is not None and value is not None and round(value, 4) < round(start, 4):
         log_line(
             f"training lowered {metric} from {start:.4f} (closed-form start) to {value:.4f}; use fewer "
             "train.epochs or a lower optim.lr"

@@ -56,7 +56,8 @@ class Mixup:
         generator = np.random.default_rng(mix(self.seed, _MIXUP, step))
         shares = generator.beta(self.alpha, self.alpha, self.batch_size)
         partners = self.captions[generator.integers(len(self.captions), size=self.batch_size)]
-        return torch.from_numpy(np.maximum(shares, 1 - shares)[rows]), torch.from_numpy(partners[rows])
+        shares = np.maximum(shares, 1 - shares).astype(np.float32)
+        return torch.from_numpy(shares[rows]), torch.from_numpy(partners[rows])
 
 
 def check_stored(plan: Plan, inputs: TowerInputs) -> None:

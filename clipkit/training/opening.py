@@ -53,7 +53,7 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in plan.rates.items())
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
-    if recipe.data.captions == "auto" and recipe.captions == "all":
+    if recipe.data.captions == "auto" and recipe.captions(labeled=feed.pairs.classes is not None) == "all":
         chosen += "; data.captions: auto is all"
     log.info(f"peak learning rate: {rates}{chosen}")
     peaks = peaks_of(plan.weights.trained, plan.optimizer.param_groups, plan.peaks)

@@ -131,7 +131,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     processes, given = Processes(accelerator), given or Given()
     data = read_data(recipe, processes, given)
     pairs = data.train.pairs
-    sampler = data.train.sampler(recipe.captions, recipe.train.batch_size, recipe.train.seed)
+    captions = recipe.captions(labeled=pairs.classes is not None)
+    sampler = data.train.sampler(captions, recipe.train.batch_size, recipe.train.seed)
     steps = recipe.train.epochs * sampler.steps_per_epoch
     held = recipe.optim.warm_moments or 0
     warmup_steps(recipe.optim.warmup, steps, held)  # a warmup that is too long is refused before a model is loaded
@@ -144,7 +145,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     if chosen is not data:
         data = chosen
         pairs = data.train.pairs
-        sampler = EpochSampler(pairs, recipe.captions, recipe.train.batch_size, recipe.train.seed, hard)
+        sampler = EpochSampler(pairs, captions, recipe.train.batch_size, recipe.train.seed, hard)
         steps = recipe.train.epochs * sampler.steps_per_epoch
     # With the sigmoid loss, the scale may rise above CLIP's limit.
     limited = Need.BIAS not in recipe.needs

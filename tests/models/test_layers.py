@@ -235,11 +235,12 @@ def test_start_of_two_frozen_pretrained_towers_is_closed_form() -> None:
 def test_all_captions_are_the_default_after_a_closed_form_start_of_frozen_towers() -> None:
     towers = {"image": {"name": "timm:test_vit", "tune": "frozen"}, "text": {"name": "hf:a/b", "tune": "frozen"}}
     recipe = Recipe.from_dict({"model": towers, "data": {"train": "a.csv"}, "output": "run"})
-    assert recipe.captions == "all"
+    assert recipe.captions() == "all"
+    assert recipe.captions(labeled=True) == "one"
     tuned = {"model.start": "cca", "model.text.tune": "last:1"}
     for change in (tuned, {"model.start": "random"}, {"data.captions": "one"}, {"data.samples": 100}):
-        assert recipe.override(change).captions == "one"
-    assert recipe.override({**tuned, "data.captions": "all"}).captions == "all"
+        assert recipe.override(change).captions() == "one"
+    assert recipe.override({**tuned, "data.captions": "all"}).captions() == "all"
 
 
 @pytest.mark.parametrize("projection", ["linear", "residual"])

@@ -1,6 +1,7 @@
 """Each export is opened by its own library, and has the rows and features of the index."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from clipkit.errors import OutputError, UserError
 from clipkit.export_formats import INDEX_FORMATS
 from clipkit.search import Index
-from clipkit.search.export import _WRITERS
+from clipkit.search.export import _WRITERS, _line
 
 
 @pytest.fixture
@@ -43,6 +44,11 @@ def test_parquet_by_pandas_and_datasets(index: Index, tmp_path: Path) -> None:
     assert table["image"].tolist() == index.rows["image"].to_pylist()
     assert table["captions"][5].tolist() == index.rows["captions"][5].as_py()
     assert table["year"].isna().tolist() == [row == 3 for row in range(16)]
+
+
+def test_json_has_no_infinite_numbers() -> None:
+    row = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": [-math.inf, "nan"]}}
+    assert json.loads(_line(row)) == {"a": None, "b": [1.5, None], "c": {"d": [None, "nan"]}}
 
 
 def test_blocks_are_joined_and_a_column_of_the_user_is_kept(

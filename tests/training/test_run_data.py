@@ -51,7 +51,7 @@ def test_sources_with_weights_and_a_share_for_validation(
         ({"data.validation": 3}, "validation is 3: give a path, or a share"),
         ({"data.train": []}, "data.train"),
         ({"data.train": [{"source": "a.csv", "weight": 0}]}, "data.train.0.weight"),
-        ({"data.train": [{"sauce": "a.csv"}]}, r"data.train.0.sauce is not a key of a recipe; did you mean"),
+        ({"data.train": [{"sauce": "a.csv"}]}, r"data.train.0.sauce is not a valid key; did you mean"),
         ({"data.train": 3}, "data.train"),
     ],
 )

@@ -93,6 +93,7 @@ def gradient_maps(
     """
     if not blocks:
         return _gradient_of_layer(tower, seen, texts)
+    blocks = [block for block in blocks if block.grid == blocks[-1].grid]  # earlier stages may have finer grids
     held: dict[nn.Module, _Held] = {}
     for block in blocks:
         held[block.attention] = _Held()

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from clipkit.closest import closest
 from clipkit.errors import DataError
+from clipkit.files import is_file
 from clipkit.parsing import read_yaml
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
@@ -200,7 +201,7 @@ def _with_named(datasets: list[Any], path: Path) -> list[Any]:
 def _named(name: str, path: Path) -> dict[str, Any]:
     """Return the content of a dataset that is in a file beside the suite's file, or built in."""
     beside = path.parent / f"{name}.yaml"
-    if beside.is_file():
+    if is_file(beside):
         return _values(beside)
     if name in _built_in():
         return _built_in()[name][1]

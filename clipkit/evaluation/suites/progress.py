@@ -75,14 +75,14 @@ class Remaining(Bars):
         return total
 
     def summary(self) -> str:
-        """Return what was encoded for this dataset, the speed, and the time left in all; "" if nothing was encoded.
+        """Return what was encoded for this dataset, the speed, and the time left in total; "" if nothing was encoded.
 
         Example:
             >>> remaining = Remaining(shown=False)
             >>> remaining.begin({"images": 10, "captions": 0}, after={"images": 30, "captions": 0})
             >>> remaining.count("images", 10, seconds=5.0)
             >>> remaining.summary()
-            '10 images encoded at 2/s; 15 s left in all'
+            '10 images encoded at 2/s; 15 s left in total'
         """
         parts = []
         encoded, busy = self._before

@@ -106,7 +106,13 @@ def retrieval(
     result["examples"] += explained_queries(features, chosen, pairs.images, image_features)
     if explain is True or chosen:
         result["examples"] += explained_mistakes(
-            model, result["queries"], queries.texts, pairs.images, text_features, image_features
+            model,
+            result["queries"]["image_rank"],
+            queries.right_images,
+            queries.texts,
+            pairs.images,
+            text_features,
+            image_features,
         )
     cut = share_cut(model, queries.texts)
     if cut >= FEW:

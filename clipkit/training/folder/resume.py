@@ -216,7 +216,10 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
         # Before this key existed, all projections started random.
         section["start"] = recipe.model.start if recipe.start == "random" else "random"
     with suppress(RecipeError):  # gives new keys their defaults, and old values their current names
-        before = Recipe.from_dict(before).without_credentials().model_dump(mode="json")
+        former = Recipe.from_dict(before)
+        before = former.without_credentials().model_dump(mode="json")
+        if former.captions() == recipe.captions():  # auto and what it selects are equal
+            before["data"]["captions"] = recipe.data.captions
     old, new = flat(before), flat(recipe.without_credentials().model_dump(mode="json"))
     allowed: list[str] = []
     refused: list[str] = []
@@ -228,7 +231,7 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     if refused:
         raise RecipeError(
             f"{folder.path}: the recipe changed since step {step} ({'; '.join(refused)}); undo the change or give "
-            "another output"
+            "another output folder"
         )
     return [f"changed since step {step}: {change}" for change in allowed]
 

@@ -116,7 +116,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "scale_at_cap", "warning",
-        f"the logit scale has risen to its upper limit of {cap:.4g}: the pairs of a batch are too easy to " "match",
+        f"the logit scale has risen to its upper limit of {cap:.4g}: the pairs of a batch are too easy to match",
         "use a larger train.batch_size, more augmentation or fewer epochs",
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def memorization(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "memorization", "warning",
-        f"{learned}, and the share of validation captions no longer rises: the model memorizes the training " "pairs",
+        f"{learned}, and the share of validation captions no longer rises: the model memorizes the training pairs",
         "use fewer epochs, more data or augmentation (data.augment), tune fewer blocks (model.image.tune: last:4), and "
         "check that the captions belong to their images (clipkit data preview)",
     )  # fmt: skip

@@ -123,6 +123,15 @@ def test_train_with_resume_refuses_a_changed_recipe(recipe: Build, stopped: Path
     assert files_of(stopped) == before
 
 
+def test_an_automatic_choice_and_its_result_are_the_same_recipe(recipe: Build, stopped: Path) -> None:
+    """Before `data.captions: auto` existed, runs were saved with `one`."""
+    for captions in ("auto", "one"):
+        start = start_point(recipe({**CHANGES, "data.captions": captions, "output": str(stopped)}))
+        assert start.step == 6
+    with pytest.raises(RecipeError, match="data.captions: auto → all"):
+        start_point(recipe({**CHANGES, "data.captions": "all", "output": str(stopped)}))
+
+
 def test_resume_prints_allowed_changes(recipe: Build, stopped: Path, tmp_path: Path, shapes: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     moved = shutil.copytree(shapes, tmp_path / "moved")
