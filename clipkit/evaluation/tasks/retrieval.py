@@ -105,15 +105,8 @@ def retrieval(
     )
     result["examples"] += explained_queries(features, chosen, pairs.images, image_features)
     if explain is True or chosen:
-        result["examples"] += explained_mistakes(
-            model,
-            result["queries"]["image_rank"],
-            queries.right_images,
-            queries.texts,
-            pairs.images,
-            text_features,
-            image_features,
-        )
+        ranks, both = result["queries"]["image_rank"], (text_features, image_features)
+        result["examples"] += explained_mistakes(model, ranks, queries.right_images, queries.texts, pairs.images, *both)
     cut = share_cut(model, queries.texts)
     if cut >= FEW:
         result["data"]["findings"] = [*result["data"].get("findings", ()), _cut_captions(cut, model).line()]
