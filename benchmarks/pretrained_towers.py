@@ -33,7 +33,7 @@ class Tower:
     packages: tuple[str, ...]
     """Names that Python imports."""
     install: str
-    """What pip installs."""
+    """Arguments of `pip install`."""
     description: str
 
 

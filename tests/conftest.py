@@ -170,5 +170,16 @@ def recipe_file(recipe: Callable[..., Any], tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own for a test."""
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
+
+
+def losses_of(recipe: Any) -> list[float]:
+    """Return the losses of the steps of a run."""
+    return [row["loss"] for row in read_lines(Path(recipe.output) / "metrics.jsonl")]
+
+
 def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -120,17 +120,11 @@ def query_lines(file: Path) -> list[str]:
     """Return the distinct lines of a text file with one query per line.
 
     Raises:
-        UserError: the file cannot be read as UTF-8 text, or has no queries.
+        DataError: the file cannot be read as UTF-8 text, or is empty.
     """
-    from clipkit.opening import read_text
+    from clipkit.data.prompts import read_lines
 
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); give one query per line") from None
-    if not lines:
-        raise UserError(f"{file}: has no queries; give one per line")
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(read_lines(file)))
 
 
 def _title(query: Sequence[str], image: Sequence[str], minus: Sequence[str], like: Sequence[str]) -> str:

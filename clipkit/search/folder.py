@@ -45,9 +45,9 @@ def check_index_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: is not a folder; give a new folder")
     if not folder.absolute().parent.is_dir():
         raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_index(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not _is_index_or_begun(folder):
         raise OutputError(f"{folder}: is not an index, but contains files; give a new or empty folder")
 
 
-def _is_index(folder: Path) -> bool:
+def _is_index_or_begun(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / UNFINISHED).is_dir()

@@ -168,7 +168,7 @@ def test_all_layers_of_a_deep_tower_are_few_and_evenly_spaced() -> None:
 
 
 def test_layers_with_too_many_columns_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with the 21,841 classes of ImageNet-21k."""
+    """The probabilities of the 21,841 classes of ImageNet-21k are an example."""
     monkeypatch.setattr(layers_module, "_MOST_COLUMNS", 400)
     native = timm.create_model("test_convnext")
     chosen = LayeredImage(native, None, 64)

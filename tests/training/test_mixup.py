@@ -16,25 +16,18 @@ from clipkit.training.folder.run_log import RunLog
 from clipkit.training.mixup import Mixup, mixed
 from clipkit.training.opening import tower_inputs
 from clipkit.training.plan import make_plan
-from tests.conftest import read_lines
+from tests.conftest import losses_of
 from tests.forked import together
 from tests.training import several_runs
 from tests.training.folder.test_resume import interrupted
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 Build = Callable[..., Recipe]
 MIXED: dict[str, Any] = {
     "data.mixup": 0.7, "model.image.tune": "head", "model.text.tune": "head", "data.validation": None,
     "data.store": None,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
-
-
-def losses_of(recipe: Recipe) -> list[float]:
-    return [row["loss"] for row in read_lines(Path(recipe.output) / "metrics.jsonl")]
 
 
 def test_draws_depend_on_the_step_and_the_position_alone() -> None:

@@ -15,7 +15,9 @@ from clipkit.embedding.cached import stored_inputs, stores_folder
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
 from clipkit.training.plan import make_plan
-from tests.conftest import COLOURS, SHAPES, draw, read_lines, write_csv
+from tests.conftest import COLOURS, SHAPES, draw, losses_of, read_lines, write_csv
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 Build = Callable[..., Any]
 
@@ -23,15 +25,6 @@ LAST = {
     "model.image.tune": "last:1", "model.text.tune": "last:1", "data.augment": "none", "data.captions": "all",
     "optim.name": "sgd", "optim.lr": 0.1, "optim.clip": None,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
-
-
-def losses_of(recipe: Recipe) -> list[float]:
-    return [row["loss"] for row in read_lines(Path(recipe.output) / "metrics.jsonl")]
 
 
 def run(recipe: Recipe) -> tuple[list[float], dict[str, torch.Tensor], str]:
