@@ -1,5 +1,7 @@
 """One-line error messages for failures during training: a dead loader worker, or too little (shared) memory."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,7 @@ def failures_in_one_line(
         # from it.
         death = next((one for one in _with_reasons(error) if str(one).startswith("DataLoader worker")), None)
         if death is not None:
+            _report_no_more_deaths()
             image = last_seen(str(death))
             reason = (
                 f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; if the machine "
@@ -52,6 +55,19 @@ def failures_in_one_line(
         failure = TrainingError(f"after step {step()}: {reason}, then continue the run with --resume")
         failure.everywhere = False
         raise failure from None
+
+
+def _report_no_more_deaths() -> None:
+    """Reset the handler of SIGCHLD, with which PyTorch would raise the error again whenever another worker ends.
+
+    Loaders still report later deaths when a batch is requested.
+    """
+    while threading.current_thread() is threading.main_thread():
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError:  # a signal that arrived before the reset
+            continue
+        return
 
 
 def _with_reasons(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,6 @@
 """Failures during a run give a one-line error, and saved files stay complete."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,26 @@ def test_death_of_a_loader_worker_inside_other_code_gives_a_one_line_error() -> 
         look_up()
     with pytest.raises(ZeroDivisionError), failures_in_one_line():
         raise ZeroDivisionError
+
+
+def test_death_of_a_loader_worker_is_reported_once() -> None:
+    """Once reported, the signals of the workers that end next raise nothing."""
+
+    def worker_ends(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return "image.jpg"
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        error = pytest.raises(TrainingError, match=r"step 3: a loader worker died .*pid 7.*image\.jpg")
+        with error, failures_in_one_line(lambda: 3, worker_ends):
+            worker_ends()
+        worker_ends()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_killed_loader_worker_gives_a_one_line_error(recipe: Build, tmp_path: Path) -> None:
