@@ -82,8 +82,6 @@ class Answers(http.server.BaseHTTPRequestHandler):
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CLIPKIT_FETCHED", "")
-    monkeypatch.setattr(remote, "TIMEOUT", 0.2)
-    monkeypatch.setattr(remote, "LONGEST", 0.4)
     monkeypatch.setattr(remote, "BACK_OFF", 0.01)
     monkeypatch.setattr(remote, "_silent", {})
     monkeypatch.setattr(remote, "_failing", {})
@@ -92,6 +90,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
         running.done.set()
         running.shutdown()
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timeouts that a slow machine may exceed, for servers that do not answer."""
+    monkeypatch.setattr(remote, "TIMEOUT", 0.2)
+    monkeypatch.setattr(remote, "LONGEST", 0.4)
 
 
 def table(folder: Path, addresses: list[str]) -> str:
@@ -125,6 +130,7 @@ def test_a_run_fetches_each_image_once(
     assert server.counts == dict.fromkeys(server.files, 1)
 
 
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize(
     ("path", "count", "reason"),
     [
@@ -159,6 +165,7 @@ def test_a_redirect_to_an_address_is_followed_and_retries_help(server: Server) -
     assert server.counts["/a%20b/%C3%A4.png?q=%C3%B6%20x"] == 1
 
 
+@pytest.mark.usefixtures("short_timeouts")
 def test_silent_addresses_are_tried_at_once_and_reported_once(server: Server, tmp_path: Path) -> None:
     addresses = [f"{server.url}/silent/{number}.jpg" for number in range(200)]
     started = time.monotonic()
@@ -169,6 +176,7 @@ def test_silent_addresses_are_tried_at_once_and_reported_once(server: Server, tm
     assert sum(server.counts.values()) < 100
 
 
+@pytest.mark.usefixtures("short_timeouts")
 def test_no_network_is_noticed_although_every_host_is_another(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +195,7 @@ def test_hosts_that_fail_are_no_reason_against_others_that_answer(server: Server
     assert len(fetch_ahead([*images, Remote(f"{server.url}/a.png"), *images])) == 28
 
 
+@pytest.mark.usefixtures("short_timeouts")
 def test_a_port_that_accepts_and_says_nothing(tmp_path: Path, server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.jpg"
