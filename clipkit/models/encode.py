@@ -18,6 +18,7 @@ from clipkit.models.decoder import DecodedBatch, Decoder, batches_of
 from clipkit.models.decoding import MANY, decoded
 from clipkit.models.devices import is_accelerator
 from clipkit.models.exact_pixels import exact_pixels
+from clipkit.models.fused_norms import with_fused_norms
 from clipkit.models.preprocess import channels_last
 from clipkit.models.side_by_side import side_by_side, threads_for
 from clipkit.models.towers import ImageTower, TextTower, Tower
@@ -29,6 +30,9 @@ _THREAD_BATCH = 2
 _LARGE = 50_000_000  # weights of a tower from which on threads use _CPU_BATCH
 _CPU_STRINGS = 256
 _THREAD_STRINGS = 64
+
+# Number of images from which on fused batch normalizations save more time than the check that they are correct takes.
+_FUSED_FROM = 256
 
 # Number of inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
@@ -160,6 +164,8 @@ def _image_outputs(
         batches = batches_of(len(images), cpu_batch(tower, batch_size))
         threads = threads_for(tower, len(batches))
         if threads > 1:
+            if len(images) >= _FUSED_FROM and dtype == torch.float32:
+                tower = with_fused_norms(tower)
             yield from side_by_side(tower, batches, of_positions, threads, [tower.preprocess])
             return
     size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
