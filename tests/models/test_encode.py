@@ -242,6 +242,7 @@ def test_processes_ignore_ctrl_c_and_end_with_their_parent(model: DualEncoder, m
 
     def encode_slowly() -> None:  # in a process of its own, which is then killed
         os.setsid()
+        torch.set_num_threads(1)  # the threads of this process do not exist in the forked one
 
         def tell(tower: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             os.write(child, " ".join(str(process.pid) for process in psutil.Process().children()).encode())
