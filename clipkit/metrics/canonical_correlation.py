@@ -79,17 +79,63 @@ class PairSums:
         )
         return type(self)(self.count, self.x[x_columns], self.y[y_columns], xx, yy, xy)
 
-    def scaled(self, x_scale: Float[Tensor, " V"], y_scale: Float[Tensor, " W"]) -> Self:
-        """Return the sums of features whose columns are multiplied by these factors."""
+    def covariances(self, dtype: torch.dtype = torch.float64) -> "Covariances":
+        """Return the means in float64, and the covariances, computed in float64 and converted to `dtype`."""
+        x_mean, y_mean = self.x / self.count, self.y / self.count
         xx, yy, xy = (
-            total * rows[:, None] * columns
-            for total, rows, columns in (
-                (self.xx, x_scale, x_scale),
-                (self.yy, y_scale, y_scale),
-                (self.xy, x_scale, y_scale),
-            )
+            torch.addr(total / self.count, one, other, alpha=-1).to(dtype)
+            for total, one, other in ((self.xx, x_mean, x_mean), (self.yy, y_mean, y_mean), (self.xy, x_mean, y_mean))
         )
-        return type(self)(self.count, self.x * x_scale, self.y * y_scale, xx, yy, xy)
+        return Covariances(x_mean, y_mean, xx, yy, xy)
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """Means and covariances of pairs (x, y)."""
+
+    x_mean: Float[Tensor, " V"]
+    y_mean: Float[Tensor, " W"]
+    xx: Float[Tensor, "V V"]
+    yy: Float[Tensor, "W W"]
+    xy: Float[Tensor, "V W"]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Linear map L⁻¹ · diag(scale), after which the regularized covariance of features is the identity."""
+
+    mean: Float[Tensor, " V"]
+    scale: Float[Tensor, " V"]
+    lower: Float[Tensor, "V V"]
+    """Cholesky factor L of the regularized covariance of the scaled features."""
+
+    def apply(self, covariance: Float[Tensor, "V W"]) -> Float[Tensor, "V W"]:
+        """Return the covariance of the whitened features with other features."""
+        scaled = covariance * self.scale.to(covariance)[:, None]
+        return torch.linalg.solve_triangular(self.lower, scaled, upper=False)
+
+    def map_to(self, directions: Float[Tensor, "V K"]) -> Float[Tensor, "V K"]:
+        """Return the map from features to their coordinates along directions of the whitened features, in float64."""
+        return torch.linalg.solve_triangular(self.lower.T, directions, upper=True).double() * self.scale[:, None]
+
+
+def whitening(
+    mean: Float[Tensor, " V"], covariance: Float[Tensor, "V V"], ridge: float, blocks: Sequence[int] | None = None
+) -> Whitening:
+    """Return the whitening of features.
+
+    Args:
+        mean, covariance: mean and covariance of the features.
+        ridge: variance that is added to each column, in units of the mean variance of the columns.
+        blocks: widths of blocks of columns that are scaled to a total variance of 1 first; None: columns are used as
+            they are.
+    """
+    scale = _scale(mean, covariance.diagonal().double(), blocks)
+    regularized = covariance * scale.to(covariance)[:, None]
+    regularized *= scale.to(covariance)
+    variances = regularized.diagonal()
+    variances += ridge * variances.mean().clamp(min=1e-30)
+    return Whitening(mean, scale, torch.linalg.cholesky(regularized))
 
 
 @dataclass(frozen=True)
@@ -143,31 +189,36 @@ def canonical_correlation(
     """
     if min(x_ridge, y_ridge) <= 0 or sums.count < 2:
         raise ValueError("ridges must be positive, and there must be two pairs or more")
-    x_scale, y_scale = _scale(sums.count, sums.x, sums.xx, x_blocks), _scale(sums.count, sums.y, sums.yy, y_blocks)
-    sums = sums.scaled(x_scale, y_scale)
-    x_mean, y_mean = sums.x / sums.count, sums.y / sums.count
-    dtype = torch.float32 if approximate else torch.float64
-    x_lower = _lower((sums.xx / sums.count - x_mean.outer(x_mean)).to(dtype), x_ridge)
-    y_lower = _lower((sums.yy / sums.count - y_mean.outer(y_mean)).to(dtype), y_ridge)
-    whitened = (sums.xy / sums.count - x_mean.outer(y_mean)).to(dtype)
-    whitened = torch.linalg.solve_triangular(x_lower, whitened, upper=False)
-    whitened = torch.linalg.solve_triangular(y_lower, whitened.T, upper=False).T
-    kept = min(whitened.shape) if count is None else min(count, *whitened.shape)
-    x_side, values, y_side = (_leading if approximate else _singular)(whitened, kept)
-    x_map = torch.linalg.solve_triangular(x_lower.T, x_side, upper=True).double() * x_scale[:, None]
-    y_map = torch.linalg.solve_triangular(y_lower.T, y_side, upper=True).double() * y_scale[:, None]
-    return CanonicalCorrelation(x_mean / x_scale, y_mean / y_scale, x_map, y_map, values.double())
+    of = sums.covariances(torch.float32 if approximate else torch.float64)
+    x, y = whitening(of.x_mean, of.xx, x_ridge, x_blocks), whitening(of.y_mean, of.yy, y_ridge, y_blocks)
+    return correlation_of_whitened(x, y, y.apply(x.apply(of.xy).T).T, count, approximate=approximate)
 
 
-def _scale(count: Tensor, total: Tensor, squares: Tensor, blocks: Sequence[int] | None) -> Float[Tensor, " V"]:
+def correlation_of_whitened(
+    x: Whitening, y: Whitening, covariance: Float[Tensor, "V W"], count: int | None = None, *, approximate: bool = False
+) -> CanonicalCorrelation:
+    """Return canonical correlations, computed from the covariance between whitened features.
+
+    Args:
+        x, y: the whitenings.
+        covariance: covariance of the whitened x with the whitened y.
+        count, approximate: as for `canonical_correlation`.
+    """
+    kept = min(covariance.shape) if count is None else min(count, *covariance.shape)
+    x_side, values, y_side = (_leading if approximate else _singular)(covariance, kept)
+    return CanonicalCorrelation(x.mean, y.mean, x.map_to(x_side), y.map_to(y_side), values.double())
+
+
+def _scale(
+    mean: Float[Tensor, " V"], variances: Float[Tensor, " V"], blocks: Sequence[int] | None
+) -> Float[Tensor, " V"]:
     """Return the factor of each column that gives each block a total variance of 1; 1 for constant blocks."""
-    factors = torch.ones_like(total)
+    factors = torch.ones_like(mean)
     first = 0
     for width in blocks or ():
         block = slice(first, first + width)
-        square = squares.diagonal()[block].sum() / count
-        variance = square - ((total[block] / count) ** 2).sum()
-        if variance > _CONSTANT * square:
+        variance = variances[block].sum()
+        if variance > _CONSTANT * (variance + (mean[block] ** 2).sum()):
             factors[block] = variance.rsqrt()
         first += width
     return factors
@@ -195,12 +246,6 @@ def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, 
         torch.manual_seed(0)
         left, values, right = torch.svd_lowrank(matrix, q=min(count + 32, *matrix.shape), niter=2)
     return left[:, :count], values[:count], right[:, :count]
-
-
-def _lower(covariance: Tensor, ridge: float) -> Tensor:
-    """Return the Cholesky factor of a covariance with a ridge in units of its mean variance."""
-    variance = covariance.diagonal().mean().clamp(min=1e-30)
-    return torch.linalg.cholesky(covariance + ridge * variance * torch.eye(len(covariance)).to(covariance))
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipkit.metrics import recalls, retrieval_ranks
-from clipkit.metrics.canonical_correlation import PairSums, canonical_correlation
+from clipkit.metrics.canonical_correlation import PairSums, Whitening, correlation_of_whitened, whitening
 from clipkit.models.layers import Layered, columns
 from clipkit.recipe.layers import parse_layer
 
@@ -60,10 +61,10 @@ class Comparison:
     """
 
     def __init__(self, sums: PairSums, held_out: HeldOut, image: Layered, text: Layered, embed_dim: int) -> None:
-        self.sums = sums
+        covariances = sums.covariances(torch.float32)
         self.held_out = held_out
-        self.image = image
-        self.text = text
+        self.image = _Side(image, covariances.x_mean, covariances.xx, covariances.xy)
+        self.text = _Side(text, covariances.y_mean, covariances.yy, covariances.xy.T)
         self.embed_dim = embed_dim
         self.choices: list[Choice] = []
 
@@ -74,25 +75,39 @@ class Comparison:
         the text tower are chosen, and last the ridge. With fewer layers or a smaller ridge, results before training can
         be a little better, but the trained projections overfit (docs/benchmarks.md, two frozen towers).
         """
-        image, text = self.image.layers, self.text.layers
+        image, text = self.image.trunk.layers, self.text.trunk.layers
         if choose_image:
-            image = self._last_as_good([self.compare(each, text, _RIDGES[0]) for each in bundles(image)]).image_layers
+            tried = [self.compare(each, text, _RIDGES[0], "text") for each in bundles(image)]
+            image = self._last_as_good(tried).image_layers
         if choose_text:
             text = self._last_as_good([self.compare(image, each, _RIDGES[0]) for each in bundles(text)]).text_layers
         return self._last_as_good([self.compare(image, text, ridge) for ridge in _RIDGES])
 
-    def compare(self, image_layers: Sequence[str], text_layers: Sequence[str], ridge: float) -> Choice:
-        """Return the best choice of the width, for the given layers and ridge."""
+    def compare(
+        self,
+        image_layers: Sequence[str],
+        text_layers: Sequence[str],
+        ridge: float,
+        fixed: Literal["image", "text"] = "image",
+    ) -> Choice:
+        """Return the best choice of the width, for the given layers and ridge.
+
+        `fixed` is the tower whose layers are the same in the next comparison, which saves half of the work.
+        """
         layers = (tuple(image_layers), tuple(text_layers), ridge)
         for choice in self.choices:
             if (choice.image_layers, choice.text_layers, choice.ridge) == layers:
                 return choice
         image_columns, text_columns = self.columns(*layers[:2])
-        sums = self.sums.of(image_columns, text_columns)
-        blocks = self.widths(*layers[:2])
-        fitted = canonical_correlation(
-            sums, ridge, ridge, max(_WIDTHS), x_blocks=blocks[0], y_blocks=blocks[1], approximate=True
-        )
+        if fixed == "text":
+            of_text, half = self.text.half_whitened(layers[1], ridge)
+            of_image = self.image.whitening(layers[0], ridge)
+            whitened = of_image.apply(half[:, image_columns].T)
+        else:
+            of_image, half = self.image.half_whitened(layers[0], ridge)
+            of_text = self.text.whitening(layers[1], ridge)
+            whitened = of_text.apply(half[:, text_columns].T).T
+        fitted = correlation_of_whitened(of_image, of_text, whitened, max(_WIDTHS), approximate=True)
         x = (self.held_out.image[:, image_columns].double() - fitted.x_mean) @ fitted.x_map
         y = (self.held_out.text[:, text_columns].double() - fitted.y_mean) @ fitted.y_map
         most = min(self.embed_dim, len(fitted.correlations))
@@ -107,13 +122,11 @@ class Comparison:
 
     def columns(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the column numbers of the given layers in the features of both towers."""
-        image, text = self.image, self.text
-        return columns(image.layers, image.widths, image_layers), columns(text.layers, text.widths, text_layers)
+        return self.image.columns(image_layers), self.text.columns(text_layers)
 
     def widths(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the widths of these layers of both towers."""
-        of_image, of_text = (dict(zip(trunk.layers, trunk.widths, strict=True)) for trunk in (self.image, self.text))
-        return [of_image[name] for name in image_layers], [of_text[name] for name in text_layers]
+        return self.image.widths(image_layers), self.text.widths(text_layers)
 
     def _last_as_good(self, choices: Sequence[Choice]) -> Choice:
         # The largest standard error that a share of the images can have.
@@ -123,6 +136,53 @@ class Comparison:
 
     def _first_best(self, choices: Sequence[Choice]) -> Choice:
         return max(choices, key=lambda choice: choice.metrics[METRIC])
+
+
+class _Side:
+    """Features of all layers of one tower.
+
+    Args:
+        trunk: the trunk of the tower.
+        mean, covariance: mean and covariance of the features, V columns.
+        cross: covariance with the W features of the other tower.
+    """
+
+    def __init__(
+        self,
+        trunk: Layered,
+        mean: Float[Tensor, " V"],
+        covariance: Float[Tensor, "V V"],
+        cross: Float[Tensor, "V W"],
+    ) -> None:
+        self.trunk = trunk
+        self.mean = mean
+        self.covariance = covariance
+        self.cross = cross
+        self._last: tuple[Any, tuple[Whitening, Tensor]] | None = None
+
+    def columns(self, layers: Sequence[str]) -> Int[Tensor, " v"]:
+        """Return the column numbers of the given layers."""
+        return columns(self.trunk.layers, self.trunk.widths, layers)
+
+    def widths(self, layers: Sequence[str]) -> list[int]:
+        """Return the widths of the given layers."""
+        widths = dict(zip(self.trunk.layers, self.trunk.widths, strict=True))
+        return [widths[name] for name in layers]
+
+    def whitening(self, layers: Sequence[str], ridge: float) -> Whitening:
+        """Return the whitening of the given layers."""
+        chosen = self.columns(layers)
+        return whitening(self.mean[chosen], self.covariance[chosen][:, chosen], ridge, self.widths(layers))
+
+    def half_whitened(self, layers: Sequence[str], ridge: float) -> tuple[Whitening, Float[Tensor, "v W"]]:
+        """Return the whitening of the given layers, and their covariance after it with all layers of the other tower.
+
+        The result is kept until the next one.
+        """
+        if self._last is None or self._last[0] != (layers, ridge):
+            made = self.whitening(layers, ridge)
+            self._last = (layers, ridge), (made, made.apply(self.cross[self.columns(layers)]))
+        return self._last[1]
 
 
 def bundles(layers: Sequence[str]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from clipkit.models.layers import Layered
 from clipkit.models.preprocess import stack_inputs
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.training import layer_choice
 from clipkit.training import step as step_module
 from clipkit.training.closed_form import pair_sums, parts_of, report_worse_than_start
 from clipkit.training.layer_choice import Choice, Comparison, HeldOut, bundles
@@ -187,7 +188,7 @@ def test_more_layers_and_a_larger_ridge_are_chosen_if_they_are_as_good_within_a_
     held_out = HeldOut(torch.ones(100, 6), torch.ones(100, 6), torch.arange(100))  # a standard error of at most 0.05
     recall = {1: 0.50, 2: 0.47, 3: 0.40}
 
-    def compare(self: Comparison, image: Any, text: Any, ridge: float) -> Choice:
+    def compare(self: Comparison, image: Any, text: Any, ridge: float, fixed: str = "image") -> Choice:
         return Choice(tuple(image), tuple(text), ridge, 2, {"mean_recall": recall[len(image)] - ridge / 100})
 
     monkeypatch.setattr(Comparison, "compare", compare)
@@ -195,6 +196,33 @@ def test_more_layers_and_a_larger_ridge_are_chosen_if_they_are_as_good_within_a_
     chosen = comparison.best(choose_image=True, choose_text=True)
     assert (chosen.image_layers, chosen.text_layers) == (("output", "mean:1"), trunk.layers)
     assert chosen.ridge == 3
+
+
+@pytest.mark.parametrize("fixed", ["image", "text"])
+def test_each_comparison_is_a_closed_form_start_of_its_layers(fixed: Any, monkeypatch: Any) -> None:
+    layers, widths = ("output", "mean:1", "max"), (5, 3, 4)
+    trunk: Any = SimpleNamespace(layers=layers, widths=widths)
+    image, of_caption = torch.randn(60, 12), torch.arange(60).repeat(2)
+    text = image[of_caption] @ torch.randn(12, 12) + torch.randn(120, 12)
+    sums = PairSums.zeros(12, 12)
+    sums.add(image, text, of_caption)
+    seen: list[Any] = []
+    monkeypatch.setattr(layer_choice, "retrieval_ranks", lambda *features: seen.append(features) or torch.ones(1))
+    monkeypatch.setattr(layer_choice, "recalls", lambda ranks: {})
+    monkeypatch.setattr(Comparison, "_first_best", lambda self, choices: choices[0])
+    comparison = Comparison(sums, HeldOut(image, text, of_caption), trunk, trunk, 6)
+    for chosen in [(("output", "max"), layers), (layers, layers), (layers, ("mean:1",)), (("max",), ("output",))]:
+        comparison.compare(*chosen, 2.0, fixed)
+        columns = comparison.columns(*chosen)
+        blocks = dict(zip(("x_blocks", "y_blocks"), comparison.widths(*chosen), strict=True))
+        expected = canonical_correlation(sums.of(*columns), 2.0, 2.0, 6, **blocks)
+        weights = expected.correlations
+        for found, rows, mean, matrix in (
+            (seen[-1][0], image[:, columns[0]], expected.x_mean, expected.x_map),
+            (seen[-1][1], text[:, columns[1]], expected.y_mean, expected.y_map),
+        ):
+            coordinates = F.normalize((rows.double() - mean) @ matrix * weights, dim=1).float()
+            torch.testing.assert_close(found @ found.T, coordinates @ coordinates.T, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
