@@ -160,12 +160,12 @@ def _image_outputs(
         batch = decoder.batch(positions, map(decoder, positions))
         return batch, output(tower, batch)
 
+    if device.type == "cpu" and len(images) >= _FUSED_FROM and dtype == torch.float32:
+        tower = with_fused_norms(tower)
     if not fast:
         batches = batches_of(len(images), cpu_batch(tower, batch_size))
         threads = threads_for(tower, len(batches))
         if threads > 1:
-            if len(images) >= _FUSED_FROM and dtype == torch.float32:
-                tower = with_fused_norms(tower)
             yield from side_by_side(tower, batches, of_positions, threads, [tower.preprocess])
             return
     size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)

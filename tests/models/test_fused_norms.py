@@ -1,7 +1,5 @@
 """Fused batch normalizations: same features, and only where the convolution runs directly before them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -89,7 +87,8 @@ def test_a_norm_that_learns_is_not_fused() -> None:
     assert with_fused_norms(tower) is tower
 
 
-def test_many_images_are_encoded_with_fused_norms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_images_are_encoded_with_fused_norms(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tower = tower_of(timm.create_model("test_efficientnet", num_classes=0))
     images = list(np.random.default_rng(0).integers(256, size=(8, 32, 32, 3), dtype=np.uint8))
     used: list[int] = []
@@ -99,7 +98,7 @@ def test_many_images_are_encoded_with_fused_norms(monkeypatch: pytest.MonkeyPatc
         return trunk_features(tower, inputs)
 
     before, count = torch.get_num_threads(), len(norms(tower))
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     try:
         plain = encode_images(tower, images, through, None, torch.device("cpu"))
         assert set(used) == {count}
