@@ -11,3 +11,19 @@ def suites_folder() -> Path:
     package = Path(__file__).parent
     installed = package / "suites"
     return installed if installed.is_dir() else package.parent / "benchmarks" / "suites"
+
+
+def suite_names() -> list[str]:
+    """Return the names of all built-in suites and datasets.
+
+    Example:
+        >>> {"retrieval", "urban1k"} <= set(suite_names())
+        True
+    """
+    import yaml
+
+    names = set()
+    for file in suites_folder().glob("*.yaml"):
+        datasets = yaml.safe_load(file.read_text(encoding="utf-8")).get("datasets", ())
+        names |= {file.stem, *(entry if isinstance(entry, str) else entry["name"] for entry in datasets)}
+    return sorted(names)

@@ -142,6 +142,8 @@ def zeroshot(
 
     explained = _explained(measuring, explain, explain_query)
     labeled = read_labeled(data)
+    if explain and labeled.several:
+        explained = True  # an error of the task, also with queries
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 

@@ -35,9 +35,13 @@ def explain(
         ),
     ] = None,
     images: Annotated[
-        int,
-        typer.Option(metavar="N", help="With --data: number of images to explain, evenly spaced in the data.", min=2),
-    ] = 100,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --data: number of images to explain, evenly spaced in the data. Default: 100.",
+            min=2,
+        ),
+    ] = None,
     method: Annotated[
         Method,
         typer.Option(
@@ -58,9 +62,13 @@ def explain(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
     json_file: JsonFile = None,
-    score: Annotated[
-        bool, typer.Option(help="Measure how faithful the maps are. This takes about 130 forward passes per text.")
-    ] = True,
+    no_score: Annotated[
+        bool,
+        typer.Option(
+            "--no-score",
+            help="With --image: do not measure how faithful the maps are; it takes about 130 forward passes per text.",
+        ),
+    ] = False,
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -81,10 +89,11 @@ def explain(
             "clipkit explain needs either an image with texts or data; give --image F and at least one --text "
             "TEXT, or only --data D"
         )
-    if data is not None and against:
-        raise UserError(f"--against {against[0]!r} applies to --image, which was not given; remove --against")
-    if data is not None and out is not None:
-        raise UserError(f"--out {out} applies to --image, which was not given; remove --out")
+    of_image = {"--against": against, "--out": out, "--no-score": no_score}
+    for option, value in (of_image if image is None else {"--images": images}).items():
+        if value:
+            needed = "--image" if image is None else "--data"
+            raise UserError(f"{option} applies to {needed}, which was not given; remove {option}")
     check_models(model)
     if image is not None:
         check_file(Path(image), "give an image file to --image")
@@ -98,12 +107,12 @@ def explain(
 
     loaded = load(model, dtype=dtype)
     if data is not None:
-        _score(loaded, data, images, method, json_file)
+        _score(loaded, data, images or 100, method, json_file)
         return
     from clipkit.evaluation.explanation import explain as run
 
     assert image is not None
-    explanation = run(loaded, image, text or [], method=method, against=against or [], score=score)
+    explanation = run(loaded, image, text or [], method=method, against=against or [], score=not no_score)
     _print(explanation)
     write_output(json_file, json.dumps(explanation.to_dict(), ensure_ascii=False) + "\n", "explanation")
     if out is not None:
@@ -141,17 +150,20 @@ def _print(explanation: "Explanation") -> None:
                 [[word.word, f"{word.drop:+.3f}"] for word in one.words],
             )
         if one.scores is not None:
-            _print_scores(one.scores)
+            _print_scores(one.scores, explanation.against)
 
 
-def _print_scores(scores: "Scores") -> None:
+def _print_scores(scores: "Scores", against: list[str]) -> None:
     from clipkit.cli.tables import print_table
 
     maps = (scores.map, scores.random, scores.center)
+    from clipkit.findings import counted
+
     rows = [
         ["deletion AUC, lower is better", *(f"{one.deletion:.3f}" for one in maps)],
         ["insertion AUC, higher is better", *(f"{one.insertion:.3f}" for one in maps)],
     ]
-    print_table(["cosine while parts of the image are hidden", "this map", "random", "center"], rows)
+    scored = f"cosine minus mean cosine with {counted(len(against), 'other text')}" if against else "cosine"
+    print_table([f"{scored} while parts of the image are hidden", "this map", "random", "center"], rows)
     if scores.occlusion is not None:
         print(f"rank correlation with occlusion: {scores.occlusion:.2f}")

@@ -12,7 +12,7 @@ from clipkit.cli.launch import joined_processes, run_again_on_processes
 from clipkit.cli.measuring import CacheFolder, ProcessCount, cache_of
 from clipkit.cli.output import check_writable, write_file, write_output
 from clipkit.errors import OutputError, TrainingError
-from clipkit.suite_files import suites_folder
+from clipkit.suite_files import suite_names
 
 if TYPE_CHECKING:
     from clipkit.evaluation.suites import SuiteResult
@@ -25,7 +25,7 @@ def suite(
             metavar="NAME|FILE",
             help="Built-in suite or dataset, e.g. retrieval or imagenet1k (docs/suites.md lists them), or a YAML file "
             "with a suite.",
-            autocompletion=lambda: [file.stem for file in sorted(suites_folder().glob("*.yaml"))],
+            autocompletion=suite_names,
         ),
     ],
     models: Annotated[

@@ -16,7 +16,7 @@ from clipkit.data.sampler import Sample
 from clipkit.data.shared_memory import Packed, packed, unpacked
 from clipkit.data.slots import Inputs, Slots, Stack, slots_for
 from clipkit.data.sources.remote import fetch_ahead
-from clipkit.data.workers import WorkerProgress, start_worker
+from clipkit.data.workers import WorkerProgress, lost_workers, start_worker
 from clipkit.errors import DataError
 
 # (sample, attempt) -> replacement sample, for a missing or unreadable image
@@ -166,20 +166,13 @@ def _same(chunk: Any) -> Any:
 
 
 def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | None) -> Iterator[Batch | DataError]:
-    """Yield the chunks of the loader; a chunk is valid until the next one is requested.
-
-    If a worker dies while it sends a chunk, raise a RuntimeError like the one of torch for a worker that died.
-    """
-    try:
+    """Yield the chunks of the loader; a chunk is valid until the next one is requested."""
+    with lost_workers(loader):
         for chunk in loader:
             batch = unpacked(chunk)
             yield slots.opened(batch) if slots is not None else batch
             if slots is not None:
                 slots.free(batch)
-    except (ConnectionError, EOFError, FileNotFoundError) as error:
-        if not loader.num_workers:
-            raise
-        raise RuntimeError(f"DataLoader worker is gone: {str(error) or type(error).__name__}") from error
 
 
 class _Chunks:

@@ -21,7 +21,7 @@ from clipkit.data.batch import Assembly, Batch, BatchMemory, InputMaker, rows_of
 from clipkit.data.shared_memory import Packed, packed, shared_zeros, unpacked
 from clipkit.data.slots import Slots, Stack, slots_for
 from clipkit.data.sources.streams import Stream, StreamSample, identity_of
-from clipkit.data.workers import start_worker
+from clipkit.data.workers import lost_workers, start_worker
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
@@ -222,13 +222,14 @@ def stream_loader(
 
 
 def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots | None) -> Iterator[Batch | int]:
-    for chunk in map(unpacked, loader):
-        if isinstance(chunk, DataError):
-            chunk.everywhere = False  # other processes may be able to load their slices
-            raise chunk
-        yield slots.opened(chunk) if slots is not None else chunk
-        if slots is not None:
-            slots.free(chunk)
+    with lost_workers(loader):
+        for chunk in map(unpacked, loader):
+            if isinstance(chunk, DataError):
+                chunk.everywhere = False  # other processes may be able to load their slices
+                raise chunk
+            yield slots.opened(chunk) if slots is not None else chunk
+            if slots is not None:
+                slots.free(chunk)
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int, memory: BatchMemory | None) -> Iterator[Batch]:

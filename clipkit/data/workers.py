@@ -5,12 +5,14 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from clipkit.data.shared_memory import shared_zeros
 
@@ -41,6 +43,21 @@ class WorkerProgress:
         image_of = {process: image for process, image in self._current.tolist() if image >= 0}
         named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
         return " or ".join(str(self.images[image]) for image in named or image_of.values())
+
+
+@contextmanager
+def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
+    """Context in which a worker that dies while it sends data gives an error like that of torch for a dead worker.
+
+    Raises:
+        RuntimeError: a worker died; the message starts with "DataLoader worker".
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if not loader.num_workers:
+            raise
+        raise RuntimeError(f"DataLoader worker is gone: {str(error) or type(error).__name__}") from error
 
 
 def start_worker(worker: int) -> None:

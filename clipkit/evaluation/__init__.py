@@ -4,7 +4,6 @@ from clipkit.embedding.features import Features
 from clipkit.evaluation.classifier import zeroshot_classifier
 from clipkit.evaluation.compare import Comparison, compare
 from clipkit.evaluation.compare_suites import SuiteComparison, compare_suites
-from clipkit.evaluation.examples import chosen_examples
 from clipkit.evaluation.figures import Figure
 from clipkit.evaluation.result import build_result, read_result, to_json, versions
 from clipkit.evaluation.result_object import Result
@@ -24,7 +23,6 @@ __all__ = [
     "SuiteComparison",
     "associations",
     "build_result",
-    "chosen_examples",
     "clustering",
     "compare",
     "compare_suites",

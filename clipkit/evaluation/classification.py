@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.evaluation.examples import answer, chosen_examples, example, top
+from clipkit.data.sequences import evenly_spaced
+from clipkit.evaluation.examples import answer, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures
 from clipkit.metrics import (
     average_precision,
@@ -196,5 +197,5 @@ def _examples(
             images[image],
             [answer("text", titles[c], scores[image, c], right(image, c)) for c in top(scores[image], 5)],
         )
-        for image in chosen_examples(_EXAMPLES, len(scores))
+        for image in evenly_spaced(len(scores), _EXAMPLES)
     ]

@@ -7,17 +7,11 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.images import Stored, as_data_uri
 
 Kind = Literal["image", "text"]
 Item = str | Path | Stored
-
-
-def chosen_examples(count: int, of: int) -> list[int]:
-    """Return at most `count` evenly spaced positions below `of`, so that examples are not selected by hand."""
-    return evenly_spaced(of, count)
 
 
 def shown(item: Item, side: int = 112) -> str:

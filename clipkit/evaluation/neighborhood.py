@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.evaluation.examples import Item, Kind, answer, chosen_examples, example, shown
+from clipkit.data.sequences import evenly_spaced
+from clipkit.evaluation.examples import Item, Kind, answer, example, shown
 from clipkit.metrics import first_columns
 
 _EXAMPLES = 8
@@ -25,7 +26,7 @@ def neighbor_examples(features: Float[Tensor, "N D"], items: Sequence[Item], kin
         kind: kind of the items, image or text.
     """
     examples = []
-    for row in chosen_examples(_EXAMPLES, len(items)):
+    for row in evenly_spaced(len(items), _EXAMPLES):
         scores = features @ features[row]
         scores[row] = -torch.inf
         nearest, index = first_columns(scores[None], min(_NEIGHBORS, len(items) - 1))
@@ -56,7 +57,7 @@ def embedding_map(
     """
     from sklearn.manifold import TSNE
 
-    rows = chosen_examples(_ON_THE_MAP, len(items))
+    rows = evenly_spaced(len(items), _ON_THE_MAP)
     if len(rows) < 4:
         return []
     positions = TSNE(
@@ -78,7 +79,7 @@ def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> lis
     Returns:
         One row per image: `x` and `y` in [0, 1], and `label`.
     """
-    rows = chosen_examples(_ON_THE_MAP, len(labels))
+    rows = evenly_spaced(len(labels), _ON_THE_MAP)
     if len(rows) < 4:
         return []
     chosen = features[rows].double()

@@ -192,7 +192,7 @@ class Recipe(Section):
             "data.views": (self.data.views is not None, "remove data.views"),
             "augmented images": (bool(self.data.augmentation(self.model)), "set data.augment: none"),
             "several objectives": (set(self.objective) != {"captions"}, "set objective: captions"),
-            "loss.teacher": (Need.TEACHER in self.needs, "remove loss.teacher"),
+            "a loss with a teacher": (Need.TEACHER in self.needs, "set another loss"),
         }
         for given, (is_set, advice) in conflicts.items():
             if is_set:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -17,7 +16,7 @@ from clipkit.findings import Finding
 from clipkit.models import DualEncoder
 from clipkit.search.engine import LEAST_ROWS, NAME, build, is_installed, open_engine, recall
 from clipkit.search.folder import UNFINISHED
-from clipkit.search.layout import file_of, name_by_content, open_array, write_manifest
+from clipkit.search.layout import file_of, name_by_content, open_array, write_array, write_manifest
 from clipkit.search.log import Encoded, text_key
 from clipkit.search.nearest import Nearest, as_float32
 from clipkit.search.qdrant import NAME as QDRANT
@@ -188,13 +187,13 @@ class _Former:
 
 
 def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Former, width: int) -> None:
-    """Write the features of all keys to a file, a part at a time."""
-    array = open_memmap(file, "w+", FEATURES, (len(keys), width))
-    for start in range(0, len(keys), _COPIED):
-        for row, key in enumerate(keys[start : start + _COPIED], start):
-            array[row] = encoded[key] if key in encoded else former.features[former.row_of[key]]
-    array.flush()
-    del array
+    """Write the features of all keys to a file."""
+
+    def feature(key: bytes) -> NDArray[np.float16]:
+        return encoded[key] if key in encoded else former.features[former.row_of[key]]
+
+    parts = (np.stack([*map(feature, keys[start : start + _COPIED])]) for start in range(0, len(keys), _COPIED))
+    write_array(file, parts, FEATURES, (len(keys), width))
 
 
 def _write(file: Path, write: Callable[[Path], None], kind: str = "") -> dict[str, Any]:

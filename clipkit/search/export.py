@@ -1,7 +1,9 @@
 """Export of an index to NumPy, Parquet or LanceDB: one row per image, with its columns and its features in float32."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from clipkit.errors import OutputError, UserError, one_line
 from clipkit.export_formats import index_format
 from clipkit.files import replacing
 from clipkit.overwriting import check_new
-from clipkit.search.layout import check_content
+from clipkit.search.layout import check_content, write_array
 
 _BLOCK = 16_384
 _FEATURES = "features"
@@ -94,7 +96,9 @@ def write_lancedb(index: Exported, folder: Path) -> None:
     batches = (batch for table in _tables(index) for batch in table.to_batches())
     try:
         lancedb.connect(folder).create_table("images", data=batches, schema=_schema(index))
-    except (RuntimeError, ValueError) as error:  # of a type or a name that LanceDB does not have
+    except (RuntimeError, ValueError) as error:  # a full disk, or a type or a name that LanceDB does not have
+        if (full := os.strerror(errno.ENOSPC)) in str(error):
+            raise OSError(errno.ENOSPC, full) from None
         reason = one_line(error).partition(", /")[0]  # the line of LanceDB's source code follows
         raise UserError(f"{index.path}: LanceDB refuses its rows ({reason}); use --to parquet") from None
 
@@ -127,12 +131,8 @@ def _about(index: Exported) -> dict[str, Any]:
 
 
 def _write_array(file: Path, features: NDArray[np.float16]) -> None:
-    # Not memory-mapped: a full disk would end the process without a message.
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
-    with file.open("wb") as to:
-        np.lib.format.write_array_header_1_0(to, header | {"shape": features.shape})
-        for start in range(0, len(features), _BLOCK):
-            to.write(features[start : start + _BLOCK].astype(np.float32).tobytes())
+    parts = (features[start : start + _BLOCK] for start in range(0, len(features), _BLOCK))
+    write_array(file, parts, np.float32, features.shape)
 
 
 def _line(row: dict[str, Any]) -> str:

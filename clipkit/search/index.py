@@ -22,7 +22,7 @@ from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
 from clipkit.search.qdrant import QdrantEngine, server
-from clipkit.search.query import Term, combined, terms_of
+from clipkit.search.query import Term, check_vectors, combined, terms_of
 from clipkit.search.quick_text import QuickText, quick_text
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
@@ -190,6 +190,7 @@ class Index:
             raise UserError(f"k is {k}; give 1 or more results")
         if precision is not None and not 0 < precision < 1:
             raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        check_vectors(vectors, self.features.shape[1])
         mask = None if where is None else rows_where(self.rows, where)
         if without:
             mask = np.ones(len(self), bool) if mask is None else mask

@@ -7,7 +7,7 @@ index or the complete new one.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -140,6 +140,21 @@ def open_array(
     if isinstance(array, np.memmap) and array.offset + array.nbytes != file.stat().st_size:
         raise damaged(file, f"its header has a length of {array.offset} bytes")
     return array
+
+
+def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tuple[int, ...]) -> None:
+    """Write an array in NumPy's format, a part at a time.
+
+    Not memory-mapped: if the disk is full, the system would end the process without a message.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with file.open("wb") as to:
+        np.lib.format.write_array_header_1_0(to, header)
+        for part in parts:
+            to.write(np.ascontiguousarray(part, dtype).data)
 
 
 def open_table(

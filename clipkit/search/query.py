@@ -78,3 +78,17 @@ def combined(features: Float[Tensor, "T D"], weights: Sequence[float]) -> Float[
     if total.norm() < 1e-3 * sum(map(abs, weights)):
         raise DataError("the parts of the query cancel each other; change their weights")
     return torch.nn.functional.normalize(total, dim=0)
+
+
+def check_vectors(vectors: Tensor, width: int) -> None:
+    """Check that vectors of queries have the width of an index, and a direction.
+
+    Raises:
+        DataError: the shape is wrong, or a vector is zero or not finite.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != width:
+        raise DataError(f"vectors has the shape {tuple(vectors.shape)}; give a row of {width} numbers for each query")
+    has_direction = vectors.isfinite().all(dim=1) & vectors.any(dim=1)
+    if not has_direction.all():
+        row = int(has_direction.logical_not().nonzero()[0, 0])
+        raise DataError(f"vectors[{row}] is zero or not finite; give features of unit length")

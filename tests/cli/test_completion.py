@@ -12,6 +12,7 @@ from tests.forked import python
     [
         ("clipkit export m --to o", {"open_clip", "onnx"}),
         ("clipkit eval suite data", {"datacomp"}),
+        ("clipkit eval suite urban", {"urban1k"}),
         ("clipkit eval retrieval --dtype f", {"fp16", "fp32"}),
         ("clipkit data preview d --policy sim", {"simclr"}),
         ("clipkit mod", {"models"}),

@@ -92,6 +92,15 @@ def texts_of(found: list[Batch]) -> list[str]:
     return [bytes(row).decode().strip() for row in rows]
 
 
+def test_a_worker_that_dies_while_it_sends_is_reported(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> object:
+        raise EOFError
+
+    monkeypatch.setattr(stream.DataLoader, "__iter__", broken)
+    with pytest.raises(RuntimeError, match="^DataLoader worker is gone: ."):
+        batches(opened(address), 0, 2, 1)
+
+
 def same(one: list[Batch], two: list[Batch]) -> bool:
     def values(batch: Batch) -> list[torch.Tensor]:
         return [value for own in batch.inputs.values() for value in own.values()] + [batch.image_ids, batch.caption_ids]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipkit.data import read_pairs
-from clipkit.evaluation.examples import chosen_examples, shown
+from clipkit.evaluation.examples import shown
 from clipkit.images import DATA_URI
 from clipkit.report.page import thumbnail
 from tests.conftest import draw
@@ -28,10 +28,3 @@ def test_images_in_a_tar_are_stored_in_the_example_itself(tmp_path: Path, monkey
     assert shown(broken) == str(tmp_path / "a.tar/2.png")
     assert shown(Path("a.png")) == "a.png"
     assert shown("a caption") == "a caption"
-
-
-def test_chosen_examples_are_evenly_spaced() -> None:
-    assert chosen_examples(3, 11) == [0, 5, 10]
-    assert chosen_examples(8, 3) == [0, 1, 2]
-    assert chosen_examples(8, 1) == [0]
-    assert len(chosen_examples(8, 1000)) == 8

@@ -105,6 +105,25 @@ def test_only_new_content_is_encoded_again(folder: Path, model: DualEncoder, tmp
     assert len(list(out.iterdir())) == 3  # manifest, rows, features: the old files are gone
 
 
+def test_a_full_disk_is_one_line_and_the_index_stays(
+    folder: Path, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    embed(str(folder), model, out)
+    before = content(out)
+    draw("red", "circle", shift=9).save(folder / "new.png")
+
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipkit.search.assembly.write_array", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        embed(str(folder), model, out)
+    monkeypatch.undo()
+    assert embed(str(folder), model, out).encoded_images == 0
+    assert content(out) != before
+
+
 def test_unreadable_images_are_listed_and_left_out(folder: Path, model: DualEncoder, tmp_path: Path) -> None:
     (folder / "03.png").write_bytes(b"no image")
     made = embed(str(folder), model, tmp_path / "index")

@@ -2,7 +2,10 @@
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +89,20 @@ def test_a_column_that_lancedb_refuses_is_named(index: Index, tmp_path: Path) ->
     pytest.importorskip("lancedb", reason="needs pip install 'clipkit-torch[lancedb]'")
     index.rows = index.rows.append_column("meta.year", index.rows["year"])
     with pytest.raises(UserError, match=r"meta\.year"):
+        index.export("lancedb", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_the_reason_also_for_lancedb(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_table(*given: Any, **options: Any) -> None:
+        raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28), /rust/lance/src/x.rs")
+
+    connected = SimpleNamespace(create_table=create_table)
+    monkeypatch.setitem(sys.modules, "lancedb", SimpleNamespace(connect=lambda folder: connected))  # type: ignore[misc]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(OutputError, match="No space left on device"):
         index.export("lancedb", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -99,6 +99,21 @@ def test_queries_without_a_meaning_are_refused(index: Index, query: dict[str, ob
     assert named in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(0.0, "vectors[1]"), (float("nan"), "vectors[1]"), (None, "(2, 3)")],
+)
+def test_vectors_without_a_direction_are_refused(index: Index, change: float | None, named: str) -> None:
+    vectors = index.unit_features(slice(0, 2))
+    if change is None:
+        vectors = vectors[:, :3]
+    else:
+        vectors[1] *= change
+    with pytest.raises(DataError) as refused:
+        index.search_vectors(vectors)
+    assert named in str(refused.value)
+
+
 COLUMNS = pa.table(
     {
         "year": [2019, 2021, None, 2023],

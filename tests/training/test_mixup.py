@@ -113,7 +113,7 @@ def test_two_processes_give_the_losses_of_one(recipe: Build, tmp_path: Path) -> 
         ({"data.views": 2, "data.store": {}}, ("data.views",)),
         ({"data.samples": 100}, ("data.samples",)),
         ({"objective": {"captions": 1, "views": 1}, "views": {"image": {}}}, ("objective: captions",)),
-        ({"loss.name": [{"name": "infonce"}, {"name": "distillation", "teacher": "a/b"}]}, ("loss.teacher",)),
+        ({"loss.name": [{"name": "infonce"}, {"name": "distillation", "teacher": "a/b"}]}, ("teacher",)),
         ({"data.mixup": 0}, ("0",)),
     ],
 )

@@ -19,7 +19,7 @@ from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.data.sources.held import ObjectImages, key_of, path_of
 from clipkit.data.sources.saved import of_dataset, of_table
-from clipkit.data.workers import start_worker
+from clipkit.data.workers import lost_workers, start_worker
 from clipkit.errors import DataError, one_line
 from clipkit.images import Held, kind_of
 
@@ -208,8 +208,9 @@ def _texts_of(texts: _Texts) -> Iterator[tuple[Any, ...]]:
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # the global one belongs to the run
     )
-    for batch in loader:
-        yield from batch
+    with lost_workers(loader):
+        for batch in loader:
+            yield from batch
 
 
 def _same(batch: Any) -> Any:

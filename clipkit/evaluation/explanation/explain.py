@@ -61,6 +61,8 @@ class Explanation:
     pixels: UInt8[np.ndarray, "H W 3"] = field(repr=False)
     """The image as the model sees it, after resizing and cropping."""
     texts: list[Explained]
+    against: list[str]
+    """Texts against which these texts are explained; empty: each text is explained by itself."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pixels as plain values."""
@@ -68,6 +70,7 @@ class Explanation:
             "model": self.model,
             "image": self.image,
             "method": self.method,
+            "against": self.against,
             "texts": [
                 {
                     "text": one.text,
@@ -124,7 +127,7 @@ def explain(
         0.083
         >>> shown.save("dog_explained.png")                                          # doctest: +SKIP
     """
-    several = listed_strings(texts)
+    several, others = listed_strings(texts), listed_strings(against)
     if not several:
         raise DataError("texts is an empty list; give at least one text")
     check_present(model.name, image=model.image, text=model.text)
@@ -134,7 +137,7 @@ def explain(
     shorter = [" ".join(row[:k] + row[k + 1 :]) for row in words for k in range(len(row))]
     alone = [word for row in words for word in row]
     features = model.encode_text([*several, *alone, *shorter])
-    directions = _contrasted(model, [*several, *alone], features, listed_strings(against))
+    directions = _contrasted(model, [*several, *alone], features, others)
     maps = relevance(model, seen, directions, method)
     cosines = (model_features(model, seen) @ features.T).tolist()
     of_words, without = iter(maps[len(several) :]), iter(cosines[len(several) + len(alone) :])
@@ -149,7 +152,7 @@ def explain(
         for k, text in enumerate(several)
     ]
     name = str(image) if isinstance(image, str | Path) else type(image).__name__
-    return Explanation(model.name, name, method, seen.pixels, explained)
+    return Explanation(model.name, name, method, seen.pixels, explained, others)
 
 
 def _contrasted(

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from clipkit.data import NearMisses, read_near_misses
 from clipkit.data.near_miss_objects import near_misses_of
+from clipkit.data.sequences import evenly_spaced
 from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
-from clipkit.evaluation.examples import answer, chosen_examples, example, top
+from clipkit.evaluation.examples import answer, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
 from clipkit.evaluation.predictions import write_rows
 from clipkit.evaluation.result import build_result, data_hash
@@ -159,7 +160,7 @@ def _examples(queries: Mapping[str, Sequence[Any]], scores: Tensor) -> list[dict
             queries["images"][k][0],
             [answer("text", queries["texts"][k][text], scores[k, 0, text], text == 0) for text in top(scores[k, 0], 2)],
         )
-        for k in chosen_examples(_EXAMPLES, len(scores))
+        for k in evenly_spaced(len(scores), _EXAMPLES)
     ]
 
 

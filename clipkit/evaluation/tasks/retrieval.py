@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipkit.data import Pairs, read_pairs
+from clipkit.data.sequences import evenly_spaced
 from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.embedding.hashes import content_hashes
@@ -23,7 +24,7 @@ from clipkit.evaluation.example_maps import (
     explained_mistakes,
     explained_queries,
 )
-from clipkit.evaluation.examples import answer, chosen_examples, example, top
+from clipkit.evaluation.examples import answer, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import build_result, data_hash
@@ -299,12 +300,12 @@ def _examples(
     image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
     examples = []
-    for text in chosen_examples(_EXAMPLES, len(queries.texts)):
+    for text in evenly_spaced(len(queries.texts), _EXAMPLES):
         scores = image_features @ text_features[text]
         right = queries.right_images(text)
         answers = [answer("image", pairs.images[image], scores[image], image in right) for image in top(scores, 5)]
         examples.append(example("text", queries.texts[text], answers))
-    for image in chosen_examples(_EXAMPLES, len(pairs.images)):
+    for image in evenly_spaced(len(pairs.images), _EXAMPLES):
         scores = text_features @ image_features[image]
         answers = [
             answer("text", queries.texts[text], scores[text], image in queries.right_images(text))
