@@ -78,8 +78,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Write rows, features and texts; then replace the manifest, and return the new one.
 
-    With Qdrant, the features are
-    copied to its server, and the collection of the existing index (`former`) is removed.
+    With Qdrant, the features are copied to its server, and the collection of the existing index (`former`) is removed.
     """
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")

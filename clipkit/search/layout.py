@@ -145,8 +145,7 @@ def open_array(
 def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tuple[int, ...]) -> None:
     """Write an array in NumPy's format, one part after the other.
 
-    The file is not memory-mapped, because a full disk
-    would then kill the process without a message.
+    The file is not memory-mapped, because a full disk would then kill the process without a message.
 
     Raises:
         OSError: the file cannot be written.

@@ -28,8 +28,7 @@ _NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
 def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache.
 
-    The result is None if the
-    tower is of another kind or cannot be read; loading the whole model then reports the reason.
+    The result is None if the tower is of another kind or cannot be read; loading the whole model then reports why.
     """
     try:
         folder = _folder(str(name))
