@@ -62,13 +62,12 @@ def explain(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
     json_file: JsonFile = None,
-    no_score: Annotated[
-        bool,
+    score: Annotated[
+        bool | None,
         typer.Option(
-            "--no-score",
-            help="With --image: do not measure how faithful the maps are; it takes about 130 forward passes per text.",
+            help="With --image: measure how faithful the maps are (default), with about 130 forward passes per text.",
         ),
-    ] = False,
+    ] = None,
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -89,9 +88,9 @@ def explain(
             "clipkit explain needs either an image with texts or data; give --image F and at least one --text "
             "TEXT, or only --data D"
         )
-    of_image = {"--against": against, "--out": out, "--no-score": no_score}
+    of_image = {"--against": against, "--out": out, "--score" if score else "--no-score": score}
     for option, value in (of_image if image is None else {"--images": images}).items():
-        if value:
+        if value or value is False:
             needed = "--image" if image is None else "--data"
             raise UserError(f"{option} applies to {needed}, which was not given; remove {option}")
     check_models(model)
@@ -112,7 +111,7 @@ def explain(
     from clipkit.evaluation.explanation import explain as run
 
     assert image is not None
-    explanation = run(loaded, image, text or [], method=method, against=against or [], score=not no_score)
+    explanation = run(loaded, image, text or [], method=method, against=against or [], score=score is not False)
     _print(explanation)
     write_output(json_file, json.dumps(explanation.to_dict(), ensure_ascii=False) + "\n", "explanation")
     if out is not None:

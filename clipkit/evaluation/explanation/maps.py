@@ -3,15 +3,17 @@
 The value of a token is what attention returns for the token alone, i.e. its value after the output projection. The
 method `gradient` multiplies the values of patches by the gradient of the cosine with respect to the output of
 attention, and sums over channels and blocks (Zhao et al. 2024, "Gradient-based visual explanation for CLIP",
-Grad-ECLIP, without its spatial weights). For other towers it sums gradient times activation over the channels of the
-last layer with positions (Draelos and Carin 2020, HiResCAM). The method `patches` passes the value of each patch
-through the rest of a vision transformer and compares it with the text (Zhou et al. 2022, "Extract free dense labels
-from CLIP", without the last block's residual connection and MLP, as Lan et al. 2024, ClearCLIP).
+Grad-ECLIP, without its spatial weights). For other towers it integrates the gradient of the last layer with positions
+while the image appears from its mean color, and sums over channels (Sundararajan et al. 2017, "Axiomatic attribution
+for deep networks"; Dhamdhere et al. 2018, "How important is a neuron?", for layers). The method `patches` passes the
+value of each patch through the rest of a vision transformer and compares it with the text (Zhou et al. 2022, "Extract
+free dense labels from CLIP", without the last block's residual connection and MLP, as Lan et al. 2024, ClearCLIP).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isqrt
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from clipkit.models.towers import ImageTower
 Method = Literal["gradient", "patches", "occlusion"]
 
 _MOST_PREFIX = 16  # tokens before those of patches: class token and registers
+_SEGMENTS = 4  # parts of the path of integrated gradients; more did not agree better with occlusion
 
 
 class NoValuesError(Exception):
@@ -161,11 +164,19 @@ def _alone(
 
 
 def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    held = _Held()
-    hooks = [_last_layer(tower, seen).register_forward_hook(held.replace_output)]
-    (gradients,) = _gradients(tower, seen, texts, hooks, [held.output])
-    product = held.output[0].detach() * gradients
-    return product[:, 0].sum(dim=-1 if _channels_last(product[0]) else 1).float().cpu()
+    """Return the integrated gradients of the last layer with positions.
+
+    The integral goes from an image of the mean color to the image, by the trapezoidal rule. A map sums up to nearly the
+    difference of the cosines of both images.
+    """
+    layer, steps = _last_layer(tower, seen), []
+    for share in torch.linspace(0, 1, _SEGMENTS + 1).tolist():
+        held = _Held()
+        hooks = [layer.register_forward_hook(held.replace_output)]
+        (gradients,) = _gradients(tower, seen.faded(share), texts, hooks, [held.output])
+        steps.append((held.output[0].detach(), gradients))
+    products = [(after - before) * (first + second) / 2 for (before, first), (after, second) in pairwise(steps)]
+    return torch.stack(products).sum(dim=0)[:, 0].sum(dim=-1 if _channels_last(steps[0][0]) else 1).float().cpu()
 
 
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:

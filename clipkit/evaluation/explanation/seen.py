@@ -1,6 +1,6 @@
 """An image as the image tower sees it, with some of its parts hidden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,13 @@ class Seen:
         mean = channels.mean(dim=(1, 2), keepdim=True)
         shown = torch.where(mask.flatten(1)[:, :, None, None], channels, mean).flatten(2)
         return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(keep), -1), "pixel_values": shown}
+
+    def faded(self, share: float) -> "Seen":
+        """Return the image mixed with its mean color; `share` 0 is the mean color, 1 the image."""
+        both = torch.tensor([True, False], device=self.inputs["pixel_values"].device)[:, None, None]
+        shown, hidden = self.hidden(both)["pixel_values"].split(1)
+        mixed = torch.lerp(hidden, shown, share)
+        return replace(self, inputs={**self.inputs, "pixel_values": mixed})
 
     @property
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import clipkit
 from clipkit.errors import ModelError
+from clipkit.evaluation.explanation.explain import model_features
 from clipkit.evaluation.explanation.maps import Method, blocks_of, gradient_maps, patch_maps
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder, compose
@@ -113,6 +114,19 @@ def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
     assert last >= 5
     assert [word.word for word in shown.texts[0].words] == ["a", "red", "thing"]
     assert shown.texts[1].words == []
+
+
+def test_integrated_gradients_add_up_to_the_difference_from_the_mean_color() -> None:
+    model = _color_model()
+    image = Image.new("RGB", (32, 32), (128, 128, 128))
+    image.paste((255, 60, 60), (0, 0, 16, 8))
+    image.paste((60, 60, 255), (24, 16, 32, 24))
+    (shown,) = clipkit.explain(model, image, "red", score=False).texts
+    text = model.encode_text(["red"])[0]
+    seen = Seen.by(model, image)
+    of_mean, of_image = (float(model_features(model, seen.faded(share)) @ text) for share in (0.0, 1.0))
+    assert of_image == pytest.approx(shown.cosine, abs=1e-6)
+    assert float(shown.map.sum()) == pytest.approx(of_image - of_mean, rel=0.05)
 
 
 @pytest.mark.parametrize("method", ["gradient", "patches", "occlusion"])
