@@ -42,7 +42,7 @@ ExplainedQueries = Annotated[
 
 
 def _explained(measuring: Measuring, explain: bool, queries: list[str] | None) -> bool | list[str]:
-    """Return the argument `explain` of an evaluation function."""
+    """Return the argument `explain` of an evaluation function, from the options --explain and --explain-query."""
     from clipkit.data import read_queries
 
     if (explain or queries) and measuring.report is None and measuring.json_file is None:

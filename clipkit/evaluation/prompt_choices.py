@@ -60,8 +60,9 @@ def prompt_choices(
 ) -> list[dict[str, Any]]:
     """Return the accuracy with the given prompts, and with each of several common choices of prompts.
 
-    The choices are the given class names and, if any name differs, the cleaned names (`cleaned`); each with no
-    template, with the default template, and with CLIP's 7 and 80 templates. The first row is for the given prompts.
+    The choices are the given class names and, if any name differs, the cleaned names (`cleaned`). Both are combined
+    with no template, with the default template, and with CLIP's 7 and 80 templates. The first row is for the given
+    prompts.
 
     Returns:
         Rows with `names` (given or cleaned), `templates`, `prompts` (number of different ones), `cut` (prompts longer

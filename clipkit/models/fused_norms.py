@@ -21,8 +21,8 @@ def with_fused_norms(tower: ImageTower) -> ImageTower:
     """Return a tower that computes the same features with fewer operations, or the tower itself if that is impossible.
 
     In evaluation mode, batch normalization is an affine map of each channel, so a convolution before it can include it:
-    for an EfficientNet-Lite0, this saves a fifth of the time. The order in which a module registers its parts does not
-    prove the order in which it runs them, so the features of an image are compared.
+    for an EfficientNet-Lite0, this saves a fifth of the time. A module may run its layers in another order than it
+    registers them, so the features of both towers are compared on one image.
 
     Args:
         tower: tower in evaluation mode, with float32 weights on the CPU. It is not changed; the parameters that stay

@@ -124,7 +124,7 @@ class LayeredImage(Layered):
             self._leave_out_wide()
 
     def _outputs(self, pixels: Tensor, indices: list[int] | None = None) -> tuple[Any, Sequence[Any]]:
-        """Return the output before the head, and those of all stages or blocks or of the given ones, from 0."""
+        """Return the output before the head, and the outputs of the stages or blocks `indices`, from 0; None: all."""
         if not hasattr(self.native, "forward_intermediates"):
             return self.native.forward_features(pixels), []
         last, maps = self.native.forward_intermediates(pixels, indices=indices, **self._options)

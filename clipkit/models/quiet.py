@@ -25,7 +25,7 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Temporarily silence messages below ERROR of the root logger, which open_clip uses; then remove the handler."""
+    """Silence messages below ERROR of the root logger, which open_clip uses; restore the logger afterwards."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
     root.addHandler(handler)  # without a handler, the first message would install one for the whole process

@@ -93,7 +93,7 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """This module, which contains the parts of the transformer."""
+        """Module that contains the parts of the transformer: this module itself."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -40,7 +40,7 @@ def key_mapping(names: Iterable[str]) -> dict[str, str] | None:
 
 
 def check_merged(names: Iterable[str], file: Path) -> None:
-    """Raise an error for weights of a model that still contains adapters: its weights have other names.
+    """Raise an error for a file with PEFT adapters that are not merged: they change the names of the weights.
 
     Raises:
         ModelError: a layer is wrapped by an adapter of PEFT.

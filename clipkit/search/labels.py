@@ -1,7 +1,7 @@
 """Images whose label is likely wrong, by the labels of their most similar images.
 
-Each image's label is compared with a vote of its ten most similar images, which does not count the image itself or
-copies of it (so no label votes for itself). A vote counts exp(s / 0.07) for the cosine similarity s (Wu et al. 2018,
+Each image's label is compared with the labels of its ten most similar other images. Copies of the image are left out,
+because they would vote for their own label. A vote counts exp(s / 0.07) for the cosine similarity s (Wu et al. 2018,
 section 3.4). The doubt is the share of votes of the most frequent other label minus the share of the image's label.
 """
 

@@ -10,7 +10,7 @@ from clipkit.models.merge import averaged
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ROUNDING = 1e-9
-"""Tolerance of the rule, because a difference such as 0.56 - 0.55 is slightly more than 0.01."""
+"""Tolerance of the comparison with `max_forgetting`, because 0.56 - 0.55 is slightly more than 0.01 in floats."""
 
 
 def alphas_of(interpolate: bool | int) -> tuple[float, ...]:

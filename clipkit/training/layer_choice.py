@@ -69,11 +69,12 @@ class Comparison:
         self.choices: list[Choice] = []
 
     def best(self, choose_image: bool, choose_text: bool) -> Choice:
-        """Return the best choice: most layers, larger ridge, and a mean recall within a standard error of the highest.
+        """Return the choice with the most layers and the larger ridge among those close to the highest mean recall.
 
-        The layers of the image tower are chosen first, combined with all layers of the text tower. Then the layers of
-        the text tower are chosen, and last the ridge. With fewer layers or a smaller ridge, results before training can
-        be a little better, but the trained projections overfit (docs/benchmarks.md, two frozen towers).
+        A choice is close if its mean recall is within a standard error. The layers of the image tower are chosen first,
+        combined with all layers of the text tower. Then the layers of the text tower are chosen, and last the ridge.
+        With fewer layers or a smaller ridge, results before training can be a little better, but the trained
+        projections overfit (docs/benchmarks.md, two frozen towers).
         """
         image, text = self.image.trunk.layers, self.text.trunk.layers
         if choose_image:
@@ -125,7 +126,7 @@ class Comparison:
         return self.image.columns(image_layers), self.text.columns(text_layers)
 
     def widths(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the widths of these layers of both towers."""
+        """Return the widths of the given layers of both towers."""
         return self.image.widths(image_layers), self.text.widths(text_layers)
 
     def _last_as_good(self, choices: Sequence[Choice]) -> Choice:

@@ -12,7 +12,7 @@ from clipkit.training.step import Step
 
 @dataclass(eq=False)
 class State:
-    """Everything that changes during a run; converts it to the content of a checkpoint and back.
+    """State of a run: everything that changes during the run, with conversion to a checkpoint and back.
 
     Args:
         plan: the plan of the run; its `learned` has the tensors.

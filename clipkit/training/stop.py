@@ -58,7 +58,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
-        """Return a context in which signals are only recorded; with `deferred(False)`, they raise immediately again."""
+        """Return a context in which signals are only recorded; with `deferred(False)`, they raise Interrupted."""
         before, self._deferred = self._deferred, deferred
         try:
             if self.signal is not None and not deferred:

@@ -45,7 +45,7 @@ _PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def peak_of(device_name: str, precision: str) -> float | None:
-    """Return the peak of a device in operations per second, or None if the device is unknown or is a part of a GPU
+    """Return the peak of a device in operations per second, or None for an unknown device and for a part of a GPU
     (MIG).
 
     Args:

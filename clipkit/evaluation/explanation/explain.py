@@ -158,7 +158,7 @@ def explain(
 def _contrasted(
     model: DualEncoder, texts: Sequence[str], features: Float[Tensor, "M D"], against: Sequence[str]
 ) -> Float[Tensor, "T D"]:
-    """Return the features of each text minus the mean features of the other texts that it is explained against."""
+    """Return the features of each text minus the mean features of the texts in `against` that differ from the text."""
     features = features[: len(texts)]
     if not against:
         return features

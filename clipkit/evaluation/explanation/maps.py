@@ -28,12 +28,12 @@ from clipkit.models.towers import ImageTower
 
 Method = Literal["gradient", "patches", "occlusion"]
 
-_MOST_PREFIX = 16  # tokens before those of patches: class token and registers
-_SEGMENTS = 4  # parts of the path of integrated gradients; more did not agree better with occlusion
+_MOST_PREFIX = 16  # largest number of tokens before the patches: class token and registers
+_SEGMENTS = 4  # number of parts of the path of integrated gradients; more did not agree better with occlusion
 
 
 class NoValuesError(Exception):
-    """The attention of a block does not accept single tokens."""
+    """Error for a block whose attention does not accept single tokens."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Held:
     def replace_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
         self.output.append(first if first.requires_grad else first.detach().requires_grad_())
-        kept = self.output[0] * 1  # not a leaf, which a layer could not change in place
+        kept = self.output[0] * 1  # not a leaf: the next layer may change it in place
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     def values(self, attention: nn.Module) -> Float[Tensor, "L W"]:
@@ -194,7 +194,7 @@ def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
 
 
 def _last_layer(tower: ImageTower, seen: Seen) -> nn.Module:
-    """Return the layer whose output is the last one with positions."""
+    """Return the last layer whose output still has positions, i.e. rows and columns."""
     reached: list[nn.Module] = []
 
     def see(module: nn.Module, _: Any, output: Any) -> None:
@@ -218,7 +218,7 @@ def _channels_last(activations: Tensor) -> bool:
 def _gradients(
     tower: ImageTower, seen: Seen, texts: Tensor, hooks: list[Any], outputs: Sequence[list[Tensor]]
 ) -> list[Float[Tensor, "T ..."]]:
-    """Return for each text the gradients of the cosine with respect to the outputs that the hooks keep."""
+    """Return for each text the gradients of the cosine with respect to the outputs that the hooks store."""
     with _hooked(hooks), torch.enable_grad():
         features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
         kept = [output[0] for output in outputs]

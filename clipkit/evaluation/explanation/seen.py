@@ -15,7 +15,7 @@ from clipkit.models import DualEncoder
 from clipkit.models.preprocess import Preprocess
 
 _SHAPE = "spatial_shapes"  # input of towers that keep the aspect ratio: rows and columns of patches
-_MASKS = {"pixel_attention_mask"}  # not needed without padding
+_MASKS = {"pixel_attention_mask"}  # inputs that are set to None, because there is no padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Seen:
         tower = model.image
         inputs = tower.ready(tower.preprocess(open_image(image)))
         dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
-        if _SHAPE in inputs:  # without the padding after the patches
+        if _SHAPE in inputs:  # remove the padding after the patches
             count = int(inputs[_SHAPE].prod())
             inputs = {name: value if name == _SHAPE else value[:count] for name, value in inputs.items()}
         elif inputs.get("pixel_values", torch.zeros(0)).ndim != 3:

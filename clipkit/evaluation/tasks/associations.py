@@ -107,7 +107,7 @@ def prompt(cue: str) -> str:
 
 
 def expected_jaccard(candidates: int, right: int) -> float:
-    """Return the expected Jaccard index if `right` of the candidates belong to the word and as many are drawn.
+    """Return the expected Jaccard index of `right` random candidates if `right` of all candidates are correct.
 
     Example:
         >>> expected_jaccard(2, 1)

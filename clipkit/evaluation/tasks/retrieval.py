@@ -251,7 +251,7 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the first image of each text (M,); -1 for a text without images."""
+    """Return the lowest position of a correct image of each text (M,); -1 for a text without images."""
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 

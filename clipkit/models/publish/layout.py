@@ -30,7 +30,7 @@ class Layout:
     source: str = ""
     """Name of the exported model, from which clipkit loads the preprocessing of `prepared_by_clipkit`."""
     clean: str | None = None
-    """Expression for the function that replaces open_clip's repair of captions, if the model has none."""
+    """Python expression for a function that prepares captions instead of open_clip's repair; None: not needed."""
 
     @property
     def repositories(self) -> list[str]:

@@ -73,5 +73,5 @@ def _name_for(tracker: str, figure: str) -> str:
 
 
 def _simple(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to types that every tracker accepts, without passwords in addresses."""
+    """Convert values to types that every tracker accepts, and remove passwords from URLs."""
     return {key: value if isinstance(value, int | float) else printable(str(value)) for key, value in values.items()}

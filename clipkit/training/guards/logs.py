@@ -69,5 +69,5 @@ class Logs:
 
     @property
     def is_warm(self) -> bool:
-        """True if the whole window lies after the warmup, and after the first tenth of a short run."""
+        """True if all steps of the window are after the warmup and, in a short run, after its first tenth."""
         return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))

@@ -147,9 +147,9 @@ class Monitor:
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Measure retention with the current weights.
+        """Measure retention with the current weights; return it for the settings of results.json.
 
-        Return it with its value at the start, as entries for the settings of results.json.
+        The result also has the retention before training; it is empty if retention is not measured.
         """
         if self.retention is None:
             return {}

@@ -41,7 +41,7 @@ class _Losses(NamedTuple):
     each: Float[Tensor, " N"]
     """Loss of each pair, the mean of both directions."""
     matched: float
-    """Share of pairs that are matched."""
+    """Share of pairs whose image and caption have the highest similarity in the batch, the mean of both directions."""
 
 
 class _Trial:

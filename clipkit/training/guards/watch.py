@@ -26,7 +26,7 @@ _WAITING = 0.2
 _LEARNED, _MEMORIZED = 0.2, 0.9
 """Smallest shares of training captions that rank their image first in a batch: as learned, and as memorized."""
 _GAP = 3.0
-"""Smallest ratio of this share in training to the same share in validation that counts as a gap."""
+"""Smallest ratio of the share of training captions to the share of validation captions that rank their image first."""
 _PLATEAU, _RISING = 2, 1.02
 """Number of latest evaluations, and the factor by which one of them must exceed the earlier ones to count as rising."""
 _PATIENCE = 3
