@@ -47,8 +47,9 @@ class DataSet(Section):
     task: str
     """A key of `clipkit.tasks.TASKS`."""
     source: str
-    """Any data that the other commands accept; `wds:ORG/NAME[@REVISION]`, a dataset on the Hub in CLIP_benchmark's
-    layout; or `twemoji:groups` and `twemoji:LANGUAGE`, built from pip packages."""
+    """Data in any form that other commands accept, or `twemoji:groups` or `twemoji:LANGUAGE` (built from pip packages),
+    or `wds:ORG/NAME[@REVISION]` (a dataset on the Hub in CLIP_benchmark's layout).
+    """
     split: str = "test"
     """Split of a `wds:` source."""
     train: str | None = None

@@ -29,7 +29,7 @@ _GAIN = 0.05
 _MATCHED = 4
 """Number of pairs that must be matched with the other setting for a finding; by chance, one pair is matched."""
 _BY_LUCK, _DISTINCT = 2.5, 24
-"""Largest number of matched pairs that counts as chance, and smallest number of different captions for this rule."""
+"""Largest number of matched pairs that counts as chance, and smallest number of different captions to judge it."""
 _COMMON = {
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
