@@ -15,7 +15,7 @@ from torch import Tensor
 from clipkit.errors import lost_process
 
 _lent: list[Tensor] = []
-"""Aliases that threads of gloo may still own."""
+"""Tensors in use by a collective operation, whose memory threads of gloo may still reference."""
 _MOST_SECONDS = 1.0
 """Longest time that a fork waits for the threads of gloo."""
 
@@ -90,7 +90,7 @@ class GatherRows(torch.autograd.Function):
         padded = _padded(rows, height)
         with together(gathered, padded) as (into, own):
             dist.all_gather_into_tensor(into, own, group=group)
-        if len(gathered) == shares[-1].stop:  # no process padded its rows
+        if len(gathered) == shares[-1].stop:  # all processes have the same number of rows, so none was padded
             return gathered
         parts = zip(gathered.split(height), shares, strict=True)
         return torch.cat([part[: share.stop - share.start] for part, share in parts])

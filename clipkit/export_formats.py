@@ -1,7 +1,8 @@
 """Tables of the export formats of models and indexes for the command line and Python, without heavy imports.
 
 To add a format of models, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row
-here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row there and here.
+here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row to the table in that
+file and one here.
 """
 
 from collections.abc import Iterable, Mapping

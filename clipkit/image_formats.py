@@ -17,7 +17,8 @@ from PIL import Image, ImageFile
 from clipkit.errors import UserError
 
 # Formats whose decoders read the pixels of their own file and nothing else. To allow another one, check its plugin for
-# subprocess and for Image.open. Those after PNM are formats of other packages, which are used if they are registered.
+# subprocess and for Image.open. Formats after PNM belong to other packages; they are used if such a package has
+# registered its format with Pillow.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "TGA", "ICO", "DIB", "PCX", "QOI",
     "SGI", "HEIF", "JXL",

@@ -233,7 +233,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         width, height = opened.size
         try:
             is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except Exception:  # the same method as in `clipkit.pixels`
+        except Exception:  # invalid EXIF data is ignored, as in `clipkit.pixels`
             is_rotated = False
     return (height, width) if is_rotated else (width, height)
 

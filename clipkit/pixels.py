@@ -17,11 +17,12 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from clipkit.image_formats import open_by_pillow
 from clipkit.opening import open_file
 
-# Images with more pixels are converted in strips of rows, so that the steps of a conversion need little memory.
+# Images with more pixels are converted in strips of rows, to save memory.
 _WHOLE = 1 << 24
 # TIFF tags.
 _BITS, _PHOTOMETRIC, _MAX_USED, _FORMAT, _LOWEST, _HIGHEST = 258, 262, 281, 339, 340, 341
-# Bit depths of cameras and scanners. Whole numbers get the smallest depth that holds their largest value.
+# Bit depths of cameras and scanners. An image of integers has the smallest of these depths in which its largest value
+# fits.
 _DEPTHS = (8, 10, 12, 14, 16)
 # For these layouts, Pillow keeps the upper byte of each value; for the opposite byte order it reads the lower byte.
 _OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -62,7 +63,7 @@ class _File:
         layout = f"{mode};{_OTHER_ORDER[order]}"
         with open_file(self.source) if isinstance(self.source, str) else nullcontext(self.source) as file:
             image: Any = open_by_pillow(file)
-            if mode == "LA":  # Pillow decodes it to RGBA only; its four bytes have the order of RGBA
+            if mode == "LA":  # Pillow decodes LA with 16 bits only to RGBA
                 layout = "RGBA"
             for number, tile in enumerate(image.tile):
                 arguments = (layout, *tile[3][1:]) if isinstance(tile[3], tuple) else layout

@@ -276,8 +276,8 @@ def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
     """Return the gloo group of all processes; the first call creates it, and all processes must make this call."""
     default = dist.group.WORLD
     if id(default) not in _groups_on_cpu:
-        _groups_on_cpu.clear()  # groups of an earlier launch in this Python process
+        _groups_on_cpu.clear()  # remove groups of an earlier launch in this Python process
         group = dist.new_group(backend="gloo", timeout=timeout)
-        assert isinstance(group, dist.ProcessGroup)  # every process is a member
+        assert isinstance(group, dist.ProcessGroup)  # the group contains every process
         _groups_on_cpu[id(default)] = group
     return _groups_on_cpu[id(default)]

@@ -116,7 +116,7 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file, one per line, without damaged lines; a missing file has no objects.
+    """Return the JSON objects of a file, one per line, without damaged lines; an empty list if the file is missing.
 
     A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zeros.
 

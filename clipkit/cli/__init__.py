@@ -42,7 +42,7 @@ _ORDER = (
 
 
 class _InOrder(TyperGroup):
-    """Command group that lists its commands in the order of use; Typer would list subgroups after commands."""
+    """Command group whose help lists commands in the order in which they are added; Typer would list subgroups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=_ORDER.index)
@@ -98,7 +98,7 @@ def main() -> None:
 
 def _end_without_collection() -> None:
     """Skip Python's garbage collection at exit, which takes half a second after torch was imported."""
-    gc.unfreeze()  # so that modules are deleted as usual; some libraries report objects that are left
+    gc.unfreeze()  # some libraries report objects that Python does not delete at exit
     gc.disable()
 
 

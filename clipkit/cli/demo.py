@@ -19,7 +19,7 @@ from clipkit.report.page import CALIBRATION_NOTE
 from clipkit.run_files import read_object
 from clipkit.tasks import counts_of
 
-# The run on shuffled names is a control: it only shows that it learns nothing, so fewer epochs are enough.
+# The run on shuffled names is a control, which must learn nothing: fewer epochs are enough to show this.
 _SHUFFLED_SHARE = 0.4
 
 
@@ -86,7 +86,8 @@ def _untrained(recipe: Recipe) -> DualEncoder:
 
 
 def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
-    # Group titles such as "Travel & Places" do not occur in the captions; prompts use names of training emoji.
+    # The titles of emoji groups, e.g. "Travel & Places", do not occur in the captions. The prompts of a group are
+    # therefore names of its training emoji.
     prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
     return {
         "retrieval": retrieval(model, read_pairs(str(data.held_out)), cache=False),

@@ -143,7 +143,7 @@ def zeroshot(
     explained = _explained(measuring, explain, explain_query)
     labeled = read_labeled(data)
     if explain and labeled.several:
-        explained = True  # an error of the task, also with queries
+        explained = True  # the task reports the error; with a list of queries it would not
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipkit.images import ImageLike
 
 _COMPARED = 64
-"""Number of the user's images on which an export is verified: enough for various image sizes, few enough for seconds.
+"""Number of the user's images on which an export is verified: enough for various sizes, checked in seconds.
 """
 _INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
 
@@ -99,7 +99,7 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
     """Export an index and print code that opens the result.
 
     Raises:
-        UserError: the folder is no index, or the format, an option or the path does not fit.
+        UserError: the folder is not an index, the format is unknown, an option is only for models, or `out` exists.
     """
     check_is_index(folder)
     row = index_format(to)

@@ -11,7 +11,7 @@ from clipkit.run_files import RunFiles
 if TYPE_CHECKING:
     from clipkit.recipe import Recipe
 
-# Bytes of tables that are read in a fraction of a second.
+# Largest size in bytes of a table that is read before the command starts; reading takes a fraction of a second.
 _SMALL = 8 << 20
 
 

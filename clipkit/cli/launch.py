@@ -52,9 +52,10 @@ def joined_processes() -> "Processes":
 
 
 def _signals(config: Any) -> dict[str, Any]:
-    """Return the option of torch's launcher with the signals that it passes on to the processes.
+    """Return the option of torch's launcher that names the signals to forward to the processes.
 
-    An older torch has no such option, and passes on all of them but SIGUSR1; a handler is then added here.
+    Older versions of torch lack this option and forward all of these signals except SIGUSR1; for SIGUSR1, this function
+    then adds a handler to the launcher.
     """
     if "signals_to_handle" in config.__dataclass_fields__:
         return {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
@@ -99,7 +100,7 @@ def run_again_on_processes(count: int) -> NoReturn:
         max_restarts=0,
         **_signals(LaunchConfig),
     )
-    # Each process reports itself that a signal stopped it.
+    # Each process has already printed that a signal stopped it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)

@@ -23,7 +23,7 @@ class _Neutral:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        # Colors of tables are for terminals.
+        # Tables have colors only on a terminal.
         pieces = _STYLE.split(text) if self._stream.isatty() else [text]
         self._stream.write("".join(piece if _STYLE.fullmatch(piece) else printable(piece) for piece in pieces))
         return len(text)
@@ -53,13 +53,13 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context for the output of a command: control characters, and characters that the terminal lacks, are escaped.
+    """Context for the output of a command: escape control characters, and characters that the terminal cannot show.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.
         SystemExit: the reader of standard output has closed it, e.g. `head -1`; the exit code is 1.
     """
-    if sys.stdout is None:  # closed by the caller
+    if sys.stdout is None:  # the program that started this command closed it
         yield
         return
     for stream in (sys.stdout, sys.stderr):
@@ -77,7 +77,7 @@ def whole_output() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _LOST or (isinstance(error, BrokenPipeError) and _is_read()):
             raise
-        # What is left in the buffer would fail again when Python exits.
+        # Python would write the rest of the buffer at exit and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(1)

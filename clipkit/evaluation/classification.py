@@ -23,8 +23,8 @@ from clipkit.metrics import (
 
 _EXAMPLES = 8
 _MISTAKES = 12
-_ROWS = 1024  # images whose probabilities are in memory at once
-_CONFUSED = 3  # wrong classes shown per class
+_ROWS = 1024  # number of images whose probabilities are in memory at once
+_CONFUSED = 3  # number of wrong classes that are shown for each class
 
 
 class Classification(TypedDict):

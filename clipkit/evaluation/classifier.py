@@ -132,7 +132,8 @@ def prompt_accuracies(
 ) -> list[dict[str, Any]]:
     """Return for each prompt the accuracy with only this prompt, and with all prompts except this one.
 
-    The list is empty if each class has its own prompts, if images have several labels, or if this would take too long.
+    The list is empty if the templates differ between classes, if images have several labels, or if it would take too
+    long.
     """
     if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
         return []

@@ -24,8 +24,8 @@ Explain = bool | str | Iterable[str]
 """True: explain the most confident mistakes. Texts: also explain these queries."""
 
 _SIDE = 168  # pixels
-_IMAGES = 3  # images for each chosen query
-_MISTAKES = 6  # captions
+_IMAGES = 3  # number of images for each chosen query
+_MISTAKES = 6  # number of captions
 
 
 def chosen_queries(explain: Explain) -> list[str]:
@@ -49,7 +49,7 @@ def add_maps(
     images: Sequence[ImageLike],
     classifier: Float[Tensor, "C D"],
 ) -> None:
-    """Add to both answers of each mistake, as a data URI, the image with the map of the answer's class.
+    """Add a map to both answers of each mistake: the image with the map of the answer's class, as a data URI.
 
     Args:
         model: the evaluated model.
@@ -95,9 +95,9 @@ def explained_mistakes(
     text_features: Float[Tensor, "M D"],
     image_features: Float[Tensor, "N D"],
 ) -> list[dict[str, Any]]:
-    """Return the captions whose first image is wrong by the largest margin, with the maps of it and of the correct one.
+    """Return the captions whose best-scored image is wrong by the largest margin, with maps.
 
-    Each correct image occurs once.
+    There are maps of the best-scored image and of the correct image. Each correct image occurs at most once.
 
     Args:
         model: the evaluated model.

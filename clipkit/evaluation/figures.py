@@ -56,7 +56,7 @@ class Column:
 
 
 Columns = Mapping[str, Column]
-# Metrics that are the mean of other metrics (name -> names of the others); each is listed after the last of these.
+# Metrics that are means of other metrics (name -> names of the others). A result lists each mean after these metrics.
 Means = Mapping[str, Sequence[str]]
 
 

@@ -201,7 +201,7 @@ class _Images(Items["_Row"]):
         if not isinstance(content, bytes):
             pixels = _rgb(content)
             content = f"{pixels.shape} ".encode() + pixels.tobytes()
-        return hashlib.sha256(b"mteb " + content).digest()  # clipkit's own tasks show transparent images differently
+        return hashlib.sha256(b"mteb " + content).digest()  # other tasks convert transparent images differently
 
 
 @dataclass(frozen=True, slots=True)

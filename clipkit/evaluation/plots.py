@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BINS = 10
-_MOST_CLASSES = 40  # whose names fit beside the confusion matrix
+_MOST_CLASSES = 40  # largest number of classes whose names fit beside the confusion matrix
 
 
 def plot(result: Mapping[str, Any], kind: str | None = None, ax: "Axes | None" = None) -> "Axes":

@@ -93,7 +93,7 @@ class Result(dict[str, Any]):
 
     def _predictions(self) -> list[dict[str, Any]]:
         queries: Mapping[str, list[Any]] = self.get("queries") or {}
-        if "image_rank" in queries:  # retrieval: texts ask for images, and images for texts
+        if "image_rank" in queries:  # retrieval has two kinds of queries: texts and images
             kinds = (("text", "texts", "image_rank", "first_image"), ("image", "images", "text_rank", "first_text"))
             names = {"first_image": queries.get("images"), "first_text": queries.get("texts")}
             return [

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-_BYTES = 8  # size of an ID
-# Words are cached; longer ones hardly ever repeat.
+_BYTES = 8  # of each ID
+# Largest length of a word that is cached (longer words hardly ever repeat), and largest number of words in the cache.
 _LONGEST_WORD = 64
 _MOST_WORDS = 200_000
 

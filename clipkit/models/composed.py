@@ -26,7 +26,7 @@ _HEADS_FILE = "heads.safetensors"
 _COORDINATES = "coordinates."
 _PROJECTION = ("embed_dim", "projection")
 _MOST_COORDINATES = 768
-"""Number of canonical coordinates that a projection reads, if the layers of both towers have as many."""
+"""Largest number of canonical coordinates that a projection reads; fewer if the layers of a tower are narrower."""
 
 
 class Composed:

@@ -60,7 +60,7 @@ class Decoder:
     def __call__(self, position: int, room: int = _MOST_BYTES) -> Decoded | DataError:
         """Return a decoded image, or the error of an unreadable image.
 
-        An image that the accelerator resizes has at most `room` bytes.
+        The accelerator resizes the image if its pixels need at most `room` bytes; a larger image is resized here.
         """
         try:
             return self._prepared(open_image(self.images[position]), room)

@@ -17,9 +17,9 @@ from clipkit.errors import DataError, UserError
 from clipkit.models.decoder import Decoded, DecodedBatch, Decoder, batches_of
 from clipkit.models.preprocess import Inputs
 
-_CHUNK = 16  # images that a process decodes at a time
-_CHUNK_BYTES = 12 << 20  # bytes of all their pixels; the process resizes images that do not fit
-_AHEAD = 3  # chunks per process
+_CHUNK = 16  # number of images that a process decodes at a time
+_CHUNK_BYTES = 12 << 20  # bytes for the pixels of a chunk; the process resizes images that do not fit
+_AHEAD = 3  # number of chunks in shared memory for each process
 
 # Message of a process about a chunk: the sizes of the images, the number of bytes in the slot, and the errors.
 _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
@@ -64,7 +64,7 @@ def in_processes(
                 links.append(here)
                 arguments = (decoder, slots[worker], chunks[worker::workers], there, links)
                 process = context.Process(target=_decode, args=arguments)
-                # A warning about fork in a process with threads.
+                # Python warns about a fork in a process with threads.
                 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                     process.start()
                 processes.append(process)
@@ -98,7 +98,7 @@ def in_processes(
         ) from None
     finally:
         for link in links:
-            link.close()  # ends its process
+            link.close()  # the process ends when its pipe is closed
         for process in processes:
             process.join()
 
@@ -122,8 +122,8 @@ def _decode(
 ) -> None:
     """Main function of a process: decode chunks of images, and write them in turn to the slots of shared memory."""
     for other in inherited:
-        other.close()  # when the parent ends, this process ends too
-    # Signals that stop a command often go to its whole group, but the parent acts on them.
+        other.close()  # close the parent's ends of the pipes, so that this process ends when the parent ends
+    # Ignore signals that go to all processes of a command, e.g. Ctrl-C: the parent handles them.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -77,7 +77,7 @@ def describe(name: str) -> dict[str, Any]:
         native = getattr(tower.trunk, "native", tower.trunk)
         description[f"{side}_tower"] = None if is_absent(tower) else type(native).__name__
         description[f"{side}_parameters"] = sum(parameter.numel() for parameter in tower.parameters())
-        description[f"{side}_blocks"] = len(tower.blocks)  # counted by `tune: last:N`
+        description[f"{side}_blocks"] = len(tower.blocks)  # the blocks that `tune: last:N` counts
         description[f"{side}_activation"] = _activation(tower)
     return description | {
         "embed_dim": width,

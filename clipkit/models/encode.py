@@ -27,11 +27,11 @@ from clipkit.models.towers import ImageTower, TextTower, Tower
 # weights of a large one are read for several images (figures: docs/speed.md).
 _CPU_BATCH = 8
 _THREAD_BATCH = 2
-_LARGE = 50_000_000  # weights of a tower from which on threads use _CPU_BATCH
+_LARGE = 50_000_000  # smallest number of weights of a tower for which threads use _CPU_BATCH
 _CPU_STRINGS = 256
 _THREAD_STRINGS = 64
 
-# Number of images from which on fused batch normalizations save more time than the check that they are correct takes.
+# Smallest number of images for which fused batch normalizations save more time than the check of their results takes.
 _FUSED_FROM = 256
 
 # Number of inputs of one forward pass that keep an accelerator busy.
@@ -48,7 +48,7 @@ _ROWS = 65_536
 Progress = bool | Callable[[int], object]
 
 Inputs = dict[str, Tensor]
-# Function of a tower, or a copy of it in a thread, and a batch of inputs by name.
+# Function from (tower, inputs of a batch by name) to outputs. Threads call it with copies of the tower.
 Through = Callable[[Any, Inputs], Any]
 
 
@@ -122,7 +122,7 @@ def encode_images(
         UserError: the batch size is not positive, or a process that decodes images was killed.
     """
     _check_batch_size(batch_size)
-    if not len(images):  # only a forward pass gives the width
+    if not len(images):  # the width of the result is known only after a forward pass
         return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device, keep=keep)[:0]
     bar = _bar(len(images), "images", progress)
     on_batch = progress if callable(progress) else bar.update

@@ -109,7 +109,7 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
     if not all(fill(image) for image in _probes(side)):
         return None
-    for value in table.isnan().any(dim=0).nonzero()[:, 0].tolist():  # resizing does not change an image of one color
+    for value in table.isnan().any(dim=0).nonzero()[:, 0].tolist():  # resizing keeps an image of one color
         fill(Image.new("RGB", (side, side), (value, value, value)))
     equal = all(torch.equal(looked_up(table, pixels[None])[0], values) for pixels, values in checks)
     return table if equal and not table.isnan().any() else None

@@ -16,8 +16,8 @@ from clipkit.models.preprocess import Resize
 
 _BITS = 22
 _LOW = 11
-_MOST_WEIGHTS = 512  # number of cached matrices of at most a few hundred kilobytes
-_MOST_TAPS = 32  # bytes times low parts: 32 · 255 · 2047 < 2^24
+_MOST_WEIGHTS = 512  # largest number of matrices in the cache; each has at most a few hundred kilobytes
+_MOST_TAPS = 32  # largest number of coefficients of a pixel, so that sums are exact: 32 · 255 · 2047 < 2^24
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ class ExactResize:
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
         copy = torch.from_numpy(np.ascontiguousarray(parts))
-        if self.device.type == "cuda":  # otherwise each new size would wait for the GPU
+        if self.device.type == "cuda":  # without pinned memory, the copy would wait for the GPU
             return copy.pin_memory().to(self.device, non_blocking=True)
         return copy.to(self.device)
 

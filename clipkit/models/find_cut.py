@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from clipkit.models.cut import ACTIVATIONS, Cut, Inputs, NoCutError, Outside, first_tensor, is_activation
 
-# Largest difference from the whole trunk, as a share of the norm: rounding only.
+# Largest difference from the whole trunk that rounding can cause, as a share of the norm.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-# Shares of the weights that run before the first trained one: what a lower part must hold to be worth storing, and from
-# which an outer module, such as a block, is preferred to its parts.
+# Shares of the weights that are in the lower part: the smallest share for which storing saves enough time, and the
+# share from which a cut before an outer module, such as a block, is preferred to a cut inside this module.
 _WORTH, _MOST = 0.5, 0.9
 
 
@@ -221,7 +221,7 @@ def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor
     with torch.enable_grad():
         features = run()
         numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)
-        weights = (numbers * 0.7).cos().view_as(features)  # any fixed weights that differ
+        weights = (numbers * 0.7).cos().view_as(features)  # fixed weights, different for each feature
         trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad((features * weights).sum(), trained, allow_unused=True)
     return features.detach(), list(gradients)

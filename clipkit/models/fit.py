@@ -15,7 +15,7 @@ from clipkit.models.trunks import CausalText
 
 log = logging.getLogger("clipkit")
 
-# Tables are padded to a multiple of 64 or 256, or by a few percent: mT5 has 112 unused rows, CLIPA 1,478 of 32,000.
+# Embedding tables may have more rows than the tokenizer has tokens: mT5 has 112 unused rows, CLIPA 1,478 of 32,000.
 _SPARE_ROWS = 256
 _USED_ROWS = 0.8
 # Sizes of a landscape and a portrait image that leave an odd number of pixels after every resizing.

@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def folded(tower: Tower) -> Tower:
-    """Return an equivalent tower whose trunk returns layers instead of coordinates, and whose projection is linear.
+    """Return an equivalent tower whose trunk returns its layers, and whose projection includes the map to coordinates.
 
     (x − mean) · matrix · Wᵀ = x · (matrix · Wᵀ) − mean · (matrix · Wᵀ), computed in float64. A tower without
     coordinates, or with a projection that is not linear, is returned unchanged.

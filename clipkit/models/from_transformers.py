@@ -42,7 +42,7 @@ class FromTransformers:
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
         """Return all weights under the names of transformers, after copying the model's scale and bias into them."""
         with torch.no_grad():
-            if hasattr(self.native, "temperature"):  # ALIGN divides by the scale
+            if hasattr(self.native, "temperature"):  # ALIGN stores 1 / scale
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
             for name in ("logit_scale", "logit_bias"):
                 value, target = getattr(model, name), getattr(self.native, name, None)

@@ -142,7 +142,7 @@ class LayeredImage(Layered):
             output: Tensor = self.native.forward_head(last, pre_logits=True)
             return output
         if pooling == "probabilities":
-            # The distance between square roots is Hellinger's.
+            # The Euclidean distance of square roots of probabilities is, up to a factor, the Hellinger distance.
             dtype = (last if isinstance(last, Tensor) else last[0]).dtype
             return self.native.forward_head(last).float().softmax(dim=1).sqrt().to(dtype)
         prefix = getattr(self.native, "num_prefix_tokens", 0)
@@ -234,7 +234,7 @@ def has_classifier(layers: str | Sequence[str] | None) -> bool:
 
 
 def columns(layers: Sequence[str], widths: Sequence[int], chosen: Sequence[str]) -> Tensor:
-    """Return the columns of the chosen layers in the output of all layers."""
+    """Return the numbers of the chosen layers' columns in the output of all layers."""
     parts = dict(zip(layers, torch.arange(sum(widths)).split(list(widths)), strict=True))
     return torch.cat([parts[name] for name in chosen])
 

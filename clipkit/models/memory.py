@@ -26,7 +26,7 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     saved_tensors: list[Tensor] = []
 
     def count(saved: Tensor) -> None:
-        # Detached: a graph whose nodes hold their own outputs is never freed.
+        # Detach the tensor: a graph whose nodes refer to their own outputs would never be freed.
         saved_tensors.append(saved.detach())
         storage = saved.untyped_storage()
         if storage.data_ptr() not in parameters and not is_of_adapter(saved):

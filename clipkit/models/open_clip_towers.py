@@ -24,7 +24,8 @@ def image_tower(visual: Any, name: str) -> ImageTower:
     if hasattr(visual, "trunk"):  # timm's model with open_clip's head on top
         return _timm_tower(visual, preprocess)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
-        # Move the projection out of the trunk, which skips a projection of None, so that a frozen trunk can run once.
+        # Move the projection to the head, so that a frozen trunk needs to run only once. A trunk skips a projection of
+        # None.
         head = Projection(visual.proj)
         visual.proj = None
         return ImageTower(Native(visual), head, prefixed(transformers_blocks(visual)), preprocess)

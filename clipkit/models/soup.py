@@ -61,7 +61,7 @@ def greedy_soup(
     for name in names:
         report(f"measuring {name}")
         tried.append(Ingredient(name, score(load(name))))
-    tried.sort(key=lambda one: one.score, reverse=True)  # stable: the given order in a tie
+    tried.sort(key=lambda one: one.score, reverse=True)  # ties stay in the given order
     best = tried[0]
     soup = load(best.name)
     best.with_it, best.kept = best.score, True

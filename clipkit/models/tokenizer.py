@@ -209,7 +209,7 @@ def transformers_tokenizer(
         raise ModelError(
             f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer files of its base model"
         ) from None
-    if type(native).vocab_files_names:  # no vocabulary: a tokenizer of bytes
+    if type(native).vocab_files_names:  # a tokenizer of bytes has no vocabulary file
         _check_files(folder, type(native).vocab_files_names)
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")

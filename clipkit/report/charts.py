@@ -15,7 +15,7 @@ from clipkit.tasks import shortened
 # Placeholders for CSS variables of the page, which are different grays in light and dark mode.
 _AXIS = "#808890"
 _TEXT = "#808891"
-_SIZE = (4.8, 2.9)  # inches; at this size, the text has the size of the page's text on a phone
+_SIZE = (4.8, 2.9)  # inches; text in a chart of this size is as large as other text of the page on a phone
 _LINES = ("#3b7dd8", "#d8743b", "#3ba272", "#a24fb5")
 CATEGORIES = (
     "#3b7dd8", "#d8743b", "#3ba272", "#a24fb5", "#c9a227", "#d84a6f", "#2aa6b8", "#8a6d4b", "#7a86d6", "#6d9b34",
@@ -130,14 +130,14 @@ def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins
 
 
 def confusion_chart(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true classes, columns are predicted classes, colors are shares of the row."""
+    """Draw a confusion matrix: rows are true classes, columns are predicted classes, darker cells are more frequent."""
     from matplotlib.colors import to_rgb
 
     count = len(names)
     size = min(9.0, 2.0 + 0.42 * count) if count > 6 else 4.8
     with _drawing("predicted", "true", (size, size)) as drawing:
         axes = drawing.axes
-        # Transparent where a share is 0, so that the page's background shows; the power makes rare mistakes visible.
+        # A cell with share 0 is transparent. The exponent 0.7 makes cells with a small share easier to see.
         axes.imshow([[(*to_rgb(_LINES[0]), min(1.0, share) ** 0.7) for share in row] for row in shares])
         labels = [shortened(name, 18) for name in names]
         axes.set_xticks(range(count), labels, rotation=90, fontsize=9, parse_math=False)

@@ -10,7 +10,7 @@ _METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall"
 
 
 def closed_form_tables(results: dict[str, Any]) -> list[Table]:
-    """Return two tables: the gain of each stage, and the compared starts; an empty list if the start was random."""
+    """Return two tables: metrics before and after training, and settings that were tried; empty for a random start."""
     facts = results["settings"].get("closed_form")
     if not facts:
         return []

@@ -56,7 +56,7 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         note = f"{title} on {name} ({counts_of(data)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
             note += " The weights were selected on the same data."
-        # Other findings matter only to the person who trains.
+        # Readers of a card need only the finding about leaked images.
         for finding in result.get("findings", []):
             if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is from earlier versions
                 count = finding.get("count") or "some"

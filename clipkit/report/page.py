@@ -103,7 +103,7 @@ class Page:
     map: Sequence[Mapping[str, Any]] = ()
     """Positions of items in two dimensions, in the format of a result's `map`."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Long texts by title, e.g. the recipe, folded until opened."""
+    """Long texts by title, e.g. the recipe; they are hidden until the reader clicks the title."""
     credit: str = ""
     """Sources and licenses of the data shown."""
 
@@ -161,7 +161,7 @@ def _with_unique_ids(svg: str, number: int) -> Markup:
 
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
     """Return an image as a data URI, at most `side` pixels wide, or an empty string if the file is missing."""
-    if path.startswith(DATA_URI):  # the result itself contains images from tars and tables
+    if path.startswith(DATA_URI):  # images from tar files and tables are already data URIs in the result
         return path
     try:
         return as_data_uri(path, side)

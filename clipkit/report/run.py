@@ -57,7 +57,7 @@ _HEADLINES = (
 )  # fmt: skip
 _HEADLINE_COUNT = 4
 
-# Metrics that share a chart; the first one has the title.
+# Metrics that share a chart; its title is found in _TITLES by the first metric.
 _CHARTED = (
     ("image_retrieval_recall@10", "text_retrieval_recall@10", "mean_recall"),
     ("image_view_recall@1", "image_view_recall@10", "text_view_recall@1", "text_view_recall@10"),
@@ -83,7 +83,7 @@ _PER_STEP = {"scale": "Logit scale", "bias": "Logit bias", "grad_norm": "Gradien
 
 
 _SAMPLED = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
-# Kinds of examples that were selected by their answers, and neighbors: (title, note).
+# Title and note of each kind of examples, except for evenly spaced queries.
 _EXAMPLES = {
     "chosen": ("Chosen queries", "The images that match each query best, each with its map below."),
     "confident": (

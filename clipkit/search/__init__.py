@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from clipkit.search.index import Index
     from clipkit.search.writing import embed
 
-# Kept in step with the imports above, which type checkers read.
+# Must list the same names as the imports above, which only type checkers run.
 _NAMES = {"hit": "Hit", "index": "Index", "writing": "embed"}
 __getattr__ = on_first_use(__name__, _NAMES)

@@ -26,7 +26,7 @@ from clipkit.search.source import CAPTIONS, CONTENT, IMAGE
 DEPTH = 10
 """Number of first results that are compared."""
 MOST_QUERIES = 2000
-_RANKED = 100  # number of results among which the image of a caption is searched
+_RANKED = 100  # number of results in which the image of a caption is looked up
 _BLOCK = 256
 _P = 0.9
 
@@ -73,7 +73,7 @@ class Pair:
         self.rows = (_positions(one, one), _positions(one, other))
         """For each row of both indexes, the row of the first index that has the same image; -1: there is none."""
         self._row_in_other = np.full(len(one), -1, np.int64)
-        matched = np.flatnonzero(self.rows[1] >= 0)[::-1]  # of several copies, the first one
+        matched = np.flatnonzero(self.rows[1] >= 0)[::-1]  # if a row has several matching rows, use the first one
         self._row_in_other[self.rows[1][matched]] = matched
         self.common = int((self._row_in_other >= 0).sum())
         if not self.common:
@@ -110,7 +110,7 @@ class Pair:
         Args:
             queries: texts, which the models of the indexes encode; None: at most 2,000 captions that both indexes
                 have, evenly spaced.
-            progress: receives the share that is done, from time to time.
+            progress: called from time to time with the completed share of the work, from 0 to 1.
 
         Raises:
             DataError: no queries are given, and the indexes have no caption in common.
@@ -169,7 +169,7 @@ def _positions(one: Index, other: Index) -> NDArray[np.int64]:
     The same image means the same content or, if no row has this content, the same location.
     """
     found = np.full(len(other), -1, np.int64)
-    for column in (IMAGE, CONTENT):  # content is looked up last, and decides
+    for column in (IMAGE, CONTENT):  # a match by content replaces a match by location
         known = pc.index_in(other.rows[column], value_set=one.rows[column].combine_chunks())
         numbers = pc.fill_null(known.cast(pa.int64()), -1).to_numpy()
         found = np.where(numbers >= 0, numbers, found)

@@ -1,4 +1,4 @@
-"""Assembly of the files of an index from encoded items and the former index."""
+"""Assembly of the files of an index from newly encoded items and from the existing index, if there is one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from clipkit.versions import __version__
 
 _GROUP_ROWS = 16_384
 _COPIED = 65_536
-_MEASURED = 200  # queries of the engine's recall
+_MEASURED = 200  # number of queries for measuring the recall of the engine
 FEATURES = np.float16
 
 
@@ -48,7 +48,7 @@ class Found:
 
 
 def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]:
-    """Return the keys of the rows or texts of an index, in order.
+    """Return the keys (SHA-256) of the images or texts of an index, in the order of its rows.
 
     Raises:
         DataError: the file is damaged.
@@ -78,7 +78,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Write rows, features and texts; then replace the manifest, and return the new one.
 
-    With Qdrant, the features are copied to its server, and the collection of the former index is removed.
+    With Qdrant, the features are copied to its server, and the collection of the existing index (`former`) is removed.
     """
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")
@@ -176,7 +176,7 @@ def _rows(found: Found) -> pa.Table:
 
 
 class _Former:
-    """Features of the former index by key."""
+    """Features in the existing index, before it is replaced, by key (SHA-256 of an image file or text)."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any] | None, names: str, features: str) -> None:
         self.row_of: dict[bytes, int] = {}

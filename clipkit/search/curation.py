@@ -70,7 +70,7 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
 
     Args:
         index: the index.
-        progress: receives the share that is done, from time to time.
+        progress: called from time to time with the completed share of the work, from 0 to 1.
     """
     count = min(_NEIGHBORS + 1, len(index))
     found = Neighbors(np.empty((len(index), count), np.float32), np.empty((len(index), count), np.int64))
@@ -111,13 +111,13 @@ def doubtful_captions(
     Args:
         index: the index.
         count: maximum number of captions.
-        progress: receives the share that is done, from time to time.
+        progress: called from time to time with the completed share of the work, from 0 to 1.
     """
     if not index.texts:
         return []
     for kind, count_of in (("features", len(index)), ("textfeatures", len(index.texts))):
         for start in range(0, count_of, _BLOCK):
-            index.unit_features(slice(start, start + _BLOCK), kind)  # damaged features would be the most doubtful
+            index.unit_features(slice(start, start + _BLOCK), kind)  # a damaged caption would come first
     captions = index.rows[CAPTIONS].combine_chunks()
     image_of = pc.list_parent_indices(captions).to_numpy()
     found = pc.index_in(pc.list_flatten(captions), value_set=pa.array(index.texts))

@@ -10,9 +10,9 @@ The lower fit + agreement, the more doubtful is the caption; without other capti
 The share of wrong captions is estimated by comparison with captions that are known to be wrong: one caption of each
 image is exchanged for a caption of another image. Let F(t) be the share of all captions whose fit + agreement is at
 most t, and R(t) the same for the exchanged ones. With a share p of wrong captions that resemble the exchanged ones,
-F(t) >= p R(t), with equality where no right caption is so low. The estimate is therefore p = min F(t) / R(t) over
-R(t) >= 1/2, and the share of wrong captions among those up to t is p R(t) / F(t). It is too high if right captions are
-as low as random ones: such captions count as wrong.
+F(t) >= p R(t), with equality if no correct caption has a value of at most t. The estimate is therefore p = min F(t) /
+R(t) over R(t) >= 1/2, and the share of wrong captions among those up to t is p R(t) / F(t). The estimate is too high if
+correct captions have values as low as exchanged ones: they count as wrong.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from torch import Tensor
 from clipkit.data.sequences import evenly_spaced
 from clipkit.search.nearest import as_float32
 
-_IMAGES = 256  # images whose captions are compared together
+_IMAGES = 256  # number of images whose captions are compared in one step
 _IMAGE_SAMPLE, _TEXT_SAMPLE = 4096, 1024
 _AGREEING = 2
 _LEAST = 0.5  # smallest R(t) at which the share of wrong captions is estimated
@@ -42,7 +42,7 @@ class Doubts:
     fits: NDArray[np.float64]
     """(M,) fit to the image."""
     agreements: NDArray[np.float64]
-    """(M,) agreement with the other captions of the image; NaN without others."""
+    """(M,) agreement with the other captions of the image; NaN if the image has no other caption."""
 
     @property
     def totals(self) -> NDArray[np.float64]:
@@ -51,7 +51,7 @@ class Doubts:
 
 
 def totals_of(fits: NDArray[np.float64], agreements: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (M,) fit + agreement, which counts as 0 where it is NaN."""
+    """Return (M,) fit + agreement; an agreement of NaN counts as 0."""
     return fits + np.nan_to_num(agreements)
 
 
@@ -69,7 +69,7 @@ def doubts_of(
         texts: (T, D) unit-length features of the distinct captions.
         text_of: (M,) row in `texts` of each caption.
         image_of: (M,) row in `images` of each caption's image, ascending.
-        progress: receives the share that is done, from time to time.
+        progress: called from time to time with the completed share of the work, from 0 to 1.
     """
     image_sample, text_sample = (
         as_float32(rows[evenly_spaced(len(rows), most)])
@@ -101,7 +101,7 @@ def doubts_of_exchanged(
 
     Args:
         images, texts, text_of, image_of: as for `doubts_of`.
-        seed: for the choice of the captions.
+        seed: seed of the random choice of captions.
     """
     generator = np.random.default_rng(seed)
     _, first, count = np.unique(image_of, return_index=True, return_counts=True)
@@ -142,7 +142,7 @@ def _in_spreads(values: NDArray[np.float32], others: Float[Tensor, "T S"]) -> ND
 
 
 def _similarity_to_others(texts: Float[Tensor, "T D"], image_of: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return (T,) mean cosine similarity to the two most similar other captions of the image; NaN without others."""
+    """Return (T,) mean cosine similarity to the two most similar other captions of the image; NaN if there are none."""
     similar = np.full(len(texts), np.nan, np.float32)
     for rows in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(image_of)) + 1):
         if len(rows) > 1:

@@ -23,7 +23,7 @@ from clipkit.search.nearest import Exact, Nearest, scores_of
 NAME = "FAISS IVF, SQ8"
 LEAST_ROWS = 50_000
 """Number of rows from which an engine is faster than a comparison with every row."""
-_TRAINED = 40  # rows per cell on which the cells are trained
+_TRAINED = 40  # number of rows per cell from which the positions of the cells are computed
 _BLOCK = 65_536
 _PROBES = 64
 _CANDIDATES = 200
@@ -54,13 +54,13 @@ def is_installed() -> bool:
 
 
 def recall(engine: Nearest, features: NDArray[np.float16], queries: Float[Tensor, "Q D"]) -> float:
-    """Return recall@10 of an engine: the share of each query's true ten best rows that the engine finds."""
+    """Return recall@10 of an engine: the mean share of a query's ten best rows that the engine finds."""
     found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
     return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.numel()
 
 
 def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
-    """Open the engine's file, memory-mapped.
+    """Open a search engine from its file, memory-mapped.
 
     Raises:
         DataError: FAISS is not installed, or the file is damaged.

@@ -57,7 +57,7 @@ def _is_calibration(values: Any) -> bool:
     )
 
 
-_EVIDENCE = 7  # numbers of `clipkit.search.relevance.Nulls.evidence`
+_EVIDENCE = 7  # width of the array that `clipkit.search.relevance.Nulls.evidence` returns
 _ENTRIES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "rows": lambda given: _is_count(given["rows"]),
     "captions": lambda given: _is_count(given["captions"]),

@@ -99,7 +99,7 @@ def write_lancedb(index: Exported, folder: Path) -> None:
     except (RuntimeError, ValueError) as error:  # a full disk, or a type or a name that LanceDB does not have
         if (full := os.strerror(errno.ENOSPC)) in str(error):
             raise OSError(errno.ENOSPC, full) from None
-        reason = one_line(error).partition(", /")[0]  # the line of LanceDB's source code follows
+        reason = one_line(error).partition(", /")[0]  # without the line of LanceDB's source code
         raise UserError(f"{index.path}: LanceDB refuses its rows ({reason}); use --to parquet") from None
 
 
@@ -125,7 +125,7 @@ def _schema(index: Exported) -> pa.Schema:
 
 
 def _about(index: Exported) -> dict[str, Any]:
-    """Return the model and the source of an index, which its features alone do not tell."""
+    """Return a description of an index for its export, e.g. the names of its model and its source."""
     names = ("clipkit", "model", "source", "rows", "width")
     return {name: index.manifest.get(name) for name in names} | {"max_error": index.manifest["features"]["max_error"]}
 

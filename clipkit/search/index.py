@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from clipkit.models import DualEncoder
 
 
-_LONGEST = 1.01  # length of a feature after rounding to half precision, with a margin
+_LONGEST = 1.01  # largest length of a unit vector after rounding to half precision, with a margin
 
 
 class Index:
@@ -72,7 +72,7 @@ class Index:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """Engine of searches: Qdrant if the index was copied there, FAISS if installed, else exact search."""
+        """Search engine: Qdrant if the features were copied there, FAISS if it is installed, otherwise exact search."""
         if server() and "collection" in (engine := self.manifest.get("engine") or {}):
             return QdrantEngine(self.features, str(engine["collection"]))
         if "engine" in self.manifest["files"] and is_installed():
@@ -228,7 +228,7 @@ class Index:
         return torch.nn.functional.normalize(features, dim=-1)
 
     def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
-        """Check that no feature is longer than rounding allows: damaged ones would be the best results."""
+        """Check that no feature is longer than 1, up to rounding: it is damaged, and would be the best result."""
         if not (lengths <= _LONGEST).all():
             raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
 
@@ -257,7 +257,7 @@ class Index:
 
     @cached_property
     def _quick_text(self) -> "QuickText | DualEncoder | None":
-        """Text tower alone, which loads faster than the model; None if it is not the one that made the index."""
+        """Text tower, which loads faster than the model; None if it is not of the model that made the index."""
         name = self.manifest["model"]["name"] if self._model is None else self._model
         encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
         is_same = encoder is not None and same_model(

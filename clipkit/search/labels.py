@@ -75,7 +75,7 @@ def labels_of(index: Index, column: str) -> NDArray[np.object_]:
     """Return (N,) labels as text; None for rows without one (null, an empty text or -1).
 
     Raises:
-        DataError: the index has no such column, or its values are no labels.
+        DataError: the index has no such column, or its values are not labels.
     """
     check_label_column(index, column)
     values = index.rows[column]
@@ -98,7 +98,7 @@ def doubtful_labels(index: Index, column: str, neighbors: Neighbors) -> list[Dou
         neighbors: the most similar images of each image, from `clipkit.search.curation.neighbors_of`.
 
     Raises:
-        DataError: the index has no such column, or its values are no labels.
+        DataError: the index has no such column, or its values are not labels.
     """
     labels = labels_of(index, column)
     classes = sorted({label for label in labels if label is not None})

@@ -94,8 +94,8 @@ def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = Tr
     Args:
         folder: folder of the index.
         manifest: its manifest.
-        whole: False: read only the first 32 MiB of each file. They hold all that a file says about its own size: a
-            damaged file of FAISS could otherwise make it allocate all memory.
+        whole: True: read whole files. False: read only the first 32 MiB of each file, which contain the sizes of its
+            arrays: with a damaged size, FAISS could allocate all memory.
 
     Raises:
         DataError: a file was changed.
@@ -143,9 +143,9 @@ def open_array(
 
 
 def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tuple[int, ...]) -> None:
-    """Write an array in NumPy's format, a part at a time.
+    """Write an array in NumPy's format, one part after the other.
 
-    Not memory-mapped: if the disk is full, the system would end the process without a message.
+    The file is not memory-mapped, because a full disk would then kill the process without a message.
 
     Raises:
         OSError: the file cannot be written.

@@ -43,7 +43,7 @@ class EncodedLog:
         self._file.close()
 
     def add(self, keys: Sequence[bytes], features: NDArray[np.float32]) -> None:
-        """Append the features (K, D) of K items; after this call, they are kept even if the process is killed."""
+        """Append the features (K, D) of K items; they are in the file even if the process is killed after this call."""
         rounded = features.astype("<f2")
         error = np.abs(rounded.astype(np.float32) - features).max(initial=0.0)
         body = b"".join(keys) + rounded.tobytes()

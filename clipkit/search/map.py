@@ -1,7 +1,8 @@
 """Map of an index: its images in two dimensions, so that similar images are near each other.
 
 The features are reduced to 50 principal components, and the components to two dimensions by t-SNE (van der Maaten and
-Hinton 2008) with Euclidean distances, which order unit vectors as cosines do. Distances between far groups mean little.
+Hinton 2008) with Euclidean distances, which order unit vectors as cosines do. Distances between groups that are far
+apart mean little.
 """
 
 import io

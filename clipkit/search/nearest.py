@@ -62,7 +62,7 @@ class Exact:
             for first in range(start, end, _TILE):
                 last = min(first + _TILE, end)
                 part = self.features[first:last] if rows is None else self.features[rows[first:last]]
-                # Into the same few megabytes, which stay in the cache: new memory takes ten times as long.
+                # Write into the same few megabytes, which stay in the CPU cache: new memory takes ten times as long.
                 tile = converted[: last - first].copy_(_tensor(part))
                 torch.mm(queries, tile.T, out=scores[:, first - start : last - start])
             best = torch.cat([best, scores], dim=1)
@@ -72,7 +72,7 @@ class Exact:
 
 
 def _best(scores: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the best columns in order; of equal scores the first one."""
+    """Return the `count` highest scores of each query with their rows, highest first; of equal scores the first."""
     kept = min(count, scores.shape[1])
     if 0 < count < scores.shape[1]:
         least = scores.topk(count, dim=1).values[:, -1:]
@@ -84,7 +84,7 @@ def _best(scores: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def as_float32(features: NDArray[np.float16]) -> Tensor:
-    """Return stored features in float32; torch converts many times faster than numpy."""
+    """Return stored features as a float32 tensor. Torch converts them many times faster than numpy."""
     return _tensor(features).float()
 
 

@@ -24,7 +24,7 @@ PROBE_TEXTS = (
     "ein Foto von Äpfeln 苹果",
 )
 _MOST = 2e-3
-"""Largest 1 - cosine at which two models count as the same; bfloat16 on a GPU differs less from float32."""
+"""Largest 1 - cosine at which two models count as the same; between bfloat16 on a GPU and float32 it is smaller."""
 
 
 def probe_images() -> list[Image.Image]:

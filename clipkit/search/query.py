@@ -19,7 +19,7 @@ class Term:
     """A part of a query with its weight; the weight is negative if results should not resemble the part."""
 
     what: str | ImageLike | int
-    """A text, an image, or the row of an image of the index, by `kind`."""
+    """A text, an image, or the row of an image in the index; `kind` tells which."""
     kind: str
     """text, image or row."""
     weight: float = 1.0
@@ -81,7 +81,7 @@ def combined(features: Float[Tensor, "T D"], weights: Sequence[float]) -> Float[
 
 
 def check_vectors(vectors: Tensor, width: int) -> None:
-    """Check that vectors of queries have the width of an index, and a direction.
+    """Check that vectors of queries have the width of an index, are finite, and are not zero.
 
     Raises:
         DataError: the shape is wrong, or a vector is zero or not finite.

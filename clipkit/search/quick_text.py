@@ -2,8 +2,8 @@
 
 A single search in a new process spends most of its time on importing transformers and timm, and on loading the image
 tower. All models of `transformers.CLIPModel` have the same text architecture, which is implemented here without
-transformers. Of two towers in clipkit's layout, the text tower is loaded alone. It is used only if its features of the
-fixed texts agree with the index; otherwise the model is loaded as usual.
+transformers. From clipkit's layout of two towers, only the text tower is loaded. In both cases, it is used only if its
+features of a few fixed texts equal those stored in the index; otherwise the whole model is loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,9 @@ _NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
 
 
 def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
-    """Return the text tower of a local folder or run, or of a repository in the Hub cache; None if it is of another
-    kind or cannot be read; loading the model as usual then reports the reason.
+    """Return the text tower of a local folder or run, or of a repository in the Hub cache.
+
+    The result is None if the tower is of another kind or cannot be read; loading the whole model then reports why.
     """
     try:
         folder = _folder(str(name))
@@ -63,7 +64,7 @@ class QuickText:
         name: the model's name, for messages.
 
     Raises:
-        Exception: of any type, if a file or a setting is missing or differs.
+        Exception: of any type, if a file is missing or a setting is unsupported.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], name: str) -> None:

@@ -21,8 +21,9 @@ Queries of one word have a separate regression. For a caption, its image is rele
 word in at least 40 % of their captions, while images with the word in fewer captions are left out. Without captions
 there is no calibration, and results have no probability.
 
-A search with a given precision shows the results whose probability is at least t: the smallest threshold at which this
-share of all results of the fitted queries is relevant. The precision holds over many such queries, not for each query.
+A search with a given precision shows the results whose probability is at least t. On the queries of the fit, t is the
+smallest threshold at which this share of the shown results is relevant. The precision holds over many such queries, not
+for each query.
 """
 
 import re
@@ -45,14 +46,14 @@ KINDS = ("short", "long")
 """Kinds of queries, each with a separate calibration: queries of one word, and queries of several words."""
 DEPTH = 30
 """Results per query that are used for fitting."""
-_SAMPLE = 4096  # images in the null distribution of a query
-_REFERENCES = 512  # captions in the null distribution of an image
-_QUERIES = 1000  # captions, and the same number of words
-_FEWEST = 50  # captions below which nothing can be fitted
+_SAMPLE = 4096  # number of images in the null distribution of a query
+_REFERENCES = 512  # number of captions in the null distribution of an image
+_QUERIES = 1000  # number of captions, and number of words, that are used as queries
+_FEWEST = 50  # smallest number of captions for a calibration
 _FEWEST_RESULTS = 5  # smallest number of results for which a precision is estimated
-_WEIGHT_DECAY = 0.2  # over the number of results
-_OFTEN = 0.4
-_MOST_POSSIBLE = 300  # images that may be relevant for a word, at most a fifth of all
+_WEIGHT_DECAY = 0.2  # divided by the number of results
+_OFTEN = 0.4  # smallest share of an image's captions with a word for which the image is relevant
+_MOST_POSSIBLE = 300  # largest number of images with a word that is used as a query; also at most a fifth of all images
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _BLOCK = 65_536
 
@@ -115,7 +116,7 @@ class Nulls:
         Args:
             scores: (K,) scores, descending.
             rows: (K,) their rows.
-            null: median and spread of the query's null.
+            null: median and lower spread of the query's null distribution.
             total: number of images that were searched.
         """
         z = (scores - null[0]) / null[1]
@@ -300,5 +301,5 @@ def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
         return {}
     try:
         return {kind: Calibration(**recorded[kind]) for kind in KINDS if kind in recorded}
-    except TypeError:  # entries that a calibration does not have
+    except TypeError:  # keys of the manifest that are not fields of Calibration
         return {}

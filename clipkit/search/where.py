@@ -110,7 +110,7 @@ class _Parser:
         return _invalid(self.where, len(self.where) if done else self.tokens[self.next].start, what)
 
     def takes(self, *words: str) -> str | None:
-        """Consume the next token if it is one of the given words or signs."""
+        """Consume and return the next token if it is one of the given words or signs; otherwise return None."""
         if self.next < len(self.tokens):
             token = self.tokens[self.next]
             if token.kind in ("name", "sign") and token.text.lower() in words:

@@ -1,4 +1,4 @@
-"""Writing of an index: each image is encoded once, even if the work is interrupted, shared or continued later."""
+"""Writing of an index: each image is encoded once, even with several processes or after an interruption."""
 
 import hashlib
 import shutil
@@ -36,7 +36,7 @@ from clipkit.search.log import Encoded, EncodedLog, text_key
 from clipkit.search.probes import check_same_model, probes_of
 from clipkit.search.source import Images, read_images
 
-# Items of a record. An interruption loses at most one record of work in each process.
+# Number of items of a record in the log. An interruption loses at most one record of work in each process.
 _RECORD = 64
 _ACCELERATOR_RECORD = 4096
 _HASHED = 4096
@@ -50,9 +50,9 @@ class Embedded:
     images: int
     captions: int
     encoded_images: int
-    """Images that this call encoded; the others were in the index, or encoded before an interruption."""
+    """Number of images that this call encoded; all others were in the index or in the log of an interrupted call."""
     removed: int
-    """Images of the former index that the source no longer has."""
+    """Number of images that were removed from the index, because the source no longer has them."""
     skipped: list[dict[str, str]]
     """Unreadable images with reasons."""
     findings: Sequence[Finding]
@@ -135,7 +135,7 @@ class _Writer:
         return alone_in(self.folder) if self.processes.is_main else nullcontext()
 
     def open(self) -> None:
-        """Read the former index and the logs of an interrupted call, if there are any.
+        """Read the existing index and the logs of an interrupted call, if there are any.
 
         Raises:
             DataError: another model made the index or the logs.
@@ -147,7 +147,7 @@ class _Writer:
                 if side in self.former["probes"]:
                     given = torch.tensor(features)
                     check_same_model(self.former["probes"], side, given, str(self.folder), self.model.name)
-            self.processes.on_main(partial(check_content, self.folder, self.former))  # damage would stay in the index
+            self.processes.on_main(partial(check_content, self.folder, self.former))  # damage would be copied
         fingerprint = tower_fingerprint(self.model.image) + tower_fingerprint(self.model.text)
         mark = self.logs / "model.txt"
 
@@ -163,7 +163,7 @@ class _Writer:
 
         self.processes.on_main(prepare)
         self.done = {kind: Encoded(self.logs, kind) for kind in ("image", "text")}
-        self.processes.gather_objects(None)  # all have read the logs before any adds one
+        self.processes.gather_objects(None)  # all processes read the logs before one of them adds a log
         self.before = {
             "image": {} if self.former is None else self._keys_of("rows"),
             "text": {} if self.former is None or not self.former["captions"] else self._keys_of("texts"),
@@ -186,7 +186,8 @@ class _Writer:
         for row, key in enumerate(keys):
             if key is not None and key not in self.before["image"]:
                 first.setdefault(key, row)
-        # Records are cut before those that are done are left out: the work is the same after an interruption.
+        # Items are grouped into records before finished items are left out: the groups are the same after an
+        # interruption.
         records = list(_parts(first.items(), self.record))
         mine = records[self.processes.index :: self.processes.count]
         bad: dict[bytes, str] = {}
@@ -266,7 +267,7 @@ class _Writer:
         return {new[row][0]: why for row, why in bad.items()}
 
     def finish(self, found: Found, source: str | None, qdrant: bool) -> Embedded:
-        """Write the files of the index from the logs and the former index."""
+        """Write the files of the index from the logs and the existing index."""
         encoded = sum(self.processes.gather_objects(self.encoded))
         if not found.keys:
             why = f", the first because: {found.skipped[0]['reason']}" if found.skipped else ""

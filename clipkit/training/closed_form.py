@@ -28,7 +28,7 @@ from clipkit.training.measures.measurement import Measurement
 from clipkit.training.plan import Plan
 
 _IMAGES, _ROWS = 512, 4096
-"""Images whose pairs are summed at once, and rows that are mapped at once."""
+"""Number of images whose pairs are summed in one step, and number of rows that are mapped in one step."""
 _MOST_HELD_OUT = 1000
 _FEWEST = 8
 _SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_recall@1": "image → text R@1"}
@@ -235,7 +235,7 @@ def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: 
     """Make a trunk return as many coordinates of the layers as the projection reads; missing coordinates are zero."""
     assert isinstance(tower.trunk, Layered)
     tower.trunk.choose(layers)
-    missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may be narrow
+    missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may have fewer coordinates
     set_coordinates(tower.trunk, mean, F.pad(matrix, (0, missing)))
 
 

@@ -1,8 +1,8 @@
 """Doubtful captions of training data, found by models that were trained without them (cross-fitting).
 
-A model fits the wrong captions that it was trained on, and so hides them. The images are therefore divided into folds;
-for each fold, a model is trained on the other folds, and compares the captions of this fold with its images
-(`clipkit.search.doubts`). Frozen trunks run only once over all data.
+A model learns the wrong captions of its training data, so it does not recognize them as wrong. The images are therefore
+divided into folds; for each fold, a model is trained on the other folds, and compares the captions of this fold with
+its images (`clipkit.search.doubts`). Frozen trunks run only once over all data.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ from clipkit.training.plan import Plan, make_plan
 from clipkit.training.run import run
 from clipkit.training.stop import StopRequest
 
-_FOLD = 8  # random stream of the seed, distinct from those of other modules
+_FOLD = 8  # makes these random numbers independent of those of other modules
 _SIDES = ("image_features", "text_features")
 
 

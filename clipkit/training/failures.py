@@ -27,8 +27,8 @@ def failures_in_one_line(
     try:
         yield
     except Exception as error:
-        # PyTorch raises the error about a dead worker in any code that is running; that code may raise another error
-        # from it.
+        # PyTorch raises the error about a dead worker in whatever code is running; this code may convert it to another
+        # error.
         death = next((one for one in _with_reasons(error) if str(one).startswith("DataLoader worker")), None)
         if death is not None:
             _report_no_more_deaths()
@@ -41,7 +41,7 @@ def failures_in_one_line(
             reason = "out of memory while images were read; lower data.workers or data.max_pixels"
         elif not isinstance(error, RuntimeError):
             raise
-        elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a pass through a sharded trunk
+        elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a sharded trunk
             raise lost_process(error) from None
         elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
@@ -65,7 +65,7 @@ def _report_no_more_deaths() -> None:
     while threading.current_thread() is threading.main_thread():
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        except RuntimeError:  # a signal that arrived before the reset
+        except RuntimeError:  # another worker ended before the reset
             continue
         return
 

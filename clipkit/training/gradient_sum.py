@@ -41,7 +41,7 @@ class GradientSum:
         ]
 
     def complete(self, group: int) -> None:
-        """Announce that all gradients of a group have arrived; parameters without a gradient get none."""
+        """Announce that all gradients of a group have arrived; parameters without a gradient stay without one."""
         for parameter in self._groups[group]:
             self._complete(parameter)
 

@@ -9,7 +9,8 @@ from clipkit.processes import Processes
 from clipkit.recipe import HardNegativesRecipe
 from clipkit.training.start_features import StartFeatures
 
-# Hard negatives kept per image of a group: later in an epoch, the first ones are in other groups already.
+# Number of hard negatives of an image, as a multiple of the group size: late in an epoch, the hardest are in other
+# groups already.
 _SPARE = 8
 
 

@@ -146,8 +146,8 @@ class TowerInputs:
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
         """Yield batches for `slices`, the slices of the feed's sampler.
 
-        `transfer` describes which inputs are already on the device. With a GPU, a thread loads the next batch, which
-        overwrites the previous one. Outputs of frozen trunks are overwritten on every device.
+        `transfer` describes which inputs are already on the device. A batch is valid only until the next one is
+        requested: memory of pixels on a GPU, and of outputs of frozen trunks on every device, is reused.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -164,7 +164,7 @@ class TowerInputs:
         loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
         epochs: deque[int] = deque()
         batches = self.feed.loader(_noting_epochs(slices, epochs) if self.stored else slices, maker, loading)  # type: ignore[arg-type]
-        # Reused, since allocating memory for every batch takes longer than the copy.
+        # Memory that all batches use: allocating memory for each batch takes longer than the copy.
         buffers: dict[str, Tensor] = {}
         loaded = batches if memory is None else ahead(batches, memory, in_thread=workers > 0)
         read = one_ahead(loaded, partial(self._with_stored, epochs), in_thread=bool(self.stored) and memory is None)
@@ -205,7 +205,7 @@ class TowerInputs:
         inputs: dict[str, dict[str, Tensor]] = {}
         for name, kind in self.encoded.items():
             if name in self.stores:
-                # Not a view: with a view, the graph would seem to keep the whole store in memory.
+                # Copy the rows: with a view, the measured memory would include the whole store.
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
             if name in self.stored:

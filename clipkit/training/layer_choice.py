@@ -175,9 +175,9 @@ class _Side:
         return whitening(self.mean[chosen], self.covariance[chosen][:, chosen], ridge, self.widths(layers))
 
     def half_whitened(self, layers: Sequence[str], ridge: float) -> tuple[Whitening, Float[Tensor, "v W"]]:
-        """Return the whitening of the given layers, and their covariance after it with all layers of the other tower.
+        """Return the whitening of the given layers, and the covariance of the whitened layers with the other tower.
 
-        The result is kept until the next one.
+        The covariance includes all layers of the other tower. The last result is cached.
         """
         if self._last is None or self._last[0] != (layers, ridge):
             made = self.whitening(layers, ridge)

@@ -72,7 +72,7 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.nda
 
 
 def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
-    """Return which scores are below `least`, or, with `share`, among that share with the lowest scores.
+    """Return a mask of the scores below `least`, or, with `share`, of this share of all scores, the lowest ones.
 
     A share is rounded down to a number of scores; of equal scores, the first ones count as lower. NaN is never low.
 

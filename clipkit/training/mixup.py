@@ -24,7 +24,7 @@ from clipkit.training.inputs import TowerInputs
 from clipkit.training.plan import Plan
 from clipkit.training.transfer import send
 
-_MIXUP = 9  # random stream of the seed, distinct from those of other modules
+_MIXUP = 9  # makes these random numbers independent of those of other modules
 
 
 @dataclass(frozen=True)

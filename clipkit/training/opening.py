@@ -101,7 +101,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
 def storing_of(plan: Plan, log: RunLog) -> Storing | None:
     """Return the settings of the inputs that the run stores on disk; None if it stores nothing."""
     recipe = plan.recipe
-    if recipe.data.store is None or plan.weights.is_sharded:  # stored activations enter a trunk between its blocks
+    if recipe.data.store is None or plan.weights.is_sharded:  # a sharded trunk cannot start at stored activations
         return None
     return Storing(
         recipe.data.store,

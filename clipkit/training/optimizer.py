@@ -54,7 +54,9 @@ def build_optimizer(
 
 
 def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
-    """Return the length of a warmup in steps; a value below 1 is a share of the steps after the first `held` steps.
+    """Return the length of a warmup in steps. A `warmup` below 1 is a share of the steps after the first `held` steps.
+
+    In the first `held` steps, the learning rate is 0.
 
     Raises:
         RecipeError: the held steps or the warmup are longer than the run.

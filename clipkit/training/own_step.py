@@ -26,7 +26,8 @@ class Step:
     """Computes the gradients of a loss over a global batch, as one process with all pairs in one graph would.
 
     Each process encodes its rows in micro-batches, first without a graph (GradCache, Gao et al. 2021). The loss sees
-    the features of all processes, and all processes get the same gradients: the model needs no wrapper.
+    the features of all processes, and all processes get the same gradients, so the model needs no wrapper such as
+    DistributedDataParallel.
 
     Args:
         model: the model, on the device of the accelerator.

@@ -57,7 +57,7 @@ class Recorder:
     stop_request: StopRequest
     throughput: Throughput
     callback_stops: bool = field(default=False, init=False)
-    """True if a callback on any process has ended the run, after `agree`."""
+    """True if a callback on any process has ended the run; set by `agree`."""
     _write_failure: TrainingError | None = field(default=None, init=False)
     _bar: Any = field(default=None, init=False)
 
@@ -133,7 +133,7 @@ class Recorder:
             self.trackers.log("train", row, step)
             self.trackers.log("speed", speed, step)
         except TrainingError as error:
-            self._write_failure = error  # `agree` raises it, so that the other processes learn of it
+            self._write_failure = error  # `agree` raises the error on all processes
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
         """Exchange write failures and new bad images with the other processes.
@@ -235,7 +235,7 @@ class Recorder:
         figures: dict[str, float] = {}
         if self.measurements:
             with self.plan.learned.chosen():
-                with self.stop_request.deferred(False):  # may be interrupted here: the checkpoint is already written
+                with self.stop_request.deferred(False):  # a signal may now stop the run
                     figures = self.figures()
                 self.processes.on_main(lambda: self._keep(state.step, figures))
             self.callbacks.evaluation(figures)

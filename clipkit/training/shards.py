@@ -173,8 +173,8 @@ def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
     mesh = init_device_mesh(device, (processes.count,))
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()
     for parameter in trunk.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP2 distributes only contiguous ones
-    single = {parameter for parameter in trunk.parameters() if not parameter.ndim}  # stay whole
+        parameter.data = parameter.data.contiguous()  # FSDP2 distributes only contiguous parameters
+    single = {parameter for parameter in trunk.parameters() if not parameter.ndim}  # scalars are whole on each process
     for parameter in single:
         parameter.data = parameter.data.to(processes.device)
     for module in (*repeated_blocks(trunk), trunk):

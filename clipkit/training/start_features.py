@@ -16,9 +16,11 @@ from clipkit.models.devices import is_accelerator
 from clipkit.models.encode import cpu_batch, encode_images, encode_strings, tower_features
 from clipkit.processes import Processes
 
-# Images or captions that are encoded together, for any number of processes: rounding errors depend on the batch.
+# Number of images or captions in a block, which one process encodes. It is fixed, because rounding errors depend on the
+# batches.
 _BLOCK = 1024
-# A block is filled up so that no batch has a single row, whose rounding on a CPU also depends on its address.
+# Number of rows that are added to a block, so that no batch has a single row: its rounding on a CPU also depends on its
+# address in memory.
 _ROWS = 8
 # Strings of a batch on a CPU: as many as one of several threads takes, so that the number of threads has no effect.
 _STRINGS = 64

@@ -138,7 +138,7 @@ class Step:
         everything_fits = -(-self.batch_size // processes.count) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
-                # The backward pass starts with the last micro-batch: its graph can be kept.
+                # The backward pass starts with the last micro-batch of the last tower, so its graph can be kept.
                 tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
         columns = [batch.image_ids, batch.caption_ids, batch.caption_rows]
         ids = send({"ids": torch.stack(columns, dim=1)}, model.device)["ids"]
@@ -247,7 +247,7 @@ class _Encoding:
         self._graphs: dict[int, Tensor] = {}
         """Features of the micro-batches whose graphs are kept."""
         self._rows = [rows for rows in self.parts.rows if isinstance(rows, Tensor)]
-        if self._rows:  # not in the order of the slice; copied to the device now, so that nothing waits for it later
+        if self._rows:  # the parts have another order than the slice; copy it to the device now
             order = torch.cat(self._rows)
             sent = send({"order": order, "place": order.argsort()}, self.parts.device)
             self._rows, self._place = list(sent["order"].split([len(rows) for rows in self._rows])), sent["place"]
@@ -296,7 +296,7 @@ class _Encoding:
         if self.stop_requested():
             raise Abandoned
         # The random state depends only on the computed part, so setting it again replays the same random numbers.
-        # On a CPU, torch.manual_seed would also format the call stack for each kind of accelerator that is missing.
+        # On a CPU, torch.manual_seed is slow: it formats the call stack for each kind of accelerator that is missing.
         seed = torch.default_generator.manual_seed if self.accelerator.device.type == "cpu" else torch.manual_seed
         seed(mix(*self.seeds, index))
         inputs = self.parts.get(index, following)

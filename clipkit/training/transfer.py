@@ -154,7 +154,7 @@ def _pin(tensor: Tensor) -> bool:
     """Pin the memory of a tensor, so that copies to a GPU do not block; return whether that was possible."""
     if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
         return True
-    with suppress(RuntimeError):  # the next kernel reports the failure again
+    with suppress(RuntimeError):  # CUDA reports the failure again at the next kernel, so run one
         torch.zeros(1, device="cuda").add_(1)
     return False
 

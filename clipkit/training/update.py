@@ -14,7 +14,7 @@ from clipkit.training.unfreeze import frozen_until
 
 
 class NotFinite(Exception):
-    """The loss, the gradient norm or the updated weights are infinite or not a number.
+    """Exception for a loss, a gradient norm or updated weights that are infinite or not a number.
 
     Args:
         loss: the loss of the step.

@@ -20,7 +20,7 @@ from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.models.encode import listed_strings
 
-_DRAWN_WORDS = 3  # maps of words beside the map of a text
+_DRAWN_WORDS = 3  # largest number of maps of words beside the map of a text
 
 
 @dataclass(frozen=True, eq=False)

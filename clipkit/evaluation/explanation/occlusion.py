@@ -14,7 +14,7 @@ from clipkit.models import DualEncoder
 CELLS = 7
 """Rows and columns of the grid on which parts of an image are hidden."""
 _WINDOW = 2  # rows and columns of the windows of `occlusion_maps`
-_ROWS = 16  # copies of an image per forward pass
+_ROWS = 16  # number of copies of an image in one forward pass
 
 
 def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T K K"]:
@@ -29,7 +29,7 @@ def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) 
 
 
 def square_windows(size: int) -> Bool[Tensor, "W K K"]:
-    """Return the windows of `size` × `size` cells of the grid, row by row."""
+    """Return a mask of the grid for each window of `size` × `size` cells, from left to right and top to bottom."""
     starts = range(CELLS - size + 1)
     windows = torch.zeros(len(starts) ** 2, CELLS, CELLS, dtype=torch.bool)
     for number, (row, column) in enumerate((row, column) for row in starts for column in starts):

@@ -18,7 +18,7 @@ from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder
 
 _STEPS = 10
-_RANDOM = 3  # random maps per image
+_RANDOM = 3  # number of random maps for each image
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from clipkit.images import Stored
 from clipkit.models.absent import is_absent
 from clipkit.models.devices import is_accelerator
 
-# Measuring: one untimed round, then larger and larger rounds until they take this long.
+# The speed is measured in one untimed round, and then in larger and larger rounds until they take this many seconds.
 _SECONDS = 3.0
 _ROUNDS = {"images": (8, 16, 32, 64, 128), "captions": (32, 128, 256, 512)}
 _ACCELERATOR_ROUNDS = dict.fromkeys(KINDS, (256, 1024, 2048))
@@ -109,7 +109,7 @@ class Cost:
         sizes = _ACCELERATOR_ROUNDS if is_accelerator(self.features.model.device) else _ROUNDS
         for kind, encode in (("images", self.features.images), ("captions", self.features.texts)):
             found = list(self._items[kind].values())
-            # A corrupted image may be cached, and then takes no time.
+            # Features of a corrupted image may be in the cache; encoding it would then take no time.
             items = [item for item in found if not isinstance(item, Corrupted)] or found
             rounds = sizes[kind]
             chosen = evenly_spaced(len(items), sum(rounds)) if items else []
@@ -129,7 +129,7 @@ class Cost:
                 self._done(kind, len(part))
 
     def _done(self, kind: str, left: int) -> None:
-        for work in self.works:  # which dataset an item belongs to has no effect on the sums
+        for work in self.works:  # subtract from the first datasets: only the sums matter
             if work.state == "to measure":
                 taken = min(left, work.new[kind])
                 work.new[kind] -= taken

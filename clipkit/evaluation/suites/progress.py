@@ -47,7 +47,7 @@ class Remaining(Bars):
 
     def start(self, kind: str, total: int) -> Bar:
         """Return a bar that counts the items of a kind."""
-        self._new[kind] = total  # known exactly now
+        self._new[kind] = total  # replaces the estimate that `begin` received
         return _SuiteBar(self, kind, total, shown=self.shown)
 
     def count(self, kind: str, items: int, seconds: float) -> None:

@@ -216,7 +216,7 @@ class _Run:
         if entry.name in self.result.unreached or entry.name in self.result.failed:
             return None
         try:
-            # Opened one at a time: a dataset on the Hub is downloaded only when it is needed.
+            # Open one dataset at a time, so that a dataset on the Hub is downloaded only when it is needed.
             self.opened[entry.name] = _open_in_turn(entry, self.processes)
         except UnreachedError as error:
             self.result.unreached[entry.name] = str(error)
@@ -253,7 +253,10 @@ class _Run:
         self.result.rows.append(_row(entry, name, result, file))
 
     def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
-        """Return the stored result of the main process if it has the same entry, model and data, otherwise None."""
+        """Return the result in a file if it has the same key (entry, model and data), otherwise None.
+
+        Only the main process reads the file; all processes get the result.
+        """
         result = read_object(file) if self.processes.is_main else {}
         try:
             kept = result if result["settings"]["suite"]["key"] == key else None

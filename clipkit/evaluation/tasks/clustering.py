@@ -21,7 +21,7 @@ from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.processes import Processes
 
-# The starts of k-means; metrics are means over them.
+# Number of random starts of k-means; metrics are means over the starts.
 _SEEDS = 5
 
 

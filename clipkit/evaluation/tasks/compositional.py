@@ -119,7 +119,7 @@ def compositional(
 def compositional_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
     """Return one value per instance for every metric, from the `queries` of a result.
 
-    Instances that share an image are drawn together.
+    The bootstrap draws instances that share an image together.
     """
     text = np.asarray(queries["text_right"], dtype=np.float64)
     instances = Queries(np.asarray(queries["image"]))

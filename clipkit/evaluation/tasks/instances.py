@@ -24,7 +24,7 @@ from clipkit.models.absent import check_present
 from clipkit.processes import Processes
 
 KS = (1, 10)
-_ROWS = 1024  # number of queries scored at once
+_ROWS = 1024  # number of queries whose scores are in memory at once
 
 
 def instances(

@@ -40,8 +40,8 @@ from clipkit.processes import Processes
 KS = (1, 5, 10)
 _EXAMPLES = 8
 _EXTREMES = 6
-_LARGEST_NAMED = 100_000  # up to this number of queries, the result contains their names
-_LARGEST_ANSWERED = 200_000_000  # up to this number of scores, the result contains the first answer to each query
+_LARGEST_NAMED = 100_000  # largest number of queries whose names the result contains
+_LARGEST_ANSWERED = 200_000_000  # largest number of scores for which the result contains the first answer to each query
 
 
 def retrieval(
@@ -259,7 +259,7 @@ def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
 def retrieval_columns(outcomes: Mapping[str, Sequence[Any]]) -> tuple[Columns, Means]:
     """Return one value per query for every metric, from the `queries` of a result.
 
-    Images are the clusters in both directions, and all metrics share the draws.
+    The bootstrap resamples images for both directions, and all metrics use the same resamples.
     """
     images = len(outcomes["text_rank"])
     columns, others, recalls = {}, {}, []

@@ -104,11 +104,11 @@ def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
 
 @cache
 def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
-    """Return a subclass of a layer's class that uses an adapter. All blocks share it, so compilers see one class."""
+    """Return a subclass of a layer's class that uses an adapter; all blocks share it, so compilers see one class."""
 
     def weight(layer: Any) -> Tensor:
         computed, stored = layer.__dict__.get("_computed"), layer._parameters[parameter]
-        if is_shard(stored):  # FSDP2 reads its shards by name; a forward pass has gathered the weight
+        if is_shard(stored):  # FSDP2 reads its shard; in a forward pass, the weight is whole and not a shard
             return stored
         return layer.adapter(stored) if computed is None else computed
 

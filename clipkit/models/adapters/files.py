@@ -106,7 +106,7 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
         for layer in sorted(adapters):
             _merge(modules.get(layer), layer, tensors, config, folder)
         for key, value in others.items():
-            if key == "temperature":  # ALIGN's form of the scale, for PEFT
+            if key == "temperature":  # 1 / scale, which is in the file only for PEFT
                 continue
             target = getattr(model, key) if key in _SCALARS else parameters.get(key)
             if target is None or target.numel() != value.numel():
@@ -164,8 +164,8 @@ def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) 
 def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Return tensors by PEFT's names, and the rank and alpha of each layer.
 
-    The adapters of a weight's slices become one adapter of the whole weight: A stacks their A, and B has their B as
-    diagonal blocks.
+    The adapters of a weight's slices become one adapter of the whole weight: its A is the stack of their A, and its B
+    is block diagonal.
     """
     names = {module: name for name, module in _root(model).named_modules()}
     layers = [(names[layer], weight, adapter) for layer, weight, adapter in adapted_layers(model)]
@@ -175,7 +175,7 @@ def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, i
     for name, weight, adapter in layers:
         down, up, scaling = _whole(adapter, weight.detach())
         tensors |= {name + _A: down, name + _B: up}
-        if has_magnitudes:  # of LoRA too, whose rows have norms of their own
+        if has_magnitudes:  # PEFT then needs magnitudes of all layers, also of those without DoRA
             tensors[name + _MAGNITUDE] = torch.cat([_magnitudes(*each) for each in adapter.slices(weight)])
         ranks[name], alphas[name] = len(down), scaling * len(down)
     return tensors, ranks, alphas

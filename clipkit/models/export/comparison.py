@@ -18,7 +18,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.quiet import as_model_error, without_root_messages, without_weight_bars
 
 _SHOWN = 8
-# Default functions of other people's code: open an image with Pillow, leave captions unchanged.
+# Plain preparation, as in code that does not use the card: open an image with Pillow, leave captions unchanged.
 _PLAIN = 'rgb, repaired = (lambda file: Image.open(file).convert("RGB")), str'
 
 _Pair = tuple[Tensor | None, Tensor | None]
@@ -26,7 +26,7 @@ _Pair = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Theirs:
-    """Features of another library, computed by the code of a model card."""
+    """Features that another library computes with the code of a model card; None for a missing tower."""
 
     image: Float[Tensor, "N D"] | None
     text: Float[Tensor, "M D"] | None
@@ -73,7 +73,7 @@ def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
         return None, None
     try:
         return _features(_run("\n".join([_PLAIN, tokenizer[0] if tokenizer else "", tail]), opened))
-    except Exception:  # prevents its use by mistake
+    except Exception:  # users of the plain code would get this error instead of wrong features
         return None, None
 
 

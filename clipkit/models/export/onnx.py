@@ -92,7 +92,7 @@ class Onnx:
         dynamic = (0, 1) if "attention_mask" in inputs else (0,)
         shapes = tuple(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC) for _ in inputs)
         large = sum(parameter.numel() * 4 for parameter in tower.parameters()) > _LARGEST
-        # A graph names its second file relative to itself, so graphs to be quantized get a folder of their own.
+        # A graph contains the relative path of its second file, so graphs to be quantized are in a separate folder.
         whole = file.parent / "float32" / file.name if self.int8 else file
         whole.parent.mkdir(exist_ok=True)
         failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX", "; use another format")

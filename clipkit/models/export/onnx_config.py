@@ -40,7 +40,7 @@ def write_tokenizer(model: DualEncoder, inputs: dict[str, Tensor], folder: Path)
     backend = getattr(as_transformers(tokenizer, model.name), "backend_tokenizer", None)
     pad_token, pad_id = padding_token(tokenizer)
     if backend is not None:
-        # Remove truncation and padding, which are settings of the last call.
+        # The tokenizer still has the truncation and padding of its last call; remove them.
         backend.no_truncation()
         backend.no_padding()
         backend.save(str(folder / "tokenizer.json"))

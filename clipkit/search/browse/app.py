@@ -1,4 +1,4 @@
-"""Answers to the requests of the page."""
+"""Responses to the HTTP requests of the web page."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Requests of the page, validated."""
+"""Validated requests that the web page sends."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -30,13 +30,13 @@ class Query(_Strict):
     precision: float | None = Field(None, gt=0, lt=1)
     at_least: float = Field(0.97, ge=0, le=1)
     column: _Text = ""
-    """Column with the labels, of the view of labels."""
+    """Column with the labels, for a list of doubtful labels."""
     rows: list[_Row] = Field([], max_length=MOST_ROWS)
-    """Rows of the view of rows, such as those selected on the map."""
+    """Rows to list, e.g. those selected on the map."""
 
 
 class Compared(_Strict):
-    """A search in both indexes; rows are those of the first index."""
+    """Request for a search in two indexes; row numbers refer to the first index."""
 
     query: Query
     count: int = Field(20, ge=1, le=100)
@@ -56,7 +56,7 @@ class Asked(Part):
 
 
 class Mapped(_Strict):
-    """A map of the index, with the rows that a filter keeps, in colors of a column."""
+    """Request for the map of the index, with a filter for its rows and a column whose values choose their colors."""
 
     index: int = Field(0, ge=0, le=1)
     where: _Text = ""
@@ -68,7 +68,7 @@ class Dropped(_Strict):
 
     row: int = Field(ge=0)
     caption: int | None = Field(None, ge=0)
-    """Number of the caption among those of the image; None: the image with all captions."""
+    """Position of the caption among the captions of the image, from 0; None: the image with all captions."""
     reason: str = Field("", max_length=200)
 
 

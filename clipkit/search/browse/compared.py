@@ -11,7 +11,7 @@ from clipkit.search.browse.asked import Part, Query
 from clipkit.search.browse.jobs import Job
 from clipkit.search.browse.views import Item, Listing, Views
 
-_COMPARED = 100  # number of results of one index that are searched in the other index
+_COMPARED = 100  # number of results of one index whose ranks in the other index are looked up
 
 
 class Comparison:
@@ -34,7 +34,7 @@ class Comparison:
         """Return the results of a search in both indexes, each with its rank in the other one.
 
         Args:
-            query: a search; a precision is ignored.
+            query: a search; its precision is ignored.
             images: images that the user gave, by name.
             count: number of results of each index.
 
@@ -66,7 +66,7 @@ class Comparison:
         return listing.items(slice(0, _COMPARED))
 
     def _shown(self, number: int, item: Item, name: int, others: Sequence[int]) -> Item:
-        """Return an item as one side of the comparison shows it, with its rank on the other side.
+        """Return an item as the page shows it in the results of one index, with its rank in the other index.
 
         If its image is in both indexes, the item has the row and columns of the first index.
         """
@@ -77,7 +77,9 @@ class Comparison:
         return {**item, "index": number, "rank": rank}
 
     def differences(self, part: Part) -> dict[str, Any]:
-        """Return a part of the list of queries where the searches differ most, or the computed share of this list.
+        """Return a part of the list of queries where the searches differ most.
+
+        While the list is computed, return the completed share of the work instead.
 
         Raises:
             UserError: there are no queries.

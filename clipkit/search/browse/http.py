@@ -1,4 +1,4 @@
-"""Small HTTP server for one user on this machine: it limits connections, size and time, and refuses other sites.
+"""Small HTTP server for one user on this machine, with limits on connections, sizes and times of requests.
 
 It listens on 127.0.0.1 only. A request is answered if it names this machine as its host (against DNS rebinding), does
 not come from another site's page (Origin, Sec-Fetch-Site), and has the cookie that the printed address sets (against
@@ -28,7 +28,7 @@ MOST_BYTES = 32 << 20
 """Largest body of a request."""
 _NAMES = (HOST, "localhost")
 _CONNECTIONS = 32
-_SECONDS = 30  # for a request to arrive, and for an answer to leave
+_SECONDS = 30  # seconds to receive a request, and to send a response
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -67,7 +67,7 @@ class Server(ThreadingHTTPServer):
     """Server on a port of 127.0.0.1; `serve_forever` answers requests in threads.
 
     Args:
-        port: 0: any free one.
+        port: number of the port; 0: any free port.
         answer: returns the response to a request; its UserErrors are shown to the user.
 
     Raises:
@@ -118,7 +118,7 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def arrived(self, request: socket.socket) -> None:
-        """Note that a request was read completely."""
+        """Record that a request was read completely."""
         self._arriving.pop(request, None)
 
     def service_actions(self) -> None:
@@ -130,7 +130,7 @@ class Server(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore connections that broke; `_Handler` reports errors of the answer."""
+        """Ignore broken connections; `_Handler` reports errors that occur while it answers."""
 
 
 class _Handler(BaseHTTPRequestHandler):

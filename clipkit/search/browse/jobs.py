@@ -11,8 +11,8 @@ class Job(Generic[T]):
     """Computation that starts when its result is requested for the first time.
 
     Args:
-        compute: function that returns the result; its argument is a function, to which it reports the share that is
-            done.
+        compute: function that returns the result. Its argument is a function that it calls from time to time with the
+            completed share of the work, from 0 to 1.
     """
 
     def __init__(self, compute: Callable[[Callable[[float], None]], T]) -> None:
@@ -41,7 +41,7 @@ class Job(Generic[T]):
     def _run(self) -> None:
         try:
             self._result = self._compute(self._report)
-        except Exception as error:  # raised again where the result is asked for
+        except Exception as error:  # raised again by `result`
             self._error = error
 
     def _report(self, share: float) -> None:

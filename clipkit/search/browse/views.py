@@ -58,7 +58,7 @@ class Views:
         self._map = Job(lambda progress: map_of(index))
 
     def listing(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
-        """Return a list, or the share (0 to 1) of its computation that is done.
+        """Return a list; while it is computed, return the completed share of the work, from 0 to 1.
 
         Args:
             query: description of the list.
@@ -187,7 +187,7 @@ class Views:
         return Listing(len(rows), lambda part: self.items(rows[part]))
 
     def map(self, where: str) -> tuple[Map, NDArray[np.bool_]] | None:
-        """Return the map and which of its images a filter keeps; None while the map is made.
+        """Return the map, and a mask of its images that pass a filter; None while the map is computed.
 
         Raises:
             UserError: the filter is not valid, or the map cannot be made.
@@ -201,7 +201,7 @@ class Views:
         return rows_where(self.index.rows, where) if where.strip() else None
 
     def items(self, rows: Sequence[int], numbers: Sequence[Item] = ()) -> list[Item]:
-        """Return rows as the page shows them, each with further values."""
+        """Return rows as the page shows them, each with its values in `numbers`."""
         taken = self.index.rows.take(pa.array(rows, pa.int64())).to_pylist()
         items = []
         for n, (row, values) in enumerate(zip(rows, taken, strict=True)):

@@ -218,7 +218,7 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     with suppress(RecipeError):  # gives new keys their defaults, and old values their current names
         former = Recipe.from_dict(before)
         before = former.without_credentials().model_dump(mode="json")
-        if former.captions() == recipe.captions():  # auto and what it selects are equal
+        if former.captions() == recipe.captions():  # auto is equal to the value that it selects
             before["data"]["captions"] = recipe.data.captions
     old, new = flat(before), flat(recipe.without_credentials().model_dump(mode="json"))
     allowed: list[str] = []

@@ -117,7 +117,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush the logs that depend only on the recipe to disk; return the mark of each log: its length and hash."""
+        """Flush the logs to disk, except for logs of times; return the mark of each log: its length and hash."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""

@@ -40,7 +40,8 @@ _KNOWN_RATES: dict[Kind, tuple[float, float]] = {
     "new": (5e-5, 1e-2),
     "adapter": (5e-6, 5e-3),
 }
-# Towers that were not pretrained together have nothing in common to lose: recipes/flickr8k_tuned.yaml uses 3e-4.
+# Towers that were not pretrained together cannot lose a common space, so rates may be higher: 3e-4 in
+# recipes/flickr8k_tuned.yaml.
 _SEPARATE_TOWERS = 1e-3
 _SMALL_BATCH, _TINY_BATCH = 64, 8
 _TIMED_IMAGES = 8

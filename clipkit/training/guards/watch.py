@@ -24,9 +24,9 @@ _FALLEN = 0.7
 _EXPLODED = 20.0
 _WAITING = 0.2
 _LEARNED, _MEMORIZED = 0.2, 0.9
-"""Limits for the share of the training captions in a batch that find their image."""
+"""Smallest shares of training captions that rank their image first in a batch: as learned, and as memorized."""
 _GAP = 3.0
-"""Limit for the ratio of training captions to validation captions that find their image."""
+"""Smallest ratio of this share in training to the same share in validation that counts as a gap."""
 _PLATEAU, _RISING = 2, 1.02
 """Number of latest evaluations, and the factor by which one of them must exceed the earlier ones to count as rising."""
 _PATIENCE = 3
@@ -79,7 +79,7 @@ def loss_at_chance(watch: Watch) -> Finding | None:
     level, loss = watch.facts.chance, watch.mean("loss")
     if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
-    # The mean can be at this level even if the losses differ, or if most pairs are retrieved correctly.
+    # Not a finding: losses that differ although their mean is at this level, or pairs that are retrieved correctly.
     losses = [row["loss"] for row in watch.rows]
     if statistics.pstdev(losses) > _NEAR_CHANCE * level or watch.matches_pairs(_LUCK):
         return None

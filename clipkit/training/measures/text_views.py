@@ -27,7 +27,7 @@ class TextViewValidation:
     crop of it.
 
     Args:
-        crop: makes the crop.
+        crop: function that crops a caption.
         model: the model that is trained.
         pairs: the captions.
         processes: the processes of the run. Each encodes a share of the data; all get the result.

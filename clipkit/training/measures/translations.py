@@ -19,7 +19,7 @@ class TranslationValidation(TextViewValidation):
 
     Args:
         teacher_features: (M, D) unit-length features of all captions by the teacher.
-        translation: makes the translation of a caption; all captions have one.
+        translation: function that returns the translation of a caption; every caption has one.
         model: the model that is trained.
         pairs: the captions.
         processes: the processes of the run. Each encodes a share of the data; all get the result.

@@ -25,7 +25,7 @@ Inputs = dict[str, Tensor]
 
 # Rows per forward pass on a CPU.
 _BATCH = 64
-# float32 holds whole numbers exactly below this number squared.
+# A position is split into two numbers, a multiple of this number and the rest, which float32 represents exactly.
 _LOW = 1 << 20
 
 
@@ -106,7 +106,7 @@ def write_views(
         feed: the data.
         augment: function from (image, epoch, position) to the tower's inputs.
         storing: settings.
-        loading: settings of the loader; the rows of replaced images do not exist.
+        loading: settings of the loader; images that the loader replaces have no rows.
     """
     count = len(feed.pairs.images)
 
@@ -142,7 +142,7 @@ def write_views(
 
 
 def _kept(writer: PartWriter) -> Callable[[Inputs], Tensor]:
-    """Return a function that stores values and returns their positions as float32 (B, 2)."""
+    """Return a function that stores values and returns their positions, each as two float32 numbers (B, 2)."""
 
     def keep(values: Inputs) -> Tensor:
         positions = writer.append(values)

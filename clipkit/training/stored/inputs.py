@@ -28,7 +28,7 @@ from clipkit.training.stored.settings import Storing
 Inputs = dict[str, Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_VIEW = 7  # random stream of the seed, different from those of other modules
+_VIEW = 7  # makes these random numbers independent of those of other modules
 # Largest absolute activation of a few examples up to which auto stores fp16, whose limit is 65,504; above it, bf16.
 _FP16_SAFE = 8192.0
 

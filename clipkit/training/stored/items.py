@@ -16,7 +16,7 @@ from clipkit.embedding.hashes import content_hashes
 from clipkit.images import ImageLike, Stored
 from clipkit.processes import Processes
 
-_SAMPLE = 1000  # captions from which the mean length is estimated
+_SAMPLE = 1000  # number of captions from which the mean length is estimated
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ def _state_of(image: ImageLike) -> str:
             return f"{image} is missing"
         return f"{file.absolute()} {image} {getattr(image, 'offset', 0)} {state.st_size} {state.st_mtime_ns}"
     if isinstance(image, Stored) and image.size < 0:
-        return str(image)  # at an address
+        return str(image)  # a remote image, identified by its URL
     return content_hashes([image])[0].hex()
