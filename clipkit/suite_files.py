@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from clipkit.parsing import read_yaml
+
 
 def suites_folder() -> Path:
     """Return the folder of the built-in suites.
@@ -20,10 +22,8 @@ def suite_names() -> list[str]:
         >>> {"retrieval", "urban1k"} <= set(suite_names())
         True
     """
-    import yaml
-
     names = set()
     for file in suites_folder().glob("*.yaml"):
-        datasets = yaml.safe_load(file.read_text(encoding="utf-8")).get("datasets", ())
+        datasets = read_yaml(file).get("datasets", ())
         names |= {file.stem, *(entry if isinstance(entry, str) else entry["name"] for entry in datasets)}
     return sorted(names)

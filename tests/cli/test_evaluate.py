@@ -93,6 +93,17 @@ def test_maps_need_a_file_that_shows_them(tiny_clip: Path, shapes: Path, tmp_pat
     assert 'alt="map of ' in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+def test_mistakes_of_several_labels_are_refused_also_with_queries(
+    tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    rows = [[str(shapes / f"images/0{n}.png"), label] for n in range(4) for label in ("red", "square")]
+    data = write_csv(tmp_path / "several.csv", ["image", "label"], rows)
+    command = ["zeroshot", "--model", tiny_clip, "--data", data, "--report", tmp_path / "a.html"]
+    with pytest.raises(UserError, match="--explain"):
+        run(*command, "--explain", "--explain-query", "red")
+    run(*command, "--explain-query", "red")
+
+
 def test_chosen_queries_are_shown_with_maps(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     page, file = tmp_path / "a.html", tmp_path / "queries.txt"
     command = ["retrieval", "--model", tiny_clip, "--data", shapes / "captions.csv", "--explain-query"]

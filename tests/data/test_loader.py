@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,12 @@ def test_a_worker_that_dies_while_it_sends_is_reported(
     monkeypatch.setattr(loader.DataLoader, "__iter__", broken)
     with pytest.raises(RuntimeError, match="^DataLoader worker is gone: ."):
         batches_of(read_pairs(str(shapes / "captions.csv")), 1)
+
+
+def test_an_error_in_a_living_worker_is_not_its_death() -> None:
+    lost = FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback …")
+    with pytest.raises(FileNotFoundError), loader_workers.lost_workers(SimpleNamespace(num_workers=1)):  # type: ignore[arg-type]
+        raise lost
 
 
 BROKEN = {

@@ -18,7 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
         "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "embedding/cached.py", "embedding/store.py",
-        "files.py", "run_files.py", "search/export.py", "search/log.py",
+        "files.py", "run_files.py", "search/export.py", "search/layout.py", "search/log.py",
     ),
     "open to read": (
         "training/folder/", "data/sources/emoji.py", "data/sources/emoji_tests.py", "data/shards.py",
