@@ -81,7 +81,7 @@ def test_an_interrupted_run_leaves_the_process_usable(recipe: Build, tmp_path: P
     with pytest.raises(KeyboardInterrupt, match=r"after step 2, which has a checkpoint.* resume=True"):
         clipkit.train(recipe({"data.workers": 1}), callbacks=[Interrupting()])
     assert signal.getsignal(signal.SIGINT) is handler
-    assert held()["children"] == children
+    assert held()["children"] <= children  # a child of an earlier test may end meanwhile
     assert clipkit.train(recipe(), resume=True).settings["steps"] == 4
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
 
