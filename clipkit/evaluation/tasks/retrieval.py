@@ -334,8 +334,7 @@ def _extremes(
             scores = image_features @ text_features[text]
             right = queries.right_images(text)
             chosen = top(scores, 5)
-            if not right & set(chosen):
-                # Always show a correct image.
+            if not right & set(chosen):  # always show a correct image
                 chosen = [*chosen[:4], max(right, key=lambda image: float(scores[image]))]
             answers = [answer("image", pairs.images[image], scores[image], image in right) for image in chosen]
             examples.append(example("text", queries.texts[text], answers) | {"kind": kind, "rank": int(ranks[text])})
