@@ -35,7 +35,7 @@ def test_the_printed_address_answers_until_the_command_is_stopped(index: Path) -
     connection.request("GET", f"/?{url.query}")
     assert connection.getresponse().status == 303
     running.send_signal(signal.SIGINT)
-    assert "stopped" in running.communicate(timeout=60)[0]
+    assert "stopped" in running.communicate(timeout=300)[0]
     assert running.returncode == 0
 
 

@@ -114,7 +114,7 @@ def test_loader_workers_do_not_deadlock_after_parallel_tokenization(recipe_file:
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     environment |= {"TOKENIZERS_PARALLELISM": parallel} if parallel else {}
     arguments = ["-m", "clipkit", "train", recipe_file, "data.workers=1", "--overwrite"]
-    done = python(*arguments, environment=environment, timeout=60)
+    done = python(*arguments, environment=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "TOKENIZERS_PARALLELISM" not in done.stderr
 

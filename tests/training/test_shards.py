@@ -210,7 +210,7 @@ def test_a_signal_to_one_process_stops_all_after_the_step(recipe: Build, tmp_pat
     group = [Running(["-m", "clipkit", "train", file], ENVIRONMENT | rank_variables(rank, 2, port)) for rank in (0, 1)]
     wait_for_steps(tmp_path / "run", 2)
     group[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=100)[1] for process in group]
+    outputs = [process.communicate(timeout=300)[1] for process in group]
     assert [process.returncode for process in group] == [143, 143], outputs
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
