@@ -128,8 +128,8 @@ def prepare(
         int,
         typer.Option(
             metavar="PIXELS",
-            help="Length of the short side of the resized images, in pixels. Images with a shorter side are not "
-            "resized.",
+            help="Length of the short side of the resized images, in pixels. Images whose short side is smaller "
+            "than this are not resized.",
             min=1,
         ),
     ] = 256,

@@ -140,7 +140,11 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the names of images in their source, with a hash of the content if names are missing or repeated."""
+    """Return the name of each image in its source, or its first caption if the data has no images.
+
+    If several images stored in a table or archive have the same name, a hash of its content is added to each of these
+    names.
+    """
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     names = _names_of(pairs.images)

@@ -289,7 +289,7 @@ class _Layer:
 
 
 class _Many:
-    """A query with many correct answers; the keys of these answers are in ascending order."""
+    """A query with many correct answers, sorted by their keys (`order_keys`), from the lowest key to the highest."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

@@ -89,9 +89,9 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
     """Return the first module that runs and directly contains a trained parameter.
 
-    A module does not count if modules inside it also have trained parameters: parameters that it contains directly,
-    e.g. the final projection of open_clip, are usually used at the end. If they are used earlier, gradients differ, and
-    the cut is refused.
+    A module does not count if modules inside it also have trained parameters. The parameters that such a module
+    contains directly, e.g. the final projection of open_clip, are usually used last. If they are used earlier, the
+    gradients with and without the cut differ, and the caller refuses the cut.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]

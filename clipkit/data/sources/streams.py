@@ -100,7 +100,8 @@ def stream_of(source: str) -> Stream | None:
     unknown = [option for option in options if option not in (*_ROLES, "stream", "split")]
     if unknown:
         raise DataError(
-            f"{source}: the option {unknown[0]} is not supported for a stream; use image, caption, split or stream"
+            f"{source}: a stream does not support the option {unknown[0]}; remove it (supported options: image, "
+            "caption, split, stream)"
         )
     if name.startswith("hf:"):
         stream = Stream(name, [], options)

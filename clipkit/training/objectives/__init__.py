@@ -38,7 +38,7 @@ class ObjectiveFile(Protocol):
 
 
 def file_of(term: Term) -> ObjectiveFile:
-    """Return the module in this folder that a term names."""
+    """Return the module of this package that defines the objective of a term."""
     return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
