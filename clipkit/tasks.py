@@ -119,6 +119,7 @@ _METRICS = {
     "insertion_gain_over_random": "insertion AUC above random maps",
     "insertion_gain_over_center": "insertion AUC above center map",
     "occlusion_correlation": "rank correlation with occlusion",
+    "occlusion_correlation_gain_over_center": "rank correlation above center map",
 }
 _PREFIXES = {
     "image_retrieval_": "text → image ",

@@ -165,4 +165,5 @@ def _print_scores(scores: "Scores", against: list[str]) -> None:
     scored = f"cosine minus mean cosine with {counted(len(against), 'other text')}" if against else "cosine"
     print_table([f"{scored} while parts of the image are hidden", "this map", "random", "center"], rows)
     if scores.occlusion is not None:
-        print(f"rank correlation with occlusion: {scores.occlusion:.2f}")
+        center = f" (center map: {scores.center_occlusion:.2f})" if scores.center_occlusion is not None else ""
+        print(f"rank correlation with occlusion: {scores.occlusion:.2f}{center}")

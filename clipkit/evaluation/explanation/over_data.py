@@ -81,7 +81,9 @@ def _figures(rows: list[Scores]) -> dict[str, Figure]:
         values[f"{area}_gain_over_random"] = sign * (of_map - random)
         values[f"{area}_gain_over_center"] = sign * (of_map - center)
         chance[f"{area}_auc"] = float(random.mean())
-    values["occlusion_correlation"] = np.array([row.occlusion or 0.0 for row in rows])
+    of_map = np.array([row.occlusion or 0.0 for row in rows])
+    values["occlusion_correlation"] = of_map
+    values["occlusion_correlation_gain_over_center"] = of_map - [row.center_occlusion or 0.0 for row in rows]
     images = Queries(np.arange(len(rows)))
     return figures(
         {name: Column(images, of_each) for name, of_each in values.items()}, dict.fromkeys(values, 0.0) | chance

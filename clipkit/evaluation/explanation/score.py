@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.evaluation.explanation.occlusion import CELLS, cosines
+from clipkit.evaluation.explanation.occlusion import CELLS, cosines, square_windows
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder
 
 _STEPS = 10
 _RANDOM = 3  # number of random maps for each image
+_WINDOW = 3  # rows and columns of the windows of `occlusion`
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Scores:
     center: Areas
     """Areas of the map that decreases with the distance from the center."""
     occlusion: float | None
-    """Spearman's rank correlation of the map, summed over windows of 3 × 3 cells, with the drop of the cosine when the
-    window is hidden; None if the map or the drop is constant."""
+    """Spearman's rank correlation of the map, summed over each of the 25 windows of 3 × 3 cells, with the drop of the
+    cosine when the window is hidden; 0 for random maps on average, and None if the sums or the drops are constant."""
+    center_occlusion: float | None
+    """Rank correlation of the center map with the same drops: how well the position alone predicts them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain values."""
@@ -62,11 +65,13 @@ def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float
     generator = torch.Generator().manual_seed(0)
     random = [torch.rand(CELLS, CELLS, generator=generator) for _ in range(_RANDOM)]
     of_random = [_areas(model, seen, text, one) for one in random]
+    drops = occlusion(model, seen, text)
     return Scores(
         _areas(model, seen, text, cells),
         Areas(*(float(np.mean([getattr(one, name) for one in of_random])) for name in ("deletion", "insertion"))),
         _areas(model, seen, text, center()),
-        rank_correlation(windowed(cells), occlusion(model, seen, text)),
+        rank_correlation(windowed(cells), drops),
+        rank_correlation(windowed(center()), drops),
     )
 
 
@@ -81,9 +86,13 @@ def center() -> Float[Tensor, "K K"]:
     return -(steps[:, None] ** 2 + steps**2)
 
 
-def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
-    """Return the sum over the 3 × 3 cells around each cell; cells outside of the grid count as 0."""
-    return 9 * F.avg_pool2d(cells[None, None], 3, stride=1, padding=1)[0, 0]
+def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
+    """Return the sum over each window of 3 × 3 cells, for the W = K − 2 positions in each direction.
+
+    There are no smaller windows at the borders: hiding fewer cells lowers the cosine less, and every map whose sums
+    are smaller there would agree with that, even a constant map.
+    """
+    return _WINDOW**2 * F.avg_pool2d(cells[None, None], _WINDOW, stride=1)[0, 0]
 
 
 def curves(
@@ -102,13 +111,12 @@ def curves(
     return values[: _STEPS + 1], values[_STEPS + 1 :]
 
 
-def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Float[Tensor, "K K"]:
-    """Return for each cell how much the cosine drops when the 3 × 3 cells around it are hidden."""
-    place = torch.arange(CELLS)
-    near = (place[:, None] - place).abs() <= 1
-    hidden = (near[:, None, :, None] & near[None, :, None, :]).view(-1, CELLS, CELLS)
-    values = cosines(model, seen, text[None], torch.cat([torch.ones_like(hidden[:1]), ~hidden]))[:, 0]
-    return (values[0] - values[1:]).view(CELLS, CELLS)
+def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Float[Tensor, "W W"]:
+    """Return for each window of 3 × 3 cells how much the cosine drops when the window is hidden."""
+    windows = square_windows(_WINDOW)
+    values = cosines(model, seen, text[None], torch.cat([torch.ones_like(windows[:1]), ~windows]))[:, 0]
+    side = CELLS - _WINDOW + 1
+    return (values[0] - values[1:]).view(side, side)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:

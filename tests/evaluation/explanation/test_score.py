@@ -14,7 +14,7 @@ from torch import Tensor
 import clipkit
 from clipkit.evaluation.explanation import score_explanations
 from clipkit.evaluation.explanation.occlusion import CELLS, occlusion_maps
-from clipkit.evaluation.explanation.score import curves, occlusion, rank_correlation, scored, windowed
+from clipkit.evaluation.explanation.score import center, curves, occlusion, rank_correlation, scored, windowed
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder
 from tests.conftest import draw
@@ -55,8 +55,9 @@ def test_occlusion_is_the_loss_of_cosine(clip: DualEncoder) -> None:
     seen, text = Seen.by(clip, draw("blue", "cross", 32, 3)), F.normalize(torch.randn(24), dim=0)
     lost = occlusion(clip, seen, text)
     whole = cosine(clip, seen, text, [])
-    for y, x in ((0, 0), (3, 5)):
-        hidden = [(b, a) for b in range(y - 1, y + 2) for a in range(x - 1, x + 2)]
+    assert lost.shape == (5, 5)
+    for y, x in ((0, 0), (3, 4)):
+        hidden = [(b, a) for b in range(y, y + 3) for a in range(x, x + 3)]
         assert float(lost[y, x]) == pytest.approx(whole - cosine(clip, seen, text, hidden), abs=1e-5)
     other = F.normalize(torch.randn(24), dim=0)
     for map_, one in zip(occlusion_maps(clip, seen, torch.stack([text, other])), (text, other), strict=True):
@@ -70,7 +71,19 @@ def test_occlusion_is_the_loss_of_cosine(clip: DualEncoder) -> None:
             drops = [cosine(clip, seen, one, []) - cosine(clip, seen, one, hidden) for hidden in windows]
             assert float(map_[y, x]) == pytest.approx(np.mean(drops), abs=1e-5)
     cells = torch.rand(CELLS, CELLS)
-    assert float(windowed(cells)[0, 0]) == pytest.approx(float(cells[:2, :2].sum()))
+    assert float(windowed(cells)[0, 4]) == pytest.approx(float(cells[:3, 4:].sum()))
+
+
+def test_maps_without_information_do_not_agree_with_occlusion(clip: DualEncoder) -> None:
+    """All windows have the same size: neither a constant map nor positive random maps gain by the border."""
+    seen, text = Seen.by(clip, draw("blue", "cross", 32, 3)), F.normalize(torch.randn(24), dim=0)
+    assert scored(clip, seen, text, torch.ones(CELLS, CELLS)).occlusion is None
+    count = torch.ones(CELLS, CELLS) + 1e-3 * torch.rand(CELLS, CELLS)  # a cosine that drops with the hidden area
+    found = [rank_correlation(windowed(torch.rand(CELLS, CELLS)), windowed(count)) for _ in range(200)]
+    assert abs(np.mean([one or 0.0 for one in found])) < 0.1
+    assert scored(clip, seen, text, torch.rand(CELLS, CELLS)).center_occlusion == rank_correlation(
+        windowed(center()), occlusion(clip, seen, text)
+    )
 
 
 def test_rank_correlation_is_scipys() -> None:
@@ -98,4 +111,5 @@ def test_scores_of_a_dataset_are_means_over_its_images(clip: DualEncoder, shapes
     assert metrics["deletion_gain_over_random"]["value"] == pytest.approx(gain)
     assert metrics["insertion_gain_over_center"]["low"] <= metrics["insertion_gain_over_center"]["high"]
     assert np.isfinite(metrics["occlusion_correlation"]["value"])
+    assert np.isfinite(metrics["occlusion_correlation_gain_over_center"]["value"])
     json.dumps(result)
