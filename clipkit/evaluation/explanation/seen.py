@@ -1,6 +1,7 @@
 """An image as the image tower sees it, with some of its parts hidden."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,13 @@ class Seen:
         shown = torch.where(mask.flatten(1)[:, :, None, None], channels, mean).flatten(2)
         return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(keep), -1), "pixel_values": shown}
 
-    def faded(self, share: float) -> "Seen":
-        """Return the image mixed with its mean color; `share` 0 is the mean color, 1 the image."""
-        both = torch.tensor([True, False], device=self.inputs["pixel_values"].device)[:, None, None]
-        shown, hidden = self.hidden(both)["pixel_values"].split(1)
-        mixed = torch.lerp(hidden, shown, share)
-        return replace(self, inputs={**self.inputs, "pixel_values": mixed})
+    def faded(self, shares: Sequence[float]) -> dict[str, Any]:
+        """Return the inputs of mixtures of the image and its mean color, one for each share of the image."""
+        image = self.inputs["pixel_values"]
+        none = torch.zeros(len(shares), 1, 1, dtype=torch.bool, device=image.device)
+        hidden = self.hidden(none)
+        weights = torch.tensor(shares).to(image).view(-1, *[1] * (image.ndim - 1))
+        return {**hidden, "pixel_values": torch.lerp(hidden["pixel_values"], image, weights)}
 
     @property
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
