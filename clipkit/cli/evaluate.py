@@ -211,7 +211,7 @@ def probe(
 
 
 def _add_command(name: str, row: TaskRow) -> None:
-    """Add the command of a task that has no additional options."""
+    """Add the command of a task; the command has only the options that all evaluation commands share."""
 
     def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
         from clipkit.data.sources.read import check_exists

@@ -29,7 +29,7 @@ def check_models(*names: str) -> None:
 
 
 def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None:
-    """Check that the files and the model of a recipe exist, that the output is free, and that small tables are valid.
+    """Check that the files and the model of a recipe exist, that small tables are valid, and that no run is replaced.
 
     Args:
         recipe: the recipe.
@@ -39,7 +39,7 @@ def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None
     Raises:
         DataError: a file is missing, or a small table is invalid or has fewer pairs than a batch.
         ModelError: the model's folder or repository does not exist.
-        OutputError: the output contains a run.
+        OutputError: the output folder contains a run, and neither `resume` nor `overwrite` is True.
     """
     from clipkit.data.sources.read import check_exists
 

@@ -52,10 +52,10 @@ def joined_processes() -> "Processes":
 
 
 def _signals(config: Any) -> dict[str, Any]:
-    """Return the option of torch's launcher that names the signals to forward to the processes.
+    """Return the option with which torch's launcher forwards SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 to processes.
 
-    Older versions of torch lack this option and forward all of these signals except SIGUSR1; for SIGUSR1, this function
-    then adds a handler to the launcher.
+    Older versions of torch lack this option, and always forward only the first four of these signals. Then this
+    function installs a handler for SIGUSR1 in the launcher, and returns no option.
     """
     if "signals_to_handle" in config.__dataclass_fields__:
         return {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}

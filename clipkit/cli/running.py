@@ -1,4 +1,4 @@
-"""Context in which a command trains."""
+"""Handling of signals, log messages and memory while a command trains."""
 
 import logging
 import signal

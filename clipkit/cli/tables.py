@@ -19,7 +19,7 @@ def print_metrics(result: Mapping[str, Any]) -> None:
 
 
 def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the accuracy with other class names and other templates."""
+    """Print the accuracy with each choice of class names and templates."""
     for table in prompt_choices_table(rows):
         print_table(table.header, table.rows, f"\n{table.title}")
         print(table.note)
@@ -53,7 +53,7 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
 
 
 def _query(query: Mapping[str, Any]) -> str:
-    """Return a caption, or the end of the path of an image."""
+    """Return the name of a query in a table: a caption, or the end of the path of an image."""
     return shortened(str(query["query"]), 80, keep_end=query["asks"] == "image")
 
 

@@ -28,7 +28,7 @@ _CONFUSED = 3  # number of wrong classes that are shown for each class
 
 
 class Classification(TypedDict):
-    """Parts of a classification result that depend only on the scores."""
+    """Metrics, rows per class, per-image outcomes and examples of a classification, all computed from the scores."""
 
     metrics: dict[str, Figure]
     classes: list[dict[str, Any]]
@@ -43,10 +43,10 @@ def classification_result(
     images: Sequence[Any],
     probabilities: Callable[[Tensor], Tensor],
 ) -> Classification:
-    """Compute the metrics, rows and examples of a result from the cosines of images and classes.
+    """Compute metrics, rows per class, per-image outcomes and examples from the cosines of images and classes.
 
     Args:
-        scores: cosines.
+        scores: cosine of each image and each class.
         labels: class of each image; or booleans, True if the image has the class.
         titles: names of the classes.
         images: the images, for examples.
@@ -81,7 +81,13 @@ def classification_result(
 
 
 def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> tuple[dict[str, Figure], list[Any]]:
-    """Return the accuracies of the worst group, without intervals, and one row per group."""
+    """Return the lowest top-1 and top-5 accuracy of any group of images, and one row of accuracies per group.
+
+    Args:
+        ranks: rank of the correct class of each image, from 1.
+        groups: group of each image; "": the image belongs to no group.
+        classes: number of classes.
+    """
     rows = group_accuracies(ranks, groups)
     worst = {k: min((row[f"acc{k}"] for row in rows.values()), default=None) for k in (1, 5)}
     metrics = {
@@ -127,10 +133,10 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 
 
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return one value per correct answer for mean average precision; a class without images counts as 0.
+    """Return the values from which mean average precision is computed: one per image and class of this image.
 
-    The precision at each correct answer is computed once, among all images. The bootstrap resamples images within each
-    class.
+    All images are ranked by their score for the class; the value is the precision at the rank of this image. Bootstrap
+    resamples keep these values; they draw images within each class. A class without images has average precision 0.
     """
     labels = np.asarray(queries["label"])
     right = Queries(np.asarray(queries["image"]), strata=labels)

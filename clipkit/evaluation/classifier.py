@@ -43,7 +43,7 @@ class ClassNames:
     Args:
         labels: the label of each class in the data.
         names: the names of each class in prompts.
-        findings: findings about assumptions, e.g. that labels are positions in the list of names.
+        findings: findings about assumptions, e.g. how labels that are numbers were matched with names.
     """
 
     labels: list[str]
@@ -70,7 +70,8 @@ class ClassNames:
     def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
         """Return `classes` if given, otherwise the classes of the dataset.
 
-        If the labels are numbers and no given class is a label, the labels are positions in the given classes.
+        If the labels are numbers and no given class is a label, the numbers are positions in the given classes, from
+        0 or from 1 (see `positions_of_numbers`).
         """
         if classes is None:
             findings = [] if labeled.class_names else code_findings(labeled.name, labeled.classes)
@@ -88,7 +89,7 @@ class ClassNames:
         return cls(list(named), given.names, [Finding("numbered_classes", "note", message, advice)])
 
     def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
-        """Return the images' labels as positions among these classes.
+        """Return the class of each image as a position in `labels`, from 0; booleans if images have several labels.
 
         Raises:
             DataError: an image has a class that is not among these classes.

@@ -139,7 +139,10 @@ def _two_sided(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the queries with the largest change in either direction; ranks are compared as ratios."""
+    """Return, for each kind of query, the queries whose outcomes differ most: improvements, then deteriorations.
+
+    The change of a rank is the ratio of both ranks, the change of another outcome is the difference.
+    """
     answers_of = task_of(first["task"]).answers
     rows = []
     for one, two in zip(answers_of(first), answers_of(second), strict=True):
@@ -152,7 +155,7 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
-    """Return the queries with the largest improvements, then the queries with the largest deteriorations."""
+    """Return the queries that improved most (`worse` is negative), then those that deteriorated most (positive)."""
     order = np.argsort(worse, kind="stable")
     fell, rose = order[worse[order] < 0][:_SHOWN], order[worse[order] > 0][::-1][:_SHOWN]
     return [int(row) for row in (*fell, *rose)]

@@ -163,7 +163,7 @@ def _content(source: Path) -> dict[str, Any]:
 
 
 def _rows(source: Path, content: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a model by dataset, each with the path of its result."""
+    """Return the rows of a model by dataset, and add the path of the result file to each row as `path`."""
     folder = source if source.is_dir() else source.parent
     rows = [row for row in content["rows"] if row["model"] == model]
     return {row["dataset"]: {**row, "path": folder / row["file"]} for row in rows}

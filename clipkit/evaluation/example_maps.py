@@ -29,15 +29,15 @@ _MISTAKES = 6  # number of captions
 
 
 def chosen_queries(explain: Explain) -> list[str]:
-    """Return the texts among the values of an argument `explain`."""
+    """Return the texts that the argument `explain` of an evaluation contains; an empty list for True and False."""
     return [] if isinstance(explain, bool) else listed_strings(explain)
 
 
 def check_explainable(model: DualEncoder) -> None:
-    """Check on a blank image that maps can be computed, before anything is encoded.
+    """Check, before the data is encoded, that relevance maps can be computed with this model, on a blank image.
 
     Raises:
-        ModelError: the model's image inputs are not pixels, or the method does not suit its image tower.
+        ModelError: the inputs or the modules of the model's image tower are unsupported.
     """
     relevance(model, Seen.by(model, Image.new("RGB", (64, 64))), model.encode_text("a"), METHOD)
 
@@ -49,7 +49,9 @@ def add_maps(
     images: Sequence[ImageLike],
     classifier: Float[Tensor, "C D"],
 ) -> None:
-    """Add a map to both answers of each mistake: the image with the map of the answer's class, as a data URI.
+    """Add relevance maps to each mistake: one for the predicted class and one for the correct class.
+
+    A map is stored as a data URI of the image with the map drawn on it.
 
     Args:
         model: the evaluated model.
@@ -95,9 +97,10 @@ def explained_mistakes(
     text_features: Float[Tensor, "M D"],
     image_features: Float[Tensor, "N D"],
 ) -> list[dict[str, Any]]:
-    """Return the captions whose best-scored image is wrong by the largest margin, with maps.
+    """Return examples of captions for which an incorrect image has a higher cosine than the correct image.
 
-    There are maps of the best-scored image and of the correct image. Each correct image occurs at most once.
+    The captions with the largest difference of these cosines are chosen. Each example contains the image with the
+    highest cosine and the correct image, both with relevance maps. Each correct image occurs at most once.
 
     Args:
         model: the evaluated model.
@@ -137,7 +140,7 @@ def explained_mistakes(
 def _explained(
     model: DualEncoder, image: Any, text: Float[Tensor, " D"], score: float | Tensor, right: bool
 ) -> dict[str, Any]:
-    """Return an image as an answer to a text, with its map."""
+    """Return one answer of an example whose query is a text: an image with its score and its relevance map."""
     item: Item = image
     return answer("image", item, score, right) | {"map": _maps(model, image, text[None])[0]}
 

@@ -25,7 +25,7 @@ def shown(item: Item, side: int = 112) -> str:
 
 
 def answer(kind: Kind, item: Item, score: float | Tensor, right: bool) -> dict[str, Any]:
-    """Return one answer of an example."""
+    """Return one answer to a query, as stored in a result: the item, its score, and whether it is correct."""
     return {kind: shown(item), "score": round(float(score), 4), "right": right}
 
 

@@ -1,4 +1,4 @@
-"""Encoder for mteb, the library of the MTEB and MIEB benchmarks, with decoding in advance and the feature cache."""
+"""Encoder for mteb (the library of the MTEB and MIEB benchmarks) with image decoding in advance and a feature cache."""
 
 import hashlib
 import re

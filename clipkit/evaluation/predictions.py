@@ -112,7 +112,7 @@ def write_class_predictions(
 
 
 def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows that have the same keys as a table."""
+    """Write a Parquet file from rows, all with the same keys."""
     import pyarrow as pa
 
     table = pa.Table.from_pylist(list(rows))
@@ -121,7 +121,7 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_columns(file: str | Path, columns: Mapping[str, Sequence[Any]], *names: str) -> None:
-    """Write some columns of equal length as a table."""
+    """Write a Parquet file with the columns `names`, which have equal length."""
     rows = zip(*(columns[name] for name in names), strict=True)
     write_rows(file, [dict(zip(names, row, strict=True)) for row in rows])
 

@@ -65,8 +65,9 @@ def prompt_choices(
     prompts.
 
     Returns:
-        Rows with `names` (given or cleaned), `templates`, `prompts` (number of different ones), `cut` (prompts longer
-        than the context), `acc1`, and `difference` from the first row with its paired 95 % interval, `low` and `high`.
+        Rows with `names` (given or cleaned), `templates`, `prompts` (number of different prompts), `cut` (number of
+        prompts longer than the context), `acc1`, and `difference` from the first row with its paired 95 % interval,
+        `low` and `high`.
     """
     known: dict[str, Templates] = {
         "none": ["{c}"],

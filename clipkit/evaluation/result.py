@@ -91,7 +91,13 @@ def versions() -> dict[str, str]:
 
 
 def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
-    """Return a SHA-256 of the image hashes, the texts, and their relations; it does not depend on paths."""
+    """Return a SHA-256 that does not depend on paths.
+
+    Args:
+        images: hashes of the images.
+        texts: the texts.
+        relations: arrays of integers that relate images and texts, e.g. the index of the image of each text.
+    """
     digest = hashlib.sha256()
     for image in images:
         digest.update(image)

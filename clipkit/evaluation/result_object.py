@@ -53,7 +53,7 @@ class Result(dict[str, Any]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything else that determines the metrics."""
+        """Settings that determine the metrics, in addition to the model and the data."""
         return dict(self["settings"])
 
     @property

@@ -36,7 +36,7 @@ def line_chart(
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """Draw lines by name, each (x, y), and an optional dotted reference line, e.g. chance."""
+    """Draw one named line for each pair of x and y values, and an optional dotted reference line, e.g. chance."""
     with _drawing(x_label, y_label) as drawing:
         axes = drawing.axes
         for (name, (x, y)), color in zip(series.items(), _LINES, strict=False):
@@ -55,7 +55,7 @@ def line_chart(
 
 
 def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, float] | None = None) -> str:
-    """Draw horizontal bars of shares in percent, the first on top, with an optional dotted reference line."""
+    """Draw horizontal bars, the first on top, with an optional dotted reference line. Values are shown in percent."""
     values = {name: 100 * value for name, value in bars.items()}
     level = 0.0 if reference is None else 100 * reference[1]
     low, high = min(0.0, *values.values()), max(0.0, level, *values.values())
@@ -160,7 +160,7 @@ def _legend(axes: Any, location: str = "best") -> None:
 
 @contextmanager
 def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> Iterator[_Drawing]:
-    """Context that gives axes to draw on, and sets `svg` of the drawing at the end."""
+    """Context that gives a drawing with empty axes. At its end, the finished chart is stored as `drawing.svg`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

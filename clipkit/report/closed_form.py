@@ -1,4 +1,4 @@
-"""Tables of a run's report about its closed-form start."""
+"""Tables in the report of a run whose first projections were computed in closed form, from canonical correlations."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ _METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall"
 
 
 def closed_form_tables(results: dict[str, Any]) -> list[Table]:
-    """Return two tables: metrics before and after training, and settings that were tried; empty for a random start."""
+    """Return the tables about the closed-form start of a run; no tables if the run started from random projections.
+
+    One table contains the validation metrics before and after training, if there are any. The other contains the
+    layers and ridges that were compared to choose the start.
+    """
     facts = results["settings"].get("closed_form")
     if not facts:
         return []

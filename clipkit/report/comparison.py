@@ -57,7 +57,7 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
 
 
 def suite_comparison_table(comparison: Mapping[str, Any]) -> Table:
-    """Return a row per dataset of a suite, and their mean."""
+    """Return a table with a row per dataset of a suite, and a last row for the mean over the datasets."""
     rows = []
     for one in comparison["datasets"]:
         metric = one["metric"]

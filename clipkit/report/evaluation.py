@@ -164,7 +164,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-    """Sort values, best first; if there are many values, leave out the middle of the list."""
+    """Return the title of a chart and its values, best first; of many values only the best and the worst."""
     names = sorted(values, key=lambda name: -values[name])
     if len(names) > _PROMPTS:
         title += f": best and worst of {len(names)}"

@@ -132,7 +132,7 @@ def _template() -> jinja2.Template:
 
 
 def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a color for each of the most common classes on a map; all others are gray."""
+    """Return a color for each of the most common classes of an embedding map; the points of other classes are gray."""
     common = Counter(str(item["label"]) for item in items if item.get("label")).most_common(len(CATEGORIES))
     return {label: color for (label, _), color in zip(common, CATEGORIES, strict=False)}
 

@@ -131,7 +131,7 @@ def _metric_tables(results: dict[str, Any]) -> list[Table]:
 
 
 def _kind(metric: str) -> str:
-    """Return the kind of data that a metric is measured on."""
+    """Return the kind of data that a metric is measured on: `retrieval` (captions), `views` or `labels`."""
     if metric == "mean_recall" or "_retrieval_" in metric:
         return "retrieval"
     return "views" if any(part in metric for part in ("_view_", "alignment", "uniformity")) else "labels"

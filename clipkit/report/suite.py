@@ -57,8 +57,8 @@ def _published_table(
     Args:
         published: published values of each dataset.
         models: evaluated models.
-        row_of: result of each dataset and model.
-        datasets: one row of each dataset.
+        row_of: row of the suite's results for each dataset and model.
+        datasets: a row of the suite's results for each dataset, of any model.
         mean: means of the evaluated models; empty: no row with means.
     """
     entries = [

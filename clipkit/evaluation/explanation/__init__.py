@@ -1,4 +1,4 @@
-"""Explanations of single matches: relevance maps of images, effects of words, and scores of both."""
+"""Explanations of single matches: relevance maps of images with their scores, and effects of words."""
 
 from clipkit.evaluation.explanation.explain import Explained, Explanation, Word, explain
 from clipkit.evaluation.explanation.over_data import score_explanations

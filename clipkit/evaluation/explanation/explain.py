@@ -49,7 +49,7 @@ class Explained:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Relevance maps and words of an image and its texts, from `explain`.
+    """Result of `explain`: an image and, for each text, a relevance map and the effect of each word.
 
     Example:
         >>> shown = explain(clipkit.load("runs/a"), "dog.jpg", "a dog")    # doctest: +SKIP

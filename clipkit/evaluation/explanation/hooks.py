@@ -8,7 +8,7 @@ from torch import nn
 
 
 class NoValuesError(Exception):
-    """Error for a tower whose modules do not give the values that a method needs."""
+    """Error for an image tower from which a method of relevance maps cannot get the activations that it needs."""
 
 
 def outermost_members(trunk: nn.Module) -> set[nn.Module]:
@@ -20,7 +20,7 @@ def outermost_members(trunk: nn.Module) -> set[nn.Module]:
 
 @contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
-    """Remove hooks at the end of a block."""
+    """Context that removes the hooks of `handles` at its end."""
     try:
         yield
     finally:

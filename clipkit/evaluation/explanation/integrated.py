@@ -1,9 +1,10 @@
 """Relevance maps of image towers that are not vision transformers: integrated gradients of several layers.
 
-The image appears from its mean color in a few steps. The map of a layer is the mean gradient of the cosine over the
-steps, times the change of the layer's output from the mean color to the image (Sundararajan et al. 2017, "Axiomatic
-attribution for deep networks"; Dhamdhere et al. 2018, "How important is a neuron?", for layers). Only positive
-gradients count, and the maps of layers with finer and coarser grids are added (Jiang et al. 2021, "LayerCAM").
+The tower encodes several mixtures of the image and its mean color. The map of a layer is the gradient of the cosine,
+averaged over the mixtures, times the difference of the layer's outputs for the image and for the mean color
+(Sundararajan et al. 2017, "Axiomatic attribution for deep networks"; Dhamdhere et al. 2018, "How important is a
+neuron?", for layers). Only positive gradients count, and the maps of layers with finer and coarser grids are added
+(Jiang et al. 2021, "LayerCAM").
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ _FINER = 4  # layers with a grid finer than this, relative to the last layer, ar
 
 
 def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return the relevance maps on the grid of the last layer with positions; the layers have equal weights.
+    """Return the relevance map of each text, with the rows and columns of the tower's last feature map.
+
+    The maps of several layers are added with equal weights.
 
     Args:
         tower: the image tower, in evaluation mode.
@@ -31,7 +34,7 @@ def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) 
         texts: unit features.
 
     Raises:
-        NoValuesError: no layer of the tower has an output with positions.
+        NoValuesError: no layer of the tower returns a feature map.
     """
     layers = _layers(tower, seen)
     middles = [(step + 0.5) / _STEPS for step in range(_STEPS)]
@@ -60,7 +63,7 @@ def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R
 
 
 def _layers(tower: ImageTower, seen: Seen) -> list[nn.Module]:
-    """Return the last layer with positions, and the blocks whose grid is at most 4 times as fine in each direction."""
+    """Return the layer with the last feature map, and blocks whose feature maps have up to 4 times as many rows."""
     blocks = outermost_members(tower.trunk)
     reached: dict[int, tuple[nn.Module, Tensor]] = {}  # one layer for each output, although containers return it again
 

@@ -104,7 +104,7 @@ def gradient_maps(
 
 
 class _Held:
-    """Arguments of an attention layer, and its output as a leaf of the autograd graph."""
+    """Arguments and output of an attention layer, stored by hooks. Autograd gives gradients for the stored output."""
 
     def __init__(self) -> None:
         self.output: list[Tensor] = []
@@ -139,7 +139,10 @@ class _Held:
 def _alone(
     args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, tokens: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of an attention layer with its tokens replaced, without the attention mask (1, 1, L, L)."""
+    """Return the arguments of an attention layer, with `tokens` as its input and None as its mask (1, 1, L, L).
+
+    The input is the argument whose shape is `shape`.
+    """
 
     def changed(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -150,7 +153,10 @@ def _alone(
 
 
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return maps for attention that does not accept single tokens: gradient times input of the last block."""
+    """Return the maps of `gradient` for a tower whose attention does not accept single tokens.
+
+    A map is the gradient of the cosine with respect to the input of the last block, times this input.
+    """
     held = _Held()
 
     def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ _ROWS = 16  # number of copies of an image in one forward pass
 def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T K K"]:
     """Return for each text and cell the mean drop of the cosine over the windows of 2 × 2 cells that hide the cell.
 
-    All texts share the 37 forward passes.
+    The tower encodes 37 images, the same for all texts: the whole image, and one copy for each of the 36 windows.
     """
     windows = square_windows(_WINDOW)
     values = cosines(model, seen, texts, torch.cat([torch.ones_like(windows[:1]), ~windows]))

@@ -76,7 +76,7 @@ def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float
 
 
 def on_grid(map: Float[Tensor, "R C"]) -> Float[Tensor, "K K"]:
-    """Return the mean of a map over each cell of the grid."""
+    """Return a map on the grid of K × K cells, on which maps are scored: its mean over each cell."""
     return F.adaptive_avg_pool2d(map[None].float(), CELLS)[0]
 
 
@@ -89,8 +89,8 @@ def center() -> Float[Tensor, "K K"]:
 def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
     """Return the sum over each window of 3 × 3 cells, for the W = K − 2 positions in each direction.
 
-    There are no smaller windows at the borders: hiding fewer cells lowers the cosine less, and every map whose sums
-    are smaller there would agree with that, even a constant map.
+    Windows that cross the border are left out. They have fewer cells, so the sum over them is smaller, and so is the
+    drop of the cosine when they are hidden. Every map would agree with these drops, even a constant map.
     """
     return _WINDOW**2 * F.avg_pool2d(cells[None, None], _WINDOW, stride=1)[0, 0]
 
@@ -98,9 +98,9 @@ def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
 def curves(
     model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], cells: Float[Tensor, "K K"]
 ) -> tuple[list[float], list[float]]:
-    """Return the cosines while cells are hidden one step after the other, and while they are shown.
+    """Return two curves: the cosines while more and more cells are hidden, and while more and more are shown.
 
-    Both curves have eleven points, from none to all of the cells.
+    The most relevant cells are hidden or shown first. Each curve has eleven points, from no cell to all cells.
     """
     order = cells.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)

@@ -74,7 +74,7 @@ class Seen:
         return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(keep), -1), "pixel_values": shown}
 
     def faded(self, shares: Sequence[float]) -> dict[str, Any]:
-        """Return the inputs of mixtures of the image and its mean color, one for each share of the image."""
+        """Return the inputs of mixtures of the image and its mean color. `shares` are weights of the image, 0 to 1."""
         image = self.inputs["pixel_values"]
         none = torch.zeros(len(shares), 1, 1, dtype=torch.bool, device=image.device)
         hidden = self.hidden(none)

@@ -31,13 +31,14 @@ _FLOAT = 4
 
 @dataclass
 class Work:
-    """Items of one dataset.
+    """Numbers of images and captions that one model must encode for one dataset.
 
     Args:
         entry: the dataset.
+        state: "to measure", "measured before", "unavailable" or "not downloaded". If it is not downloaded, the numbers
+            are those in the suite's file.
         total: numbers of images and captions (or prompts) in the dataset.
-        new: numbers that are neither cached nor in an earlier dataset of the suite.
-        state: to measure; measured before; unavailable; or not downloaded (the numbers are those of the entry).
+        new: numbers of images and captions that are neither in the cache nor in an earlier dataset of the suite.
     """
 
     entry: DataSet
@@ -54,7 +55,7 @@ class Cost:
         opened: data of the datasets that are on this machine.
         kept: names of datasets that already have a result.
         unavailable: names of datasets that cannot be measured.
-        features: encodes and caches with this model, over all processes.
+        features: encoder of the model, which uses the cache and all processes.
     """
 
     def __init__(
@@ -99,7 +100,11 @@ class Cost:
         return work
 
     def _hashes(self, entry: DataSet, images: Sequence[Path | Stored]) -> list[bytes]:
-        """Return keys of images. Corrupted images count as new: hashing them would take as long as reading them."""
+        """Return a key for each image, with which its features are looked up in the cache.
+
+        Corrupted images get keys that are not in the cache, as if they were new: hashing their content would take as
+        long as reading them.
+        """
         if entry.corruption is None:
             return self.features.content_hashes(images)
         return [hashlib.sha256(f"{entry.corruption} {image}".encode()).digest() for image in images]

@@ -113,11 +113,11 @@ class Suite(Section):
     mean: bool = False
     """Add the mean of the metrics in the table, for models with a result on every dataset."""
     baseline: str | list[str] = Field(default=[])
-    """Baseline models for robustness. Default: the first evaluated model."""
+    """Names of the baseline models, from which effective robustness is computed. Default: the first evaluated model."""
 
     @property
     def baselines(self) -> list[str]:
-        """Baseline models for robustness."""
+        """Names of the baseline models as a list."""
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
     @model_validator(mode="after")
@@ -172,9 +172,9 @@ def read_suite(name: str) -> Suite:
 
 @cache
 def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Return file and content of each built-in suite and dataset by name.
+    """Return the file and the content of each built-in suite and dataset, by name.
 
-    A name is that of a file, or of a dataset that the file of a suite defines.
+    The name is the file name without `.yaml`, or the key `name` of a dataset that is defined in a suite's file.
     """
     found = {file.stem: (file, _values(file)) for file in sorted(suites_folder().glob("*.yaml"))}
     for file, values in [*found.values()]:

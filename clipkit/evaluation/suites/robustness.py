@@ -56,7 +56,10 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
 
 
 def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each dataset the number of shifted versions, and each model's means over the versions with a value.
+    """Return one row per original dataset and model, with means over the shifted versions of the dataset.
+
+    A row has the number of versions, the mean relative drop and the mean effective robustness. A mean is None if no
+    version has a value.
 
     Args:
         drops: the result of `robustness`.

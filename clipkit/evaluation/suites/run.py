@@ -140,8 +140,8 @@ class _Run:
         note: called with lines about work and speed.
         dry_run: describe the work only.
         result: filled while the suite runs.
-        opened: data of the entries opened so far.
-        fingerprints: everything in this data that can affect a result, by entry.
+        opened: data of the datasets opened so far, by name.
+        fingerprints: results of `fingerprint_of` for this data, by name of the dataset.
     """
 
     suite: Suite

@@ -68,7 +68,7 @@ def open_data(entry: DataSet) -> TaskData:
     if entry.corruption is not None:
         if isinstance(opened.data, NearMisses | Associations):
             raise DataError(
-                f"{entry.name}: the key corruption: does not apply to the task {entry.task}; remove this key"
+                f"{entry.name}: the task {entry.task} does not support the key 'corruption'; remove this key"
             )
         corrupted: list[Path | Stored] = [Corrupted(image, entry.corruption) for image in opened.data.images]
         opened = replace(opened, data=replace(opened.data, images=corrupted))

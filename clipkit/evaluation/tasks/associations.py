@@ -107,7 +107,7 @@ def prompt(cue: str) -> str:
 
 
 def expected_jaccard(candidates: int, right: int) -> float:
-    """Return the expected Jaccard index of `right` random candidates if `right` of all candidates are correct.
+    """Return the expected Jaccard index of a random choice of `right` candidates, if `right` candidates are correct.
 
     Example:
         >>> expected_jaccard(2, 1)

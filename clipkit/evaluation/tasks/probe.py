@@ -50,8 +50,8 @@ def probe(
     Args:
         model: returned by `clipkit.load`.
         data: labeled training images; any data that `zeroshot` accepts.
-        test: labeled test images. Default: a fifth of each class of `data`, which does not depend on the
-            order of the images and never separates files with equal content.
+        test: labeled test images. Default: a fifth of each class of `data`. The choice does not depend on the order
+            of the images. Files with equal content are either all used for testing or all used for training.
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots`, all images are used once.
         neighbours: number of nearest neighbors.

@@ -64,9 +64,9 @@ def retrieval(
             columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
         merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
             each caption is a query, as in CLIP_benchmark.
-        explain: True: add the captions whose first image is wrong by the largest margin to the result, with maps of the
-            parts of both images that match, which its report shows; see `clipkit.explain`. A text or several: also add
-            the images that match each text best, with their maps.
+        explain: True: add mistakes to the examples of the result: captions for which an incorrect image has a much
+            higher score than the correct image, with relevance maps of both images (see `clipkit.explain`). A text or
+            several: also add the images that match each text best, with their maps. A report shows the examples.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
@@ -251,7 +251,7 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the lowest position of a correct image of each text (M,); -1 for a text without images."""
+    """Return the index of each text's correct image (M,): the lowest index of several, -1 for a text without images."""
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 

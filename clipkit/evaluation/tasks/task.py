@@ -45,7 +45,7 @@ class TaskData:
 
 
 class Options(TypedDict):
-    """Keyword arguments of all evaluation functions that do not change metrics."""
+    """Keyword arguments that all evaluation functions share. They do not change the metrics."""
 
     cache: Cache
     processes: Processes
@@ -65,7 +65,7 @@ class Answers:
         are_ranks: True if `values` are ranks.
         images: image of each query, or None for a query without an image; None: unknown for all.
         answered: answer that the model ranked first for each query; None: not known.
-        answered_kind: kind of `answered`.
+        answered_kind: kind of the answers in `answered`, image or text.
         right: correct answer of each query, if it is shown as text.
     """
 
@@ -86,7 +86,7 @@ class Task:
     Args:
         read: function that returns the data of a source.
         run: function that evaluates a model.
-        columns: function that returns the values of every query of a result; they determine metrics and intervals.
+        columns: function that returns the per-query values of a result, from which metrics and intervals are computed.
         answers: function that returns the answers to every query of a result.
         texts: function that returns all strings to encode; None: the task needs no text tower.
     """

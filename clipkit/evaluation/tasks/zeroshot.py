@@ -67,9 +67,9 @@ def zeroshot(
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
         compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
             no, 1, 7 and 80 templates. Ignored for data with several labels per image.
-        explain: True: add the maps of the predicted and of the correct class, as images, to the most confident mistakes
-            in the result, which its report shows; see `clipkit.explain`. A text or several: also add the images that
-            match each text best, with their maps.
+        explain: True: add relevance maps of the predicted class and of the correct class (see `clipkit.explain`) to
+            the most confident mistakes among the examples of the result. A text or several: also add the images that
+            match each text best, with their maps. A report shows the examples.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
