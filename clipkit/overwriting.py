@@ -1,5 +1,6 @@
 """Decide whether an output may be written to a path: only files and runs of clipkit are ever replaced."""
 
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,8 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
     folder = file.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{file}: cannot be written: the folder {folder} is read-only; give another file")
     run = run_of(file)
     if run is not None:
         raise OutputError(f"{file}: belongs to the run {run}; give another file")

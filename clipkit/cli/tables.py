@@ -57,11 +57,13 @@ def _query(query: Mapping[str, Any]) -> str:
     return shortened(str(query["query"]), 80, keep_end=query["asks"] == "image")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; the first column is left-aligned, the others are right-aligned."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: Sequence[str] = ()
+) -> None:
+    """Print a table; the first column and the columns named in `texts` are left-aligned, the others right-aligned."""
     table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
-        table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if column == 0 or heading in texts else "right", overflow="fold")
     for row in rows:
         # Text, because rich would read brackets in captions as markup.
         table.add_row(*(Text(printable(cell)) for cell in row))

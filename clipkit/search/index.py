@@ -18,6 +18,7 @@ from clipkit.search.engine import is_installed, open_engine
 from clipkit.search.hit import Hit, hits_of
 from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, damaged, file_of, open_array, open_table, read_manifest
+from clipkit.search.location import row_at
 from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
@@ -151,10 +152,10 @@ class Index:
         several = [images] if isinstance(images, str | Path | Stored) or not isinstance(images, Sequence) else images
         rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
         terms = terms_of(query, several, minus, rows)
+        words = _one_text(terms)
+        self._check_options(where, k, precision, words)  # loading the model takes seconds
         vector = self.vector_of(terms)
-        return self.search_vectors(
-            vector[None], where=where, k=k, precision=precision, without=rows, words=_one_text(terms)
-        )[0]
+        return self.search_vectors(vector[None], where=where, k=k, precision=precision, without=rows, words=words)[0]
 
     def search_many(
         self, queries: Iterable[str], *, where: str | None = None, k: int = 20, precision: float | None = None
@@ -164,6 +165,7 @@ class Index:
         if not several:
             return []
         texts = [str(terms[0].what) for terms in several]
+        self._check_options(where, k, precision, texts)
         return self.search_vectors(self.model.encode_text(texts), where=where, k=k, precision=precision, words=texts)
 
     def search_vectors(
@@ -186,20 +188,13 @@ class Index:
             without: rows that are left out.
             words: texts of the queries, if the queries are texts; results then have a relevance.
         """
-        if k < 1:
-            raise UserError(f"k is {k}; give 1 or more results")
-        if precision is not None and not 0 < precision < 1:
-            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        mask = self._check_options(where, k, precision, words)
         check_vectors(vectors, self.features.shape[1])
-        mask = None if where is None else rows_where(self.rows, where)
         if without:
             mask = np.ones(len(self), bool) if mask is None else mask
             mask[list(without)] = False
         allowed = None if mask is None else np.flatnonzero(mask)
         calibrations = self.calibrations if words is not None else {}
-        if precision is not None and not calibrations:
-            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
-            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
         self._check_lengths(scores.abs() / vectors.norm(dim=1, keepdim=True))
@@ -216,6 +211,19 @@ class Index:
             shown = [n for n in range(min(k, len(rows))) if relevance is None or relevance[n] >= least]
             results.append(hits_of(self.rows, row_scores, rows, relevance, shown))
         return results
+
+    def _check_options(
+        self, where: str | None, k: int, precision: float | None, words: Sequence[str] | None
+    ) -> NDArray[np.bool_] | None:
+        """Check the options of a search, and return a mask of the rows that fulfill the filter; None without one."""
+        if k < 1:
+            raise UserError(f"k is {k}; give 1 or more results")
+        if precision is not None and not 0 < precision < 1:
+            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        if precision is not None and (words is None or not self.calibrations):
+            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
+            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
+        return None if where is None else rows_where(self.rows, where)
 
     def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> Float[Tensor, "... D"]:
         """Return features of images ("features") or of captions ("textfeatures") in float32, of exactly unit length.
@@ -304,7 +312,9 @@ class Index:
         export(self, to, Path(out))
 
     def row_of(self, image: str | int) -> int:
-        """Return the row of an image, given its location, the end of its location, or the row itself.
+        """Return the row of an image, given its location, the end of its location, a path to it, or the row itself.
+
+        A path to a file is used if no location matches: the image has the same content as the file.
 
         Raises:
             DataError: the index has no such image, or several.
@@ -313,19 +323,12 @@ class Index:
             if not 0 <= image < len(self):
                 raise DataError(f"{self.path}: has no row {image}; it has rows 0 to {len(self) - 1}")
             return image
-        import pyarrow.compute as pc
-
-        names = self.rows[IMAGE]
-        row = pc.index(names, image).as_py()
-        if row >= 0:
-            return int(row)
-        matches = np.flatnonzero(pc.ends_with(names, f"/{image}").to_numpy())
-        if len(matches) != 1:
-            what = "no image" if not len(matches) else f"{len(matches)} images"
+        row = row_at(self.rows, image)
+        if row is None:
             raise DataError(
-                f"{self.path}: has {what} with the location {image[:200]}; copy the location from a search result"
+                f"{self.path}: has no image with the location {image[:200]}; copy the location from a search result"
             )
-        return int(matches[0])
+        return row
 
 
 def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":

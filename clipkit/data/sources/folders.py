@@ -37,9 +37,10 @@ def read_folder(name: str, wanted: Wanted) -> Rows:
 
     `walk` selects the files. A metadata table (.csv, .jsonl or .parquet) is in the folder or in folders below it; its
     image paths are relative to the table. Each line of a .txt that is not empty is a caption. The class of an image is
-    its top-level folder; the image may be in folders below it. Next to class folders there may be `classnames.txt`,
-    with one name per line (see `paired_names`), and `zeroshot_classification_templates.txt`. If there are several
-    splits (folders such as train and test), `?split=` chooses one.
+    its top-level folder; the image may be in folders below it. If neither captions nor labels are needed, the folder
+    may contain images beside these folders; then no image has a class. Next to class folders there may be
+    `classnames.txt`, with one name per line (see `paired_names`), and `zeroshot_classification_templates.txt`. If there
+    are several splits (folders such as train and test), `?split=` chooses one.
 
     Raises:
         DataError: there are no images, the needed captions or labels are missing, or no split is chosen.
@@ -176,6 +177,9 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     """Read class folders, or images without any labels."""
     alone = [image for image in tree.images if "/" not in image]
     inside = [image for image in tree.images if "/" in image]
+    needs_classes = {"caption", "label"} & set(wanted.needed)
+    if alone and inside and not needs_classes:
+        return _of_files(path, tree, {})
     if alone and inside:
         raise DataError(
             f"{path}: has {counted(len(alone), 'image')} outside of class folders, such as {alone[0]}, and "
@@ -191,6 +195,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
         raise DataError(f"{path}: contains no class folders with images; create files such as {path / 'cat' / '1.jpg'}")
     if not tree.images:
         left_out = "".join(f" ({finding.message})" for finding in tree.findings([]))
+        if not needs_classes:
+            raise DataError(f"{path}: contains no images{left_out}; give a folder with images")
         raise DataError(
             f"{path}: contains no images and no class folders{left_out}; create files such as {path / 'cat' / '1.jpg'}"
         )

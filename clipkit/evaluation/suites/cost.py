@@ -37,7 +37,7 @@ class Work:
         entry: the dataset.
         total: numbers of images and captions (or prompts) in the dataset.
         new: numbers that are neither cached nor in an earlier dataset of the suite.
-        state: to measure; measured before; unavailable; or not downloaded (the numbers are those of the entry).
+        state: to evaluate; measured before; unavailable; or not downloaded (the numbers are those of the entry).
     """
 
     entry: DataSet
@@ -81,7 +81,7 @@ class Cost:
                 self.works.append(Work(entry, "not downloaded", counts, dict(counts)))
 
     def _work(self, entry: DataSet, data: TaskData) -> Work:
-        work = Work(entry, "to measure")
+        work = Work(entry, "to evaluate")
         model, texts = self.features.model, task_of(entry.task).texts
         parts: list[tuple[str, Any, Sequence[Any], list[bytes]]] = []
         with suppress(UserError):  # invalid data and missing towers are reported when the dataset is measured
@@ -130,7 +130,7 @@ class Cost:
 
     def _done(self, kind: str, left: int) -> None:
         for work in self.works:  # subtract from the first datasets: only the sums matter
-            if work.state == "to measure":
+            if work.state == "to evaluate":
                 taken = min(left, work.new[kind])
                 work.new[kind] -= taken
                 left -= taken
@@ -143,7 +143,7 @@ class Cost:
         """Return the description for the terminal: a line per dataset with work, and the sums."""
         lines = []
         for work in self.works:
-            if work.state in ("to measure", "not downloaded"):
+            if work.state in ("to evaluate", "not downloaded"):
                 seconds = _seconds(work.new, remaining)
                 about = "" if seconds is None else f", about {duration(seconds)}"
                 where = " after the download (numbers from the suite's file)" if work.state == "not downloaded" else ""
@@ -153,8 +153,9 @@ class Cost:
         seconds = _seconds(new, remaining)
         states = [work.state for work in self.works]
         found = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        split = f" ({', '.join(found)})" if len(found) > 1 else ""
         disk = sum(new.values()) * (self.width * _FLOAT + _KEY)
-        total = f"{_counts(new)} to encode in {counted(len(states), 'dataset')} ({', '.join(found)})"
+        total = f"{_counts(new)} to encode in {counted(len(states), 'dataset')}{split}"
         if speeds:
             total += f"; measured here: {', '.join(speeds)}"
         if seconds is not None:

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shlex
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ class App:
             "name": str(index.path),
             "version": index.manifest["files"]["rows"]["sha256"][:16],
             "model": index.manifest["model"]["name"],
-            "source": index.manifest["source"],
+            "source": shlex.quote(index.manifest["source"] or "D"),
             "images": len(index),
             "captions": index.manifest["captions"],
             "columns": {field.name: str(field.type) for field in index.rows.schema if field.name not in RESERVED},

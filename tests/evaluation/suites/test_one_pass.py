@@ -77,7 +77,7 @@ def test_everything_is_encoded_once(
     assert sum(encoded[text] for text in texts) == len(texts)
     cost = result.cost[str(tiny_clip)]
     assert cost[0].startswith(f"{tiny_clip}: ")
-    assert "7 to measure" in cost[0]
+    assert "7 to evaluate" in cost[0]
 
 
 def test_cost_counts_distinct_and_cached_items(
