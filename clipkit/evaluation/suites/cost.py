@@ -153,7 +153,7 @@ class Cost:
         seconds = _seconds(new, remaining)
         states = [work.state for work in self.works]
         found = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        split = f" ({', '.join(found)})" if len(found) > 1 else ""
+        split = f" ({', '.join(found)})" if set(states) != {"to evaluate"} else ""
         disk = sum(new.values()) * (self.width * _FLOAT + _KEY)
         total = f"{_counts(new)} to encode in {counted(len(states), 'dataset')}{split}"
         if speeds:
