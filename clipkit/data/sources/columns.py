@@ -61,7 +61,7 @@ class Rows:
     """Noun for a row in messages, e.g. row; messages count rows from 1."""
     classes: ClassList | None = None
     findings: Sequence[Finding] = ()
-    """Findings about parts of the source that were left out, and about assumptions of the reader."""
+    """Findings of the reader, e.g. about files that were left out or a column that was chosen."""
 
 
 @dataclass(frozen=True)
