@@ -34,8 +34,8 @@ _NAMES = {
 class NearMisses:
     """Compositional evaluation data: K instances.
 
-    An instance has one image with a correct and an incorrect caption, or two images with one caption each. In the format
-    of SugarCrepe++, a third caption follows, which is also correct.
+    An instance has one image with a correct and an incorrect caption, or two images with one caption each. In the
+    format of SugarCrepe++, a third caption follows, which is also correct.
     """
 
     name: str
