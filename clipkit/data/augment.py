@@ -91,7 +91,7 @@ class Policy:
     def draft(self) -> int | None:
         """Short side in pixels to which an image may be reduced while it is decoded; None: decode it at full size.
 
-        At this side, the smallest crop of the policy still has `image_size` pixels.
+        In an image of this size, the smallest crop of the policy still has a side of `image_size` pixels.
         """
         if self.image_size is None or not self._scales:
             return None

@@ -116,7 +116,7 @@ class BatchMemory:
         return empty(shape, dtype)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Copy the rows of a chunk into a tensor of the batch; the caller may overwrite `source` afterwards.
+        """Copy a part of the batch (a chunk) into one of its tensors; the caller may overwrite `source` afterwards.
 
         Args:
             target: rows of a tensor that `empty` returned.
@@ -144,7 +144,7 @@ class Assembly:
         self._chunks: list[Batch] = []
 
     def add(self, chunk: Batch) -> None:
-        """Copy a chunk to the next rows of the batch. It must have at most `missing` rows, the number still empty."""
+        """Copy a chunk to the next rows of the batch. It must not have more rows than the batch lacks (`missing`)."""
         if not self._chunks:
             self._memory.begin()
         first = self.rows - self.missing

@@ -60,7 +60,7 @@ def grouped(
     size: int,
     generator: np.random.Generator,
 ) -> Int[np.ndarray, " N"]:
-    """Return the positions of all images in an order in which groups of hard negatives are adjacent.
+    """Return an order of the images in which hard negatives of each other are adjacent.
 
     Images are visited in the given order. An image without a group begins a new group. Its hardest negatives without a
     group are added until the group is complete. Later groups tend to be smaller, so the groups are shuffled at the end.

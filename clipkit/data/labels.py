@@ -72,7 +72,7 @@ class LabeledImages:
         )
 
     def positions_in(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return (C,) positions of the classes in the list `classes`; -1 for a class that is not in the list.
+        """Return (C,) positions of the classes of this data in the list `classes`; -1 for a class that is not listed.
 
         Args:
             classes: names of classes.

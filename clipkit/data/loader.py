@@ -75,7 +75,7 @@ class _Pairs(Dataset[Batch | Packed | DataError]):
         return packed(self.maker.batch(drawn, stack, ids, bad))
 
     def _made(self, sample: Sample, all_bad: dict[int, str]) -> tuple[Sample, Inputs] | DataError:
-        """Return a sample and the inputs of its image; if the image is unreadable, those of a replacement sample.
+        """Return a sample and the inputs of its image; if the image is unreadable, a replacement sample and its inputs.
 
         The reason for each unreadable image is added to `all_bad`, by position of the image.
         """

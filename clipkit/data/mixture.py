@@ -109,7 +109,7 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     """Split off a share of the images, with all their captions. Return (remaining pairs, pairs split off).
 
-    The images whose names have the lowest hashes are split off. The order of the rows and the machine have no effect.
+    The images whose names have the lowest hashes are split off. Neither the order of the rows nor the machine matters.
 
     Args:
         pairs: the data to split.

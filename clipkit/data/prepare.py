@@ -86,7 +86,7 @@ def prepare(
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar (WebDataset's layout) or parquet (the Hub's layout).
-        shard_size: images per shard, before broken ones are skipped.
+        shard_size: images per shard, including broken images, which are skipped.
         workers: threads; None: one per core.
 
     Raises:

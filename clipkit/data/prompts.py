@@ -118,8 +118,7 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
 
     The first rule that applies is used. (1) `classes` is a mapping with all labels. (2) The names equal the labels,
     apart from case, hyphens and underscores. (3) The labels are numbers, which give positions in the list of names (see
-    `positions_of_numbers`). (4) `classes` is a list with as many names as labels, which are
-    matched in order.
+    `positions_of_numbers`). (4) `classes` is a list with as many names as labels, which are matched in order.
 
     Args:
         where: location of the names, for messages.

@@ -20,7 +20,7 @@ Scope = Literal["quick", "sampled", "full"]
 
 @dataclass(frozen=True)
 class CheckedData:
-    """N images and M captions with their measurements. Rules skip measurements that are missing."""
+    """N images and M captions with their measurements. A rule reports nothing if its measurement is missing."""
 
     pairs: Pairs
     broken: Mapping[int, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class CheckedData:
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the path of an image as given in the source; for an image that is not a file, a description."""
+        """Return the name of an image for messages: its path as given in the source, or e.g. "photos.parquet, row 5"."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:

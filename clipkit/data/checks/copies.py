@@ -1,4 +1,4 @@
-"""Comparison of pixels that confirms that two similar images are copies of one image."""
+"""Comparison of pixels, to confirm that two similar images are copies of one image."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -57,7 +57,7 @@ class Duplicates:
 
     @property
     def degrees(self) -> NDArray[np.int64]:
-        """(N,) for each image, the number of other images that have the same bytes or look the same."""
+        """(N,) number of other images that have the same bytes or look the same, for each image."""
         copies, (one, other) = self.copies, self.near_pairs.reshape(-1, 2).T
         near = np.bincount(one, copies[other], len(copies)) + np.bincount(other, copies[one], len(copies))
         return (copies - 1 + near.astype(np.int64))[self.first]

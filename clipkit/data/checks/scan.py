@@ -37,7 +37,7 @@ _IGNORED = 0.001
 
 @dataclass(frozen=True)
 class ImageScan:
-    """Sizes, hashes and thumbnails of N images; for an image that cannot be opened, all but the content hash are 0."""
+    """Sizes, hashes and thumbnails of N images; they are 0 for an image that cannot be opened."""
 
     broken: dict[int, str]
     """Reason why an image cannot be opened, by position."""

@@ -82,7 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
-    """Return the column with the best rank for a role (the first of equal ranks), and a text that describes it."""
+    """Return the column with the best rank for a role (the first of equal ranks), and a description of the choice."""
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
     described = [f"{name} ({ranks[name][1]})" for name in (best, *(name for name in candidates if name != best))]
@@ -100,7 +100,7 @@ def choice_finding(source: str, choices: Sequence[str], advice: str) -> Finding:
 
 
 def of_table(table: Any) -> Peek:
-    """Return a `Peek` function for an Arrow table."""
+    """Return a function from a column name of an Arrow table to the first values of the column (see `Peek`)."""
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)
@@ -123,7 +123,7 @@ def has_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_view = getattr(pa.types, "is_binary_view", lambda _: False)(kind)  # pyarrow 19
+    is_view = getattr(pa.types, "is_binary_view", lambda _: False)(kind)  # not in older versions of pyarrow
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or is_view
     )

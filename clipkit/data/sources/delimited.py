@@ -64,7 +64,7 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 
 def all_columns(path: Path, wanted: Wanted) -> pa.Table:
-    """Return all columns of a CSV or TSV file, with numbers as numbers."""
+    """Return all columns of a CSV or TSV file as an Arrow table; the types are inferred from the values."""
     return _parsed(path, _form_of(path, wanted))
 
 

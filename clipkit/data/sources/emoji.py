@@ -68,7 +68,7 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Code points without skin tone and gender; all variants of an emoji have the same."""
+        """Code points without skin tone and gender; they are equal for all variants of an emoji."""
         kept = [
             one
             for code in self.codes

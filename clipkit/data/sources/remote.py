@@ -196,7 +196,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Error response of a server that a repeated request would not change."""
+    """Error response that a repeated request would not change, e.g. 404."""
 
 
 def _fetched(address: str) -> bytes:

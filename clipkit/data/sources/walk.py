@@ -84,8 +84,8 @@ def _some(names: list[str]) -> str:
 def walk(root: Path) -> Walk:
     """List the files in a folder and its subfolders. A link to a folder that contains the link is ignored.
 
-    Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored;
-    if it is a folder, so are all its files.
+    Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored,
+    and so are all files in folders with such names.
 
     Raises:
         DataError: a folder cannot be listed.
