@@ -159,9 +159,8 @@ def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N
     >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
     0.3000000119...
     """
-    number = (confidence.double() * bins).ceil().long().clamp(
-        1, bins
-    ) - 1  # bins include their upper end, as in the paper
+    # As in the paper, bins include their upper end: (0, 1/bins], …
+    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=number.device).index_add(
         0, number, correct.double() - confidence.double()
     )

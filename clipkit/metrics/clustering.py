@@ -74,9 +74,8 @@ def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> 
     table = np.zeros((first.max() + 1, second.max() + 1))
     np.add.at(table, (first, second), 1)
     rows, columns, total = table.sum(axis=1), table.sum(axis=0), table.sum()
-    if (
-        len(rows) == len(columns) == 1 or len(rows) == len(columns) == total
-    ):  # one cluster for all rows, or one per row, in both
+    # One cluster and one class for all rows, or one per row.
+    if len(rows) == len(columns) == 1 or len(rows) == len(columns) == total:
         return {"nmi": 1.0, "ami": 1.0, "ari": 1.0}
     some = table > 0
     information = float((table[some] / total * np.log(table[some] * total / np.outer(rows, columns)[some])).sum())
