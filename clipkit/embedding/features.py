@@ -249,7 +249,7 @@ class _Pace:
         self._clock = time.perf_counter()
 
     def measured(self, count: int) -> None:
-        """Choose the number of items before the next write, given that the last `count` items were just encoded."""
+        """Choose the number of items before the next write, from the time that the last `count` items took."""
         if self.adapts:
             units = count * _SECONDS / (time.perf_counter() - self._clock) / self.unit
             self.size = self.processes.of_main(self.unit * max(1, int(units)))

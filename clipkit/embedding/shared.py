@@ -49,8 +49,8 @@ def scan_shared(
 
     Args:
         items: the same items on every process; each process scans a contiguous part of them.
-        scan: function that takes a part of the items and returns a dict: position in this part -> result. It may omit
-            items.
+        scan: function that takes a part of the items and returns a dict: position in this part -> result. The dict may
+            omit items.
         processes: processes that scan.
 
     Raises:

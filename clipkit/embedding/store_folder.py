@@ -45,7 +45,7 @@ class Machine:
 
     @classmethod
     def of(cls, processes: Processes) -> "Machine":
-        """Return this machine, found by comparing the host names of all processes; all of them must call it."""
+        """Return the processes on this machine, found by their host names. All processes of the run must call it."""
         return cls(processes, tuple(processes.gather_objects(socket.gethostname())))
 
     @property
@@ -167,7 +167,12 @@ def _complete(unfinished: Path, folder: Path, parts: list[Any], about: Mapping[s
 
 
 def make_room(needed: int, budget: int, machine: Machine) -> str:
-    """Remove the least recently used stores until `needed` more bytes fit into `budget`, the bytes that all may take.
+    """Remove the least recently used stores of this machine until there is room for a new store.
+
+    Args:
+        needed: bytes of the new store.
+        budget: maximum bytes of all stores, including the new one.
+        machine: processes of this machine, which all get the result.
 
     Returns:
         An empty string if the bytes fit; otherwise the reason, e.g. the disk is full, or other runs use the stores.

@@ -1,8 +1,8 @@
-"""Sums over a similarity matrix on data center GPUs, by Triton kernels that split each float32 number into two float16.
+"""Sums over a similarity matrix on data center GPUs: Triton kernels that split float32 numbers into two float16 halves.
 
-Logits exist only in registers. Their derivatives are written one tile at a time, also as two float16 numbers each, so
-that cuBLAS can multiply them with the features on tensor cores. The CPU never waits for the GPU. No atomic additions
-are used, so the same features give bitwise equal results.
+The logits exist only in registers. The derivatives of the loss with respect to them are written one tile at a time,
+also in two halves, so that cuBLAS can multiply them with the features on tensor cores. The CPU never waits for the GPU.
+No atomic additions are used, so the same features give bitwise equal results.
 """
 
 from collections.abc import Iterator
@@ -122,7 +122,8 @@ class Logits:
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, Logits]:
     """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
 
-    Without `both`, the second result is −∞. The last result is an argument of `weigh_softmax`.
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
+    result is an argument of `weigh_softmax`.
     """
     logits = Logits(x, y, scale, None, ids)
     lse_rows, lse_columns = x.new_empty(len(x)), x.new_empty(len(y)) if both else x.new_full((len(y),), -torch.inf)
@@ -166,7 +167,7 @@ def weigh_softmax(
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, Logits]:
-    """Return Σ_ij log(1 + exp(logit_ij)), in float64.
+    """Return Σ_ij log(1 + exp(logit_ij)) in float64, where logit_ij is scale · x_i · y_j + bias, or −∞ if left out.
 
     The last result is an argument of `weigh_sigmoid`.
     """
@@ -184,7 +185,10 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, logits: Logits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+
+    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    """
     return _weigh(logits, kernels.SOFTPLUS.value, (x, y), (x, y), (x, y))
 
 
@@ -194,7 +198,7 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij.
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, if the weights w_ij are sigmoids, Σ_ij w_ij.
 
     Args:
         logits: arguments of the kernels.

@@ -19,9 +19,9 @@ def joint(
     rows: slice | None,
     decoupled: bool,
 ) -> Float[Tensor, ""]:
-    """Return the mean, over all 2G features, of log Σ exp(s_b) over the other features b minus the mean s of positives.
+    """Return the mean over all 2G features a of (log Σ_b exp(s_ab)) − (mean of s_ap over the positives p of a).
 
-    The s are the scaled cosine similarities of a feature, image or text, with the other features.
+    The features are of images and texts; b is each other feature, and s is the scaled cosine similarity.
 
     Args:
         image: unit length.

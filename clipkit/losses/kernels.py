@@ -178,8 +178,8 @@ def weigh(
     """Write the derivatives of the loss with respect to a block of logits, as two float16 halves.
 
     The derivatives are to_rows_i · softmax over row i + to_columns_j · softmax over column j, or sigmoids. They are
-    divided by a unit, 2^-14 of the largest value that they can have. The units of their products with x and with y are
-    written to `factors`; for sigmoids, the sum of the block is written to `sums`.
+    divided by a unit: 2^-14 of the largest value that they can have. The factors that restore the scale of their
+    products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to `sums`.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(

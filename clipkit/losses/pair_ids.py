@@ -10,8 +10,8 @@ from torch import Tensor
 class PairIds(NamedTuple):
     """Pairs in the rows and columns of a similarity matrix: their positions in the batch, and their IDs.
 
-    They determine the entries that a loss leaves out: of two pairs with the same image or caption (if IDs are given),
-    and of a pair with itself (if `without_self`).
+    They determine the entries that a loss leaves out: entries of two pairs with the same image or caption (if IDs are
+    given), and entries of a pair with itself (if `without_self`).
     """
 
     row_position: Int[Tensor, " R"]

@@ -17,7 +17,8 @@ _ACCELERATOR_TILE = (4096, 8192)
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
     """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
 
-    Without `both`, the second result is −∞. The last result is None, for the same interface as in `halves.py`.
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
+    result is None, for the same interface as in `halves.py`.
     """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
@@ -59,8 +60,9 @@ def weigh_softmax(
     """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
 
     The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
-    `both`, only the first term. `lse_rows` and `lse_columns` are the results of `logsumexp`; `to_rows` and
-    `to_columns` are the derivatives of the loss with respect to them.
+    `both`, only the first term. logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. `lse_rows` and
+    `lse_columns` are the results of `logsumexp`; `to_rows` and `to_columns` are the derivatives of the loss with
+    respect to them.
     """
     # log Σ exp is −∞ if all combinations are left out. Any finite number instead of it gives weights of exp(−∞) = 0.
     lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
@@ -96,7 +98,8 @@ def _widest(dtype: torch.dtype) -> float:
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
     """Return Σ_ij log(1 + exp(logit_ij)), in float64, because the sums of tiles differ greatly in magnitude.
 
-    The last result is None, for the same interface as in `halves.py`.
+    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out. The last result is None, for the same interface
+    as in `halves.py`.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):
@@ -107,7 +110,10 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, kept: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+
+    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    """
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows, columns, logits in _tiles(x, y, scale, ids):

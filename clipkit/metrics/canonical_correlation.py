@@ -110,12 +110,12 @@ class Whitening:
     """Cholesky factor L of the regularized covariance of the scaled features."""
 
     def apply(self, covariance: Float[Tensor, "V W"]) -> Float[Tensor, "V W"]:
-        """Return the covariance of the whitened features with other features."""
+        """Return the covariance of whitened features with other features, given the covariance before the whitening."""
         scaled = covariance * self.scale.to(covariance)[:, None]
         return torch.linalg.solve_triangular(self.lower, scaled, upper=False)
 
     def map_to(self, directions: Float[Tensor, "V K"]) -> Float[Tensor, "V K"]:
-        """Return the projection of features on K directions of the whitened space, as a matrix in float64."""
+        """Return the matrix, in float64, that maps features to coordinates along K directions of the whitened space."""
         return torch.linalg.solve_triangular(self.lower.T, directions, upper=True).double() * self.scale[:, None]
 
 

@@ -29,7 +29,7 @@ def knn_scores(
         train_labels: class of each training image.
         classes: number of classes C.
         k: number of neighbors, at most T; ties go to the lower index.
-        temperature: the lower, the more weight have the nearest of the k neighbors.
+        temperature: at a lower temperature, the nearest of the k neighbors have more weight.
 
     Example:
         >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()

@@ -170,7 +170,11 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Raise ValueError if matching pairs refer to missing images or texts, or if their number is wrong."""
+    """Check that matching pairs refer to existing images and texts, and with `one_per_text` that each text has a pair.
+
+    Raises:
+        ValueError: the pairs do not fit.
+    """
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
     if not len(pairs):

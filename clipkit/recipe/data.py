@@ -232,13 +232,13 @@ class DataRecipe(Section):
         return self.crop_scale != type(self).model_fields["crop_scale"].default
 
     def policy(self, model: ModelRecipe) -> Policy:
-        """Return the augmentation policy; instead of `auto`, the policy that it selects for the given model."""
+        """Return the augmentation policy of training images; `auto` is replaced by the policy for the given model."""
         if self.augment != "auto":
             return self.augment
         frozen = model.image.tune in ("frozen", "head") and self.views is None
         return "none" if frozen and not self._has_crop_scale else "crop"
 
     def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:
-        """Return the augmentation steps of images, for the given model."""
+        """Return the augmentation steps of training images; they may depend on the given model."""
         policy = self.policy(model)
         return (Crop(scale=self.crop_scale),) if policy == "crop" else steps_of(policy)

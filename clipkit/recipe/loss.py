@@ -106,7 +106,7 @@ class LossRecipe(LossOptions):
 
 
 def _fixed(value: Any, low: float, high: float) -> Any:
-    """Check a value of logit_scale or logit_bias; return it. It is train, freeze, or a number from `low` to `high`.
+    """Return a valid value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`.
 
     Raises:
         ValueError: the value is invalid.

@@ -70,9 +70,10 @@ class Rotate(Section):
 
 
 class Jitter(Section):
-    """Change brightness, contrast and saturation by random factors in [1 − x, 1 + x], where x is the value of the key.
+    """Change brightness, contrast, saturation and hue randomly.
 
-    The hue is rotated by a random share of the color circle in [−hue, hue].
+    A brightness, contrast or saturation of x means a random factor in [1 − x, 1 + x]; the hue is rotated by a random
+    share of the color circle in [−hue, hue].
     """
 
     name: Literal["jitter"] = "jitter"

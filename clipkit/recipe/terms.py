@@ -96,7 +96,7 @@ class TextViewsTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationsTerm(Term):
-    """Term that trains a text tower to match a teacher's features of captions, for the captions and translations."""
+    """Term that makes features of captions and their translations similar to a teacher's features of the captions."""
 
     teacher: str
 

@@ -98,7 +98,7 @@ def data_facts(
 
 
 def with_templates(source: str, pairs: Pairs) -> str:
-    """Return a data source, with the option `templates`, which makes captions, if its captions are class names."""
+    """Return a data source; if its captions are class names, the option `templates` is added to it."""
     options = split_options(source)[1]
     if pairs.classes is None or "templates" in options:
         return source

@@ -53,5 +53,5 @@ class Situation:
         return max(1, int(pairs) // int(self.chosen["train.batch_size"]))
 
     def hours(self, epochs: int) -> float:
-        """Return the estimated hours of full tuning, in which a training step takes as long as three forward passes."""
+        """Return the estimated hours of full tuning, where a training step takes as long as three forward passes."""
         return 3 * self.model.operations * self.images * epochs / self.machine.operations / 3600
