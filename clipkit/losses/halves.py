@@ -158,7 +158,9 @@ def weigh_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
 
-    The weights w and the arguments are defined in `plain.weigh_softmax`; `logits` is the last result of `logsumexp`.
+    The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
+    `both`, only the first term. `logits`, `lse_rows` and `lse_columns` are the results of `logsumexp`; `to_rows` and
+    `to_columns` are the derivatives of the loss with respect to the last two.
     """
     kind = kernels.BOTH.value if both else kernels.ROWS.value
     to = to_rows.contiguous(), to_columns.contiguous()
@@ -202,7 +204,7 @@ def _weigh(
 
     Args:
         logits: arguments of the kernels.
-        kind: SOFTPLUS of `kernels.py` for w_ij = sigmoid(logit_ij); ROWS or BOTH for the w_ij of `weigh_softmax`.
+        kind: SOFTPLUS of `kernels.py` for w_ij = sigmoid(logit_ij); ROWS or BOTH for softmaxes over rows, or over both.
         lse: log Σ exp of the rows and of the columns; only for softmaxes.
         to: derivatives of the loss with respect to `lse`; only for softmaxes.
         largest: maximum absolute values of `to`; only for softmaxes.

@@ -142,7 +142,7 @@ class Relations:
 
 
 def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
-    """Check that some pair of a batch has a negative.
+    """Check that at least one pair of a batch has a negative.
 
     Args:
         negatives: number of negatives of each pair.

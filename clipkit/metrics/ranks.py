@@ -313,7 +313,7 @@ class _Layer:
 
 
 class _Many:
-    """Query with many correct answers. They are sorted from the last rank to the first, for a binary search."""
+    """Query with many correct answers, which are sorted from the last rank to the first for a binary search."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

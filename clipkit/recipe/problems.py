@@ -77,7 +77,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text for an error message, also an integer with thousands of digits, for which `repr` fails."""
+    """Return a value as text for an error message. It may be an integer with thousands of digits: `repr` fails then."""
     try:
         return shortened(repr(value))
     except ValueError:

@@ -94,8 +94,8 @@ class Recipe(Section):
     def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
         """Return `one` or `all`: the captions of an image that an epoch uses (`data.captions`, or what auto selects).
 
-        auto selects all captions after a closed-form start with frozen trunks, where one caption per image gives too
-        few steps, except for captions made from labels.
+        auto selects all captions after a closed-form start with frozen trunks, because one caption per image gives too
+        few steps there. Otherwise, and for captions made from labels, it selects one.
 
         Args:
             labeled: True if the captions are prompts made from labels.
@@ -287,7 +287,7 @@ class Recipe(Section):
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def without_credentials(self) -> Self:
-        """Return the recipe without the user names and passwords of its URLs, for the files of a run."""
+        """Return the recipe without the user names and passwords in its URLs, so that a run does not write them."""
         return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
