@@ -117,7 +117,7 @@ def explain(
             cosine when the part is hidden, for every image tower, with 37 forward passes for all texts.
         against: other texts; the maps and their scores then explain the difference between the cosine with the text and
             the mean cosine with these. A text of this list is not compared with itself.
-        score: measure how faithful the maps are, with about 130 forward passes per text.
+        score: measure how faithful the maps are, with about 140 forward passes per text.
 
     Raises:
         DataError: the image is unreadable, or there are no texts.
