@@ -65,7 +65,7 @@ class CheckedData:
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the name of an image for messages: its path as given in the source, or e.g. "photos.parquet, row 5"."""
+        """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:

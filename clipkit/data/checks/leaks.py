@@ -30,7 +30,7 @@ class Leak:
 
 
 def image_name(pairs: Pairs, position: int) -> str:
-    """Return the name of an image for messages: its path as given in the source, or e.g. "photos.parquet, row 5"."""
+    """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
