@@ -75,9 +75,9 @@ def prepare(
     """Resize images to a short side of `size` pixels and write them with all their captions into shards.
 
     The images keep the order of the source. The same source and settings give the same bytes, for any number of workers
-    and interruptions. After an interruption, call this function again with the same arguments: it verifies the hashes
-    of the finished shards and makes the missing ones. When all shards are finished, prepared.json contains `"complete":
-    true`. Broken images are skipped and listed in skipped.jsonl.
+    and interruptions. After an interruption, call this function again with the same arguments: it verifies the finished
+    shards and writes the missing ones. When all shards are finished, prepared.json contains `"complete": true`. Broken
+    images are skipped and listed in skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.

@@ -159,10 +159,11 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
 
 
 def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return the position of each label in a list of `count` classes; None if they are not numbers, or ambiguous.
+    """Return the position of each label in a list of `count` classes, for labels that are numbers.
 
-    If there are `count` labels, they are sorted by number. Otherwise the numbers start at 0, or at 1 if the highest is
-    `count`.
+    If there are `count` labels, they have the positions 0, 1, … in numerical order. If there are fewer, they are
+    positions that count from 0 (if the lowest label is 0) or from 1 (if the highest label is `count`). In all other
+    cases, and if a label is not a number, the result is None.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
         return None

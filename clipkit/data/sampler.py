@@ -19,7 +19,7 @@ _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class HardGroups(NamedTuple):
-    """Hard negatives of each image; they are put into the same batches as the image, in groups."""
+    """Hard negatives of each image, from which groups of images for one batch are built."""
 
     neighbors: NDArray[np.int64]
     """(N, K) positions of the hard negatives of each image, as `hard_neighbors` returns them."""

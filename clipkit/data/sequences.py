@@ -152,7 +152,7 @@ def longest(strings: Sequence[str]) -> str:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return `most` evenly spaced positions from 0 to `count` − 1, with both ends; all of them if there are fewer.
+    """Return `most` evenly spaced positions from 0 to `count` − 1, including both; all positions if `count` is smaller.
 
     Example:
         >>> evenly_spaced(9, 3), evenly_spaced(2, 3)

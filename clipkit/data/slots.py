@@ -78,7 +78,7 @@ class Slots:
         return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
     def opened(self, batch: Any) -> Any:
-        """Return the batch of a worker with tensors instead of positions in the memory.
+        """Return a batch from a worker, in which each `Place` is replaced by its tensor in shared memory.
 
         The tensors are valid until `free` is called.
         """

@@ -80,7 +80,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Paths of the files of the emoji dataset."""
+    """Paths of the files of the emoji dataset, and numbers of its families (an emoji with all its variants)."""
 
     folder: Path
     families: int
@@ -146,7 +146,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of a CSV file with the names of another language (e.g. de or fr, from CLDR); return its path."""
+    """Write a copy of a CSV file of emoji with names in another language (e.g. de or fr) from CLDR; return its path."""
     import emoji
 
     emoji.config.load_language(language)  # the package loads only English by itself

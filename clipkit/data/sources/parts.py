@@ -16,7 +16,7 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 def files_of_folder(name: str, ending: str) -> list[Path]:
     """Return the files with an extension in a folder; if it has none, in its subfolder `data`.
 
-    The list is empty if images or folders are next to Parquet files: `read_folder` reads such a folder.
+    The list is empty if images or folders are next to Parquet files, because this is a folder of images with tables.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):

@@ -298,7 +298,7 @@ def _remove(folder: Path, process: int) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of processes that were killed."""
+    """Remove the folders with downloaded images of processes that were killed."""
     try:
         folders = list(parent.iterdir())
     except OSError:

@@ -116,7 +116,7 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the file endings and JSON keys of captions in several indexes; the first one is used."""
+    """Return the file endings and JSON keys that contain captions in several shard indexes; only the first is used."""
     return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 

@@ -25,7 +25,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Walk:
-    """Files below a folder, as paths relative to it with `/`, sorted folder by folder."""
+    """Files in a folder and its subfolders, as paths relative to the folder, sorted by name within each folder."""
 
     root: Path
     files: list[str]
