@@ -26,7 +26,7 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
 
 
 def whole_numbers(column: Any) -> Any:
-    """Convert a column of floats to integers, with null for NaN. A column with fractions or of another type is unchanged.
+    """Convert floats to integers, with null for NaN; a column with fractions or of another type is unchanged.
 
     pandas stores integers with missing values as floats.
     """
