@@ -132,7 +132,7 @@ def load_composed(folder: Path, name: str, sides: Collection[str] = ("image", "t
     """Load a model that `Composed.save` wrote, or only one of its towers.
 
     Args:
-        folder: its folder.
+        folder: folder of the model.
         name: the model's name as the user gave it.
         sides: towers to load, if the model has them; the files of the other one are not read.
 

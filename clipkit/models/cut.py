@@ -201,7 +201,7 @@ def _is_plain(leaf: object) -> bool:
 
 @contextmanager
 def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
-    """Context in which the modules return placeholders."""
+    """Context in which the modules of `skips` return placeholders without computing."""
     for skip in skips:
         skip.module.forward = skip
     try:
@@ -224,7 +224,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with `activations` instead of the first tensor among them."""
+    """Return the arguments of a module with `activations` instead of the tensor that `first_tensor` returns."""
     for position, value in enumerate(args):
         if is_activation(value):
             return (*args[:position], activations, *args[position + 1 :]), kwargs

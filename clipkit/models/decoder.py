@@ -19,7 +19,7 @@ _MOST_BYTES = 4 << 20  # bytes of the pixels of an image that an accelerator res
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Inputs or pixels of a batch of images, and the errors of unreadable images by position among all images."""
+    """Inputs or pixels of a batch of images, and the errors of unreadable images by position in `Decoder.images`."""
 
     inputs: dict[str, Tensor]
     """The tower's inputs by name; or `content`, the pixels (H, W, 3) of one image after another as bytes."""

@@ -283,7 +283,7 @@ class _Copies:
 
 
 class _Rows:
-    """Features that stay on the device until many are copied at once, because each copy waits for the device."""
+    """Features that stay on the device until many are copied to the CPU at once: each copy waits for the device."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []

@@ -140,7 +140,7 @@ def _base(
 def _merge(
     module: nn.Module | None, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
 ) -> None:
-    """Merge the adapter of one layer into its weight."""
+    """Merge the adapter of one layer into the weight of this layer."""
     weight: Tensor | None = getattr(module, "in_proj_weight", getattr(module, "weight", None))
     down, up = tensors[name + _A], tensors.get(name + _B)
     magnitude = tensors.get(name + _MAGNITUDE, tensors.get(f"{name}{_MAGNITUDE}.weight"))

@@ -126,7 +126,7 @@ class Adapter(nn.Module):
         return [part for part in self.parts.values() if isinstance(part, LowRank)]
 
     def slices(self, weight: Float[Tensor, "O I"]) -> list[tuple[LowRank | None, Float[Tensor, "S I"]]]:
-        """Return each slice of the weight with its adapter, or None if it has none."""
+        """Return (adapter, rows) for each slice of the weight; the adapter is None if the slice has none."""
         parts = iter(self.low_ranks)
         rows = weight.detach().chunk(len(self.names))
         return [

@@ -38,7 +38,7 @@ class Rule:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """Convert the tensors of this rule from one library to the library `to`."""
+        """Yield the tensors of the library `to`, made from the tensors of the other library."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
