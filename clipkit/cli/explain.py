@@ -65,7 +65,7 @@ def explain(
     score: Annotated[
         bool | None,
         typer.Option(
-            help="With --image: measure how faithful the maps are (default), with about 130 forward passes per text.",
+            help="With --image: measure how faithful the maps are (default), with about 140 forward passes per text.",
         ),
     ] = None,
     dtype: Annotated[

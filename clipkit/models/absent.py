@@ -75,4 +75,4 @@ class _NoTokenizer:
         _refuse("text")
 
     def save(self, folder: Path) -> None:
-        """Write nothing."""
+        """Write nothing, because a missing text tower has no tokenizer."""

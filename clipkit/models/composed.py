@@ -78,7 +78,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Save the text tower; return its entry of the layout file."""
+    """Save the text tower; return its settings for `clipkit.json`."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -94,7 +94,7 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 def compose(recipe: ModelRecipe) -> DualEncoder:
     """Build the towers given in the recipe, with new projections.
 
-    A model with a single tower has a projection only if the recipe sets its dimension.
+    A model with a single tower has a projection only if the recipe sets `embed_dim`.
 
     New weights come from torch's global random generator: seed it first.
 
@@ -132,7 +132,7 @@ def load_composed(folder: Path, name: str, sides: Collection[str] = ("image", "t
     """Load a model that `Composed.save` wrote, or only one of its towers.
 
     Args:
-        folder: its folder.
+        folder: folder of the model.
         name: the model's name as the user gave it.
         sides: towers to load, if the model has them; the files of the other one are not read.
 

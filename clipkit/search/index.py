@@ -236,13 +236,13 @@ class Index:
         return torch.nn.functional.normalize(features, dim=-1)
 
     def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
-        """Check that no feature is longer than 1, up to rounding: it is damaged, and would be the best result."""
+        """Check that no feature is longer than 1, up to rounding. A longer one is damaged and would be ranked first."""
         if not (lengths <= _LONGEST).all():
             raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """Calibrations of the relevance by kind of query; empty for an index with few captions or none."""
+        """Calibrations of the relevance for short and for long queries; empty for an index with few or no captions."""
         return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
 
     @cached_property
@@ -265,7 +265,7 @@ class Index:
 
     @cached_property
     def _quick_text(self) -> "QuickText | DualEncoder | None":
-        """Text tower, which loads faster than the model; None if it is not of the model that made the index."""
+        """Text tower, loaded without the image tower; None if this fails, or if another model made the index."""
         name = self.manifest["model"]["name"] if self._model is None else self._model
         encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
         is_same = encoder is not None and same_model(

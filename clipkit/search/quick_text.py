@@ -2,8 +2,9 @@
 
 A single search in a new process spends most of its time on importing transformers and timm, and on loading the image
 tower. All models of `transformers.CLIPModel` have the same text architecture, which is implemented here without
-transformers. From clipkit's layout of two towers, only the text tower is loaded. In both cases, it is used only if its
-features of a few fixed texts equal those stored in the index; otherwise the whole model is loaded.
+transformers. From a model that clipkit composed of two towers, only the text tower is loaded. In both cases, the tower
+is used only if its features of a few fixed texts equal the features stored in the index; otherwise the whole model is
+loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ _NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
 def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache.
 
-    The result is None if the tower is of another kind or cannot be read; loading the whole model then reports why.
+    The result is None if the model is neither a plain `transformers.CLIPModel` nor composed by clipkit, or if it cannot
+    be read; in this case, loading the whole model reports the error.
     """
     try:
         folder = _folder(str(name))

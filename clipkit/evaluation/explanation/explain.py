@@ -11,7 +11,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clipkit.errors import DataError, ModelError
-from clipkit.evaluation.explanation.maps import Method, NoValuesError, blocks_of, gradient_maps, patch_maps, token_maps
+from clipkit.evaluation.explanation.hooks import NoValuesError
+from clipkit.evaluation.explanation.integrated import integrated_maps
+from clipkit.evaluation.explanation.maps import Method, blocks_of, gradient_maps, patch_maps, token_maps
 from clipkit.evaluation.explanation.occlusion import occlusion_maps
 from clipkit.evaluation.explanation.score import Scores, scored
 from clipkit.evaluation.explanation.seen import Seen
@@ -115,7 +117,7 @@ def explain(
             cosine when the part is hidden, for every image tower, with 37 forward passes for all texts.
         against: other texts; the maps and their scores then explain the difference between the cosine with the text and
             the mean cosine with these. A text of this list is not compared with itself.
-        score: measure how faithful the maps are, with about 130 forward passes per text.
+        score: measure how faithful the maps are, with about 140 forward passes per text.
 
     Raises:
         DataError: the image is unreadable, or there are no texts.
@@ -186,6 +188,8 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
     blocks = blocks_of(model.image, seen)
     try:
         if method == "gradient":
+            if not blocks:
+                return integrated_maps(model.image, seen, features)
             return gradient_maps(model.image, blocks, seen, features)
         if blocks:
             return patch_maps(model.image, blocks[-1], seen, features)

@@ -1,19 +1,15 @@
-"""Relevance maps: how well each part of an image matches a text.
+"""Relevance maps of vision transformers: how well each patch of an image matches a text.
 
 The value of a token is what attention returns for the token alone, i.e. its value after the output projection. The
 method `gradient` multiplies the values of patches by the gradient of the cosine with respect to the output of
 attention, and sums over channels and blocks (Zhao et al. 2024, "Gradient-based visual explanation for CLIP",
-Grad-ECLIP, without its spatial weights). For other towers it integrates the gradient of the last layer with positions
-while the image appears from its mean color, and sums over channels (Sundararajan et al. 2017, "Axiomatic attribution
-for deep networks"; Dhamdhere et al. 2018, "How important is a neuron?", for layers). The method `patches` passes the
-value of each patch through the rest of a vision transformer and compares it with the text (Zhou et al. 2022, "Extract
-free dense labels from CLIP", without the last block's residual connection and MLP, as Lan et al. 2024, ClearCLIP).
+Grad-ECLIP, without its spatial weights). The method `patches` passes the value of each patch through the rest of the
+tower and compares it with the text (Zhou et al. 2022, "Extract free dense labels from CLIP", without the last block's
+residual connection and MLP, as Lan et al. 2024, ClearCLIP).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import isqrt
 from typing import Any, Literal
 
@@ -22,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipkit.evaluation.explanation.hooks import NoValuesError, hooked, outermost_members
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models.cut import first_tensor, is_activation
 from clipkit.models.towers import ImageTower
@@ -29,11 +26,6 @@ from clipkit.models.towers import ImageTower
 Method = Literal["gradient", "patches", "occlusion"]
 
 _MOST_PREFIX = 16  # largest number of tokens before the patches: class token and registers
-_SEGMENTS = 4  # number of parts of the path of integrated gradients; more did not agree better with occlusion
-
-
-class NoValuesError(Exception):
-    """Error for a block whose attention does not accept single tokens."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,6 @@ class Block:
 
 def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
     """Return the blocks of a vision transformer from input to output; an empty list for other towers."""
-    stacks = [m for m in tower.trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    members = {part for stack in stacks for part in stack}
-    inside = {part for member in members for part in member.modules() if part is not member}
     found: list[Block] = []
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -64,8 +53,8 @@ def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
         if attention is not None and grid is not None:
             found.append(Block(module, attention, tokens.shape[1] - grid[0] * grid[1], grid))
 
-    hooks = [member.register_forward_pre_hook(see, with_kwargs=True) for member in members - inside]
-    with _hooked(hooks), torch.no_grad():
+    hooks = [member.register_forward_pre_hook(see, with_kwargs=True) for member in outermost_members(tower.trunk)]
+    with hooked(hooks), torch.no_grad():
         tower.trunk(**seen.inputs)
     return found
 
@@ -89,13 +78,10 @@ def gradient_maps(
 
     Args:
         tower: the image tower.
-        blocks: blocks of a vision transformer, over which the maps are summed. Empty: the last layer with an
-            output (1, C, R, C) is used.
+        blocks: blocks of a vision transformer, over which the maps are summed.
         seen: the image.
         texts: unit features.
     """
-    if not blocks:
-        return _gradient_of_layer(tower, seen, texts)
     blocks = [block for block in blocks if block.grid == blocks[-1].grid]  # earlier stages may have finer grids
     held: dict[nn.Module, _Held] = {}
     for block in blocks:
@@ -163,22 +149,6 @@ def _alone(
     return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
 
 
-def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return the integrated gradients of the last layer with positions.
-
-    The integral goes from an image of the mean color to the image, by the trapezoidal rule. A map sums up to nearly the
-    difference of the cosines of both images.
-    """
-    layer, steps = _last_layer(tower, seen), []
-    for share in torch.linspace(0, 1, _SEGMENTS + 1).tolist():
-        held = _Held()
-        hooks = [layer.register_forward_hook(held.replace_output)]
-        (gradients,) = _gradients(tower, seen.faded(share), texts, hooks, [held.output])
-        steps.append((held.output[0].detach(), gradients))
-    products = [(after - before) * (first + second) / 2 for (before, first), (after, second) in pairwise(steps)]
-    return torch.stack(products).sum(dim=0)[:, 0].sum(dim=-1 if _channels_last(steps[0][0]) else 1).float().cpu()
-
-
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
     """Return maps for attention that does not accept single tokens: gradient times input of the last block."""
     held = _Held()
@@ -193,33 +163,11 @@ def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
     return product.sum(dim=-1).view(-1, *block.grid).float().cpu()
 
 
-def _last_layer(tower: ImageTower, seen: Seen) -> nn.Module:
-    """Return the last layer whose output still has positions, i.e. rows and columns."""
-    reached: list[nn.Module] = []
-
-    def see(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            sides = output.shape[1:3] if _channels_last(output) else output.shape[2:]
-            if min(sides) > 1:
-                reached.append(module)
-
-    with _hooked([m.register_forward_hook(see) for m in tower.trunk.modules()]), torch.no_grad():
-        tower.trunk(**seen.inputs)
-    if not reached:
-        raise NoValuesError
-    return reached[-1]
-
-
-def _channels_last(activations: Tensor) -> bool:
-    rows, columns = activations.shape[1:3]
-    return rows == columns != activations.shape[3]
-
-
 def _gradients(
     tower: ImageTower, seen: Seen, texts: Tensor, hooks: list[Any], outputs: Sequence[list[Tensor]]
 ) -> list[Float[Tensor, "T ..."]]:
     """Return for each text the gradients of the cosine with respect to the outputs that the hooks store."""
-    with _hooked(hooks), torch.enable_grad():
+    with hooked(hooks), torch.enable_grad():
         features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
         kept = [output[0] for output in outputs]
         rows = [torch.autograd.grad(text.to(features) @ features, kept, retain_graph=True) for text in texts]
@@ -254,17 +202,8 @@ def patch_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
         block.whole.register_forward_hook(replace),
     ]
     try:
-        with _hooked(hooks), torch.no_grad():
+        with hooked(hooks), torch.no_grad():
             features = F.normalize(tower(seen.inputs).float(), dim=-1)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise NoValuesError from error
     return (texts.to(features) @ features.T).view(len(texts), *block.grid).cpu()
-
-
-@contextmanager
-def _hooked(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

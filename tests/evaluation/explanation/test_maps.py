@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import clipkit
 from clipkit.errors import ModelError
-from clipkit.evaluation.explanation.explain import model_features
+from clipkit.evaluation.explanation.integrated import integrated_maps
 from clipkit.evaluation.explanation.maps import Method, blocks_of, gradient_maps, patch_maps
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models import DualEncoder, compose
@@ -74,24 +75,16 @@ def test_gradient_is_that_of_the_output_of_attention_times_values(clip: DualEnco
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def _color_model() -> DualEncoder:
-    """Return a model whose image features are the mean red, green and blue, and whose texts are these colors."""
+def _model(image_tower: nn.Module) -> DualEncoder:
+    """Return a model whose texts are the colors red, green and blue."""
     colors = {"red": 0, "green": 1, "blue": 2}
 
     class Text(nn.Module):
         def forward(self, input_ids: Tensor) -> Tensor:
             return F.one_hot(input_ids[:, 0], 3).float() - 1 / 3
 
-    class ImageModule(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pool = nn.AvgPool2d(8)
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            return self.pool(pixels).mean(dim=(2, 3)) - 0.5
-
     return DualEncoder.from_modules(
-        image_tower=ImageModule(),
+        image_tower=image_tower,
         text_tower=Text(),
         preprocess=lambda image: (
             torch.tensor(list(image.resize((32, 32)).tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
@@ -100,13 +93,23 @@ def _color_model() -> DualEncoder:
     )
 
 
+class MeanColor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(8)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.pool(pixels).mean(dim=(2, 3)) - 0.5
+
+
 def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
+    model = _model(MeanColor())
     image = Image.new("RGB", (32, 32), (128, 128, 128))
     image.paste((255, 60, 60), (0, 0, 8, 8))
     image.paste((60, 60, 255), (24, 16, 32, 24))
-    shown = clipkit.explain(_color_model(), image, ["a red thing", "blue"], score=False)
+    shown = clipkit.explain(model, image, ["a red thing", "blue"], score=False)
     assert [divmod(int(one.map.argmax()), 4) for one in shown.texts] == [(0, 0), (2, 3)]
-    hidden = clipkit.explain(_color_model(), image, ["a red thing", "blue"], method="occlusion")
+    hidden = clipkit.explain(model, image, ["a red thing", "blue"], method="occlusion")
     (row, column), (of_blue, last) = (divmod(int(one.map.argmax()), 7) for one in hidden.texts)
     assert row <= 1
     assert column <= 1
@@ -116,17 +119,45 @@ def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
     assert shown.texts[1].words == []
 
 
-def test_integrated_gradients_add_up_to_the_difference_from_the_mean_color() -> None:
-    model = _color_model()
-    image = Image.new("RGB", (32, 32), (128, 128, 128))
-    image.paste((255, 60, 60), (0, 0, 16, 8))
-    image.paste((60, 60, 255), (24, 16, 32, 24))
-    (shown,) = clipkit.explain(model, image, "red", score=False).texts
-    text = model.encode_text(["red"])[0]
-    seen = Seen.by(model, image)
-    of_mean, of_image = (float(model_features(model, seen.faded(share)) @ text) for share in (0.0, 1.0))
-    assert of_image == pytest.approx(shown.cosine, abs=1e-6)
-    assert float(shown.map.sum()) == pytest.approx(of_image - of_mean, rel=0.05)
+def test_layers_of_a_convolutional_tower_are_integrated_over_partly_shown_images() -> None:
+    parts = [nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 5, 2, 2), nn.Tanh(), nn.Conv2d(5, 6, 2, 2), nn.GELU()]
+    parts += [nn.Conv2d(6, 3, 2, 2), nn.Tanh()]
+
+    class ImageModule(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.Sequential(*parts)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.parts(pixels).mean(dim=(2, 3)) + 0.1
+
+    model = _model(ImageModule())
+    seen, texts = Seen.by(model, draw("red", "cross")), unit(2, 3)
+    found = integrated_maps(model.image, seen, texts)
+    pixels, generator = seen.inputs["pixel_values"], torch.Generator().manual_seed(0)
+    mean = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
+    halves = [(torch.rand(7, 7, generator=generator) < 0.5).float() for _ in range(4)]
+    halves += [1 - half for half in halves]
+    cells = [[int((k + 0.5) / 32 * 7) for k in range(32)]] * 2
+    shares: list[Any] = [(step + 0.5) / 4 for step in range(4)] + [half[np.ix_(*cells)] for half in halves]
+    expected = torch.zeros(2, 2, 2)
+    for last in range(2, 8):  # 8 × 8, 4 × 4 and 2 × 2 cells; the 16 × 16 cells of the first two are too fine
+        below, above = nn.Sequential(*parts[: last + 1]), nn.Sequential(*parts[last + 1 :])
+        change = (below(pixels) - below(mean)).detach()
+        for row, text in enumerate(texts):
+            gradient = torch.zeros_like(change)
+            for share in shares:
+                middle = below(share * pixels + (1 - share) * mean).detach().requires_grad_()
+                cosine = F.normalize(above(middle).mean(dim=(2, 3)) + 0.1, dim=-1)[0] @ text
+                gradient += torch.autograd.grad(cosine, middle)[0] / len(shares)
+            of_layer = torch.zeros(2, 2)
+            side = change.shape[2] // 2
+            for c, y, x in np.ndindex(*change.shape[1:]):
+                value = max(float(gradient[0, c, y, x]), 0.0) * float(change[0, c, y, x])
+                of_layer[y // side, x // side] += value / side**2
+            expected[row] += of_layer / of_layer.abs().sum()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert float(expected.abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("method", ["gradient", "patches", "occlusion"])

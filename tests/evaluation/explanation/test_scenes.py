@@ -1,5 +1,6 @@
-"""Planted scenes: a small vision transformer trained on two objects per image points at the object of each text."""
+"""Planted scenes: small models trained on two objects per image point at the object of each text."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 import clipkit
@@ -57,6 +59,64 @@ def trained(folder: Path, steps: int) -> DualEncoder:
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def convolutional(steps: int) -> DualEncoder:
+    """Return a trained model of four stages of convolutions and one embedding per text."""
+    widths = [3, 32, 64, 96, 128]
+
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.Sequential(
+                *(
+                    nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                    for a, b in pairwise(widths)
+                )
+            )
+            self.head = nn.Linear(128, 32)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.head(self.stages(pixels).mean(dim=(2, 3)))
+
+    class Texts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(16, 32)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.embedding(input_ids[:, 0])
+
+    images, texts, generator = Images(), Texts(), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW([*images.parameters(), *texts.parameters()], lr=2e-3)
+    for _ in range(steps):
+        scenes = [scene(generator) for _ in range(32)]
+        pixels = torch.from_numpy(np.stack([one for one, _ in scenes])).permute(0, 3, 1, 2) / 64 - 2
+        scores = 20 * F.normalize(images(pixels), dim=-1) @ F.normalize(texts.embedding.weight, dim=-1).T
+        targets = torch.tensor([[number for number, _ in objects] for _, objects in scenes])
+        loss = -scores.log_softmax(dim=-1).gather(1, targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return DualEncoder.from_modules(
+        image_tower=images.eval(),
+        text_tower=texts.eval(),
+        preprocess=lambda image: torch.from_numpy(np.array(image.resize((48, 48)))).permute(2, 0, 1) / 64 - 2,
+        tokenizer=lambda given: torch.tensor([[TEXTS.index(text) if text in TEXTS else 0] for text in given]),
+    )
+
+
+@pytest.mark.slow
+def test_maps_of_a_convolutional_tower_point_at_the_object_of_each_text() -> None:
+    model, generator, hits = convolutional(400), np.random.default_rng(1), 0
+    for _ in range(30):
+        pixels, objects = scene(generator)
+        texts = [TEXTS[number] for number, _ in objects]
+        shown = clipkit.explain(model, Image.fromarray(pixels), texts, score=False)
+        for one, (_, cell) in zip(shown.texts, objects, strict=True):
+            row, column = divmod(int(one.map.argmax()), len(one.map))
+            hits += (row, column) == cell
+    assert hits >= 0.95 * 60
 
 
 @pytest.mark.slow

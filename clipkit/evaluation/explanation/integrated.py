@@ -1,0 +1,95 @@
+"""Relevance maps of image towers that are not vision transformers: integrated gradients of several layers.
+
+The map of a layer is the mean gradient of the cosine over images that are only partly shown, times the change of the
+layer's output from the mean color of the image to the image (integrated gradients of Sundararajan et al. 2017,
+"Axiomatic attribution for deep networks"; of layers in Dhamdhere et al. 2018, "How important is a neuron?"). Some of
+these images are mixtures with the mean color, in others a random half of the cells is hidden (Petsiuk et al. 2018,
+"RISE"). Only positive gradients count, and the maps of layers with finer and coarser grids are added (Jiang et al.
+2021, "LayerCAM").
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.evaluation.explanation.hooks import NoValuesError, hooked, outermost_members
+from clipkit.evaluation.explanation.occlusion import CELLS
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.models.towers import ImageTower
+
+_MIXTURES = 4  # number of mixtures of the image and its mean color
+_HALVES = 4  # number of pairs of images: one shows the cells that are hidden in the other
+_FINER = 4  # layers with a grid finer than this, relative to the last layer, are left out: their maps are noisy
+
+
+def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
+    """Return the relevance maps on the grid of the last layer with positions; the layers have equal weights.
+
+    Args:
+        tower: the image tower, in evaluation mode.
+        seen: the image.
+        texts: unit features.
+
+    Raises:
+        NoValuesError: no layer of the tower has an output with positions.
+    """
+    layers = _layers(tower, seen)
+    weights = _weights().to(seen.inputs["pixel_values"].device)
+    outputs: list[Tensor] = []
+
+    def hold(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        outputs.append(output if output.requires_grad else output.detach().requires_grad_())
+        return outputs[-1] * 1  # a copy: the next layer may change it in place
+
+    with hooked([layer.register_forward_hook(hold) for layer in layers]), torch.enable_grad():
+        features = F.normalize(tower(seen.mixed(weights)).float(), dim=-1)[1:-1].mean(dim=0)
+        rows = [torch.autograd.grad(text.to(features) @ features, outputs, retain_graph=True) for text in texts]
+    changes = [_channels_first(output[-1:] - output[:1]).detach().float() for output in outputs]
+    return torch.stack([_of_text(gradients, changes) for gradients in rows]).cpu()
+
+
+def _weights() -> Float[Tensor, "K R C"]:
+    """Return the weights of the image in each cell for the mean color, the partly shown images, and the whole image."""
+    mixtures = (torch.arange(_MIXTURES) + 0.5) / _MIXTURES
+    shown = (torch.rand(_HALVES, CELLS, CELLS, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    alike = torch.tensor([0.0, *mixtures.tolist()])[:, None, None].expand(-1, CELLS, CELLS)
+    return torch.cat([alike, shown, 1 - shown, torch.ones(1, CELLS, CELLS)])
+
+
+def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R S"]]) -> Float[Tensor, "R S"]:
+    """Return the sum of the maps of all layers, each divided by the sum of its absolute values."""
+    rows, columns = changes[-1].shape[2:]
+    total = torch.zeros(rows, columns, device=changes[-1].device)
+    for gradient, change in zip(gradients, changes, strict=True):
+        mean = _channels_first(gradient.float().sum(dim=0, keepdim=True))
+        of_layer = F.adaptive_avg_pool2d((mean.clamp(min=0) * change).sum(dim=1), (rows, columns))[0]
+        total += of_layer / of_layer.abs().sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return total
+
+
+def _layers(tower: ImageTower, seen: Seen) -> list[nn.Module]:
+    """Return the last layer with positions, and the blocks whose grid is at most 4 times as fine in each direction."""
+    blocks = outermost_members(tower.trunk)
+    reached: dict[int, tuple[nn.Module, Tensor]] = {}  # one layer for each output, although containers return it again
+
+    def see(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(_channels_first(output).shape[2:]) > 1:
+            known, _ = reached.get(id(output), (module, output))
+            reached[id(output)] = known if known in blocks else module, output
+
+    with hooked([m.register_forward_hook(see) for m in tower.trunk.modules()]), torch.no_grad():
+        tower.trunk(**seen.inputs)
+    if not reached:
+        raise NoValuesError
+    layers = [(module, _channels_first(output).shape[2]) for module, output in reached.values()]
+    last, rows = layers[-1]
+    return [module for module, finer in layers[:-1] if module in blocks and rows <= finer <= _FINER * rows] + [last]
+
+
+def _channels_first(activations: Float[Tensor, "B ..."]) -> Float[Tensor, "B C R S"]:
+    rows, columns = activations.shape[1:3]
+    return activations.permute(0, 3, 1, 2) if rows == columns != activations.shape[3] else activations
