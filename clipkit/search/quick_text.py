@@ -8,7 +8,7 @@ features of a few fixed texts equal those stored in the index; otherwise the who
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,17 @@ from torch import Tensor
 
 from clipkit.run_files import RunFiles, read_object
 
-if TYPE_CHECKING:
-    from clipkit.models import DualEncoder
-
 _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
-COMPOSED = "clipkit.json"
-_NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
+_NOT_PLAIN = ("adapter_config.json", "clipkit.json", "view_heads.safetensors")
 
 
-def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
+def quick_text(name: str | Path) -> "QuickText | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache.
 
     The result is None if the tower is of another kind or cannot be read; loading the whole model then reports why.
     """
     try:
         folder = _folder(str(name))
-        if read_object(folder / COMPOSED).get("layout") == "clipkit-composed":
-            from clipkit.models.composed import load_composed
-
-            return load_composed(folder, str(name), ("text",)).eval()
         config = read_object(folder / "config.json")
         if config.get("model_type") != "clip" or any((folder / file).exists() for file in _NOT_PLAIN):
             return None
