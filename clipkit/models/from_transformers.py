@@ -61,7 +61,7 @@ class FromTransformers:
         self.tokenizer.save(folder)
 
 
-# Names of the parts of each tower in all classes of `FAMILIES`.
+# Names of the encoder and the projection of each tower in all classes of `FAMILIES`.
 _PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
@@ -85,8 +85,7 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
         raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
     check_config(folder, name)
     names = check_weights(folder)
-    left_out = tuple(part for side, parts in _PARTS.items() if only not in (None, side) for part in parts)
-    native = _native(_without(getattr(transformers, family.class_name), left_out), folder, name, names, left_out)
+    native = _native(getattr(transformers, family.class_name), folder, name, names, only)
     processor = None if only == "text" else _processor(folder, name)
     tokenizer = None if only == "image" else _tokenizer(native, family, folder)
     image = None if only == "text" else _image_tower(native, family, processor, name)
@@ -103,15 +102,12 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
     )
 
 
-def _without(model_class: Any, left_out: tuple[str, ...]) -> Any:
-    """Return a class whose models lack the named parts, so that `from_pretrained` does not read their weights."""
-    if not left_out:
-        return model_class
+def _without(model_class: Any, encoder: str) -> Any:
+    """Return a class whose models lack an encoder, so that `from_pretrained` does not read its weights."""
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)  # on the meta device: no memory is allocated
-        for part in left_out:
-            setattr(self, part, nn.Identity())
+        setattr(self, encoder, nn.Identity())
 
     return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
 
@@ -140,7 +136,10 @@ def _text_tower(native: Any, family: Family, tokenizer: TransformersTokenizer) -
     )
 
 
-def _native(model_class: Any, folder: Path, name: str, names: list[str], left_out: tuple[str, ...]) -> Any:
+def _native(model_class: Any, folder: Path, name: str, names: list[str], only: str | None) -> Any:
+    left_out = [] if only is None else list(_PARTS["text" if only == "image" else "image"])
+    if left_out:
+        model_class = _without(model_class, left_out[0])
     advice = "; check config.json and the weights"
     with (
         as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", advice),

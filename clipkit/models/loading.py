@@ -17,9 +17,10 @@ from clipkit.models.from_modules import PreprocessFunction, check_parts, load_we
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
-from clipkit.models.one_tower import Side, check_side, keep_only
+from clipkit.models.one_tower import check_side, keep_only
 from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
+from clipkit.recipe import Side
 from clipkit.run_files import RunFiles, read_object
 
 _DTYPES = {

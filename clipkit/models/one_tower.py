@@ -1,14 +1,12 @@
 """A single tower of a dual encoder, without the other one: it loads faster and needs less memory."""
 
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn, get_args
 
 from clipkit.errors import ModelError
 from clipkit.models.absent import absent_image_tower, absent_text_tower, check_present
 from clipkit.models.dual_encoder import Backend, DualEncoder
-
-Side = Literal["image", "text"]
-SIDES: tuple[Side, Side] = ("image", "text")
+from clipkit.recipe import Side
 
 
 class OneTower:
@@ -48,7 +46,7 @@ def check_side(only: Any) -> None:
     Raises:
         ModelError: it is neither image nor text.
     """
-    if only is not None and only not in SIDES:
+    if only is not None and only not in get_args(Side):
         raise ModelError(f"only is {only!r}; give image or text, or leave out only to load both towers")
 
 

@@ -15,7 +15,7 @@ from clipkit.search.quick_text import QuickText, quick_text
 
 if TYPE_CHECKING:
     from clipkit.models import DualEncoder
-    from clipkit.models.one_tower import Side
+    from clipkit.recipe import Side
 
 
 class QueryEncoder:

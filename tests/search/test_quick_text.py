@@ -36,11 +36,14 @@ def test_features_are_those_of_the_model(changes: dict[str, object], tiny_clip: 
 def test_a_search_for_words_loads_the_text_tower_alone(index_folder: Path, model: DualEncoder) -> None:
     index, whole = Index(index_folder), Index(index_folder, model=model)
     found = index.search("a red square", minus="a circle")
-    assert isinstance(index._quick_text, QuickText)
-    assert "model" not in index.__dict__
+    assert isinstance(index.encoder._quick_text, QuickText)
+    assert not index.encoder.is_whole
     assert [hit.row for hit in found] == [hit.row for hit in whole.search("a red square", minus="a circle")]
-    index.search("a red square", images=[index.image(3)])
-    assert "model" in index.__dict__
+    query = ("a red square", {"images": [index.image(3)]})
+    assert [(hit.row, hit.score) for hit in index.search(query[0], **query[1])] == [
+        (hit.row, pytest.approx(hit.score, abs=1e-5)) for hit in whole.search(query[0], **query[1])
+    ]
+    assert not index.encoder.is_whole
 
 
 @pytest.mark.parametrize("projection", [pytest.param("mlp", marks=pytest.mark.slow), "residual"])
@@ -55,7 +58,7 @@ def test_the_text_tower_of_two_towers_is_loaded_without_the_image_tower(
     shutil.rmtree(tmp_path / "model" / "image")
     index = Index(tmp_path / "index")
     assert [(hit.row, hit.score) for hit in index.search(query)] == [(hit.row, hit.score) for hit in whole]
-    assert "model" not in index.__dict__
+    assert not index.encoder.is_whole
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])
