@@ -20,13 +20,6 @@ from tests.models.test_layers import model_of
 
 TEXTS = ["two dogs in snow", "A red BUS, street; 1,234 signs!", "Äpfel 苹果", "word " * 200, ""]
 TEXTS += ["cats &amp; <end_of_text> d\u00cc\u0081gs"]
-    "two dogs in snow",
-    "A red BUS, street; 1,234 signs!",
-    "cats &amp; <end_of_text> d\u00cc\u0081gs",
-    "Äpfel 苹果",
-    "word " * 200,
-    "",
-]
 
 
 @pytest.mark.parametrize(
