@@ -38,8 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     followed. A new folder replaces only an empty folder.
 
     Raises:
-        OSError: the file or folder cannot be written. Errors of other libraries with this cause are converted to
-            OSErrors.
+        OSError: the file or folder cannot be written, also if a library such as safetensors reports this with its own
+            type of error.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP
@@ -75,7 +75,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextmanager
 def as_os_errors(path: Path = Path()) -> Iterator[Path]:
-    """Context that converts system errors of libraries written in Rust (safetensors, tokenizers) to OSErrors."""
+    """Context that gives `path`, and converts system errors of Rust libraries (safetensors, tokenizers) to OSErrors."""
     try:
         yield path
     except Exception as error:
@@ -86,7 +86,7 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush the content of a file, or the list of the files in a folder, to the disk (fsync)."""
     if sys.platform == "win32":  # Windows flushes only files that are opened for writing.
         return
     descriptor = os.open(path, os.O_RDONLY)

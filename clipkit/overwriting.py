@@ -23,7 +23,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
 
     Args:
         file: the file to write.
-        inputs: sources of the command.
+        inputs: data that the command reads.
 
     Raises:
         OutputError: the file cannot be written, was not written by clipkit, is an input, or belongs to a run.
@@ -77,9 +77,9 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder to which a file with this name belongs; None if it belongs to no run.
+    """Return the run folder to which clipkit writes this path, e.g. RUN/metrics.jsonl; None if it belongs to no run.
 
-    Other files in a run folder are not protected.
+    Files in a run folder that clipkit does not write, e.g. RUN/notes.md, do not belong to the run.
     """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:

@@ -87,7 +87,7 @@ class Manifest:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Skipped images of all blocks."""
+        """All images that were skipped."""
         return [skipped for block in self.shards for skipped in block.skipped]
 
     def write(self) -> None:

@@ -50,7 +50,8 @@ class Slots:
     def take(self) -> tuple[int, int] | None:
         """Reserve a free slot of this worker.
 
-        Return (number of the worker, number of the slot); None if no slot is free, or outside of a worker.
+        Return (number of the worker, number of the slot); None if no slot is free, or if
+        this process is not a loader worker.
         """
         worker = get_worker_info()
         if worker is None:

@@ -106,8 +106,9 @@ def write_index(
 
     Args:
         folder: folder with the files of all parts.
-        parts: result of `PartWriter.close` for each part, in the order of the numbers.
-        rows: for each row of the store, the number of its part and the position in this part; -1 for unreadable items.
+        parts: result of `PartWriter.close` for each part, ordered by the number of the part.
+        rows: for each row of the store, the number of its part and its position in this part; both are -1 for
+            unreadable items.
         of_tokens: as in `PartWriter`.
         about: description of the content.
     """

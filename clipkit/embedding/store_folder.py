@@ -55,7 +55,7 @@ class Machine:
 
     @property
     def count(self) -> int:
-        """Number of processes on this machine."""
+        """Number of processes of this run on this machine."""
         return self.hosts.count(self.hosts[self.processes.index])
 
     def gather(self, value: Any) -> list[Any]:

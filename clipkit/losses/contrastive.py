@@ -34,8 +34,8 @@ def contrastive(
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: images whose terms with all texts are summed; default: all. The values for slices that cover the batch add
-            up to the loss.
+        rows: images whose terms with all texts are summed; default: all. If slices divide the
+            batch, their values add up to the loss.
 
     Returns:
         The sum over the images in `rows`. The terms of positives are divided by the number of positives in the whole

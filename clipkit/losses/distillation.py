@@ -34,7 +34,7 @@ def distillation(
         teacher_image_features: the teacher's features of the same images, unit length; without gradient.
         teacher_text_features: the teacher's features of the same captions, unit length; without gradient.
         teacher_scale: the teacher's exp(logit_scale).
-        rows: pairs whose terms are summed; default: all. The values for slices that cover the batch add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the pairs in `rows`, divided by 2G.

@@ -45,8 +45,8 @@ def infonce(
         duplicates: how to treat another pair with the same image or caption. positive: as a positive; ignore: leave it
             out (an image or text without any negative then adds 0); negative: as a negative, like without IDs.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
-        rows: pairs whose terms are summed, each compared with the whole batch; default: all. The values for slices that
-            cover the batch add up to the loss, and their gradients too, so that processes can divide the work.
+        rows: pairs whose terms are summed, each compared with the whole batch; default: all. If slices divide
+            the batch, their values add up to the loss, and their gradients too, so that processes can divide the work.
 
     Returns:
         The sum over the pairs in `rows`, divided by G.

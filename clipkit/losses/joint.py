@@ -30,8 +30,8 @@ def joint(
         image_ids: ID of each pair's image.
         caption_ids: ID of each pair's caption.
         duplicates: how to treat another pair with the same image or caption, in both modalities.
-        rows: pairs whose image and text terms are summed; None: all. The values for slices that cover the batch add up
-            to the mean.
+        rows: pairs whose image and text terms are summed; None: all. If slices divide the
+            batch, their values add up to the mean.
         decoupled: leave the positives out of the sum of exponentials.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)

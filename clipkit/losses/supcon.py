@@ -30,7 +30,7 @@ def supcon(
         scale: inverse temperature; 10 in the paper.
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        rows: pairs whose terms are summed; default: all. The values for slices that cover the batch add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the image and text anchors of the pairs in `rows`, divided by 2G.

@@ -22,7 +22,7 @@ def within_consistency(
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        rows: pairs whose terms are summed; default: all. The values for slices that cover the batch add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the pairs in `rows`, divided by G.

@@ -46,8 +46,8 @@ def cluster_bootstrap(
         clusters: (Q,) cluster of each query, e.g. its image. A drawn cluster includes all its queries.
         strata: (Q,) stratum of each query, e.g. its dataset. Clusters are drawn within each stratum, and the result is
             the mean of the strata's means. All queries of a cluster must be in one stratum.
-        among: number of clusters, if some have no query; `clusters` then contains indices below this number. Default:
-            only the clusters that occur in `clusters`.
+        among: total number of clusters, including those without a query; the values of `clusters` are then indices
+            from 0 to `among` - 1. Default: only the clusters that occur in `clusters`.
         draws: number of resamples.
         seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
 

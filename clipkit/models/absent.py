@@ -87,4 +87,4 @@ class _NoTokenizer:
         self.absent.refuse()
 
     def save(self, folder: Path) -> None:
-        """Write nothing."""
+        """Write nothing, because a missing text tower has no tokenizer."""

@@ -77,7 +77,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Save the text tower; return its entry of the layout file."""
+    """Save the text tower; return its settings for `clipkit.json`."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -93,7 +93,7 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 def compose(recipe: ModelRecipe) -> DualEncoder:
     """Build the towers given in the recipe, with new projections.
 
-    A model with a single tower has a projection only if the recipe sets its dimension.
+    A model with a single tower has a projection only if the recipe sets `embed_dim`.
 
     New weights come from torch's global random generator: seed it first.
 
@@ -131,7 +131,7 @@ def load_composed(folder: Path, name: str, only: str | None = None) -> DualEncod
     """Load a model that `Composed.save` wrote, or only one of its towers.
 
     Args:
-        folder: its folder.
+        folder: folder of the model.
         name: the model's name as the user gave it.
         only: tower to load alone, image or text; the files of the other one are not read.
 

@@ -255,7 +255,7 @@ class DualEncoder(nn.Module):
     def push(self, repository: str, *, private: bool = False) -> str:
         """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
 
-        If the weights have not changed since the model was loaded, its card is kept too.
+        If the weights have not changed since the model was loaded, its existing card is uploaded, not a new one.
 
         Args:
             repository: `org/name`; created if it does not exist.

@@ -192,7 +192,10 @@ def _scalar(parameter: nn.Parameter | None) -> nn.Parameter | None:
 
 
 def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
-    """Return the blocks of an encoder, without its pooling head, with names relative to its trunk."""
+    """Return the parameter names of an encoder by block, relative to its trunk, without SigLIP's pooling head.
+
+    With `with_pooler`, the last block also contains the parameters of `pooler`.
+    """
     head = set(_pooling_head(native))
     blocks = prefixed(transformers_blocks(native))
     if with_pooler:

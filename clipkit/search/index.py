@@ -223,13 +223,13 @@ class Index:
         return torch.nn.functional.normalize(features, dim=-1)
 
     def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
-        """Check that no feature is longer than 1, up to rounding: it is damaged, and would be the best result."""
+        """Check that no feature is longer than 1, up to rounding. A longer one is damaged and would be ranked first."""
         if not (lengths <= _LONGEST).all():
             raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """Calibrations of the relevance by kind of query; empty for an index with few captions or none."""
+        """Calibrations of the relevance for short and for long queries; empty for an index with few or no captions."""
         return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
 
     @cached_property

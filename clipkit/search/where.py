@@ -198,7 +198,10 @@ class _Parser:
         return self.table[token.text]
 
     def value(self, kind: pa.DataType) -> pa.Scalar:
-        """Return a value of the filter. A text becomes a date or a time if the column holds dates or times."""
+        """Consume the next token of the filter, and return its value for comparison with a column of the type `kind`.
+
+        A text becomes a date or a time if `kind` is a type of dates or times.
+        """
         if self.next >= len(self.tokens):
             raise self.unexpected("must be a value")
         token = self.tokens[self.next]

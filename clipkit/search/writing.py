@@ -80,7 +80,7 @@ def embed(
         model: name of a model, or a model returned by `clipkit.load`.
         out: folder of the index: a new or empty folder, or an index made by the same model.
         batch_size: images per forward pass; None: chosen for the device.
-        processes: group in which each process encodes a share; None: only this process.
+        processes: group in which each process encodes some of the images and captions; None: only this process.
         progress: show progress bars.
         qdrant: copy the features to the Qdrant server that the environment variable QDRANT_URL names.
 
@@ -116,7 +116,7 @@ def _source_of(data: object) -> str | None:
 
 
 class _Writer:
-    """One run of `embed`."""
+    """Work of one call of `embed`: encode images and captions, and write the index."""
 
     def __init__(
         self, folder: Path, model: DualEncoder, batch_size: int | None, processes: Processes, progress: bool
@@ -174,7 +174,7 @@ class _Writer:
         return {key: row for row, key in enumerate(keys_of(self.folder, self.former, kind))}
 
     def images(self, images: Images) -> Found:
-        """Encode the images of a source that can be indexed."""
+        """Encode the readable images of a source; the result also lists the unreadable images, with reasons."""
         share = self.processes.share(len(images.files))
         hashes: list[bytes | str] = []
         with self.processes.failing_together():

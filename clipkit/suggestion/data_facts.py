@@ -1,4 +1,4 @@
-"""Facts about training data on which a recipe depends: size, captions, labels, lengths, resolution, duplicates."""
+"""Facts about training data that a recipe depends on: size, captions, labels, lengths, resolution, duplicates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Properties of training data on which a recipe depends.
+    """Properties of training data that a recipe depends on.
 
     Shares are in [0, 1] and refer to the examined images or captions.
     """

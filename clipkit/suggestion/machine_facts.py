@@ -1,4 +1,4 @@
-"""Facts about the machine on which a recipe depends: device, memory, cores."""
+"""Facts about the machine that a recipe depends on: device, memory, cores."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _CPU_CORE, _GPU = 5e10, 5e13
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """Properties of this machine on which a recipe depends."""
+    """Properties of this machine that a recipe depends on."""
 
     device: str
     """cpu, or the name of the GPU."""

@@ -1,4 +1,4 @@
-"""Facts about a pretrained model on which a recipe depends: family, size, loss, depth, memory."""
+"""Facts about a pretrained model that a recipe depends on: family, size, loss, depth, memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties of a model on which a recipe depends."""
+    """Properties of a model that a recipe depends on."""
 
     names: dict[str, str]
     """Recipe keys that name the model, e.g. {"model.name": "openai/clip-vit-base-patch32"}."""

@@ -1,7 +1,8 @@
 """Rules that choose the values of a suggested recipe.
 
-To add a rule, write a function that takes a situation and returns a choice (None: the key has its default), add a row
-to `RULES` and a line to docs/suggest.md, and test it. A rule can read the values that the rows above it have chosen.
+To add a rule, write a function that takes a situation and returns a choice (None: the recipe key keeps its default),
+add a row to `RULES` and a line to docs/suggest.md, and test it. A rule can read the values that the rows above it have
+chosen.
 """
 
 import math

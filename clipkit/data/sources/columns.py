@@ -208,7 +208,10 @@ def exists(name: str) -> bool:
 
 
 def _exists_in_source(source: str) -> bool:
-    """Return whether the file or folder in a source exists; `hf:`, `wds:` and a split do not belong to its name."""
+    """Return whether the file or folder exists that a source string names, e.g. "wds:shards:train" names "shards".
+
+    The prefixes `hf:` and `wds:` and the split are removed from the string first.
+    """
     prefix, _, rest = source.partition(":")
     return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
 

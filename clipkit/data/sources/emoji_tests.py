@@ -39,7 +39,7 @@ def emoji_test(source: str) -> Path:
 
 
 def _near_misses(data: EmojiData) -> Path:
-    """Write held-out emoji, each with a correct name (e.g. "green apple") and a wrong one (e.g. "green square")."""
+    """Write a test of held-out emoji, each with a correct name ("green apple") and a wrong one ("green square")."""
     names = _column(data.held_out, "caption")
     alike: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names.values()):

@@ -104,7 +104,7 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 
 def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
-    """Return rows with the findings about columns that were chosen among several."""
+    """Return the rows, and add a finding for each column that was chosen although others were possible too."""
     choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of each name
     return replace(rows, findings=[*rows.findings, *choices.values()])
 

@@ -29,7 +29,7 @@ class App:
 
     Args:
         indexes: one or two indexes.
-        queries: for two indexes, texts that their searches are compared with; None: captions that both have.
+        queries: for two indexes, texts for which the results of both are compared; None: captions that both have.
 
     Raises:
         DataError: the indexes have no image in common.
