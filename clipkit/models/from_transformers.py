@@ -109,7 +109,10 @@ def _without(model_class: Any, encoder: str) -> Any:
         model_class.__init__(self, *args, **kwargs)  # on the meta device: no memory is allocated
         setattr(self, encoder, nn.Identity())
 
-    return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
+    ignored = {"_keys_to_ignore_on_load_unexpected": [rf"^{encoder}\."]}
+    return type(
+        model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__, **ignored}
+    )
 
 
 def _image_tower(native: Any, family: Family, processor: Any, name: str) -> ImageTower:
@@ -137,9 +140,10 @@ def _text_tower(native: Any, family: Family, tokenizer: TransformersTokenizer) -
 
 
 def _native(model_class: Any, folder: Path, name: str, names: list[str], only: str | None) -> Any:
-    left_out = [] if only is None else list(_PARTS["text" if only == "image" else "image"])
-    if left_out:
-        model_class = _without(model_class, left_out[0])
+    unneeded: tuple[str, ...] = ()
+    if only is not None:
+        encoder, projection = _PARTS["text" if only == "image" else "image"]
+        model_class, unneeded = _without(model_class, encoder), (f"{projection}.",)
     advice = "; check config.json and the weights"
     with (
         as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", advice),
@@ -154,7 +158,7 @@ def _native(model_class: Any, folder: Path, name: str, names: list[str], only: s
             local_files_only=True,
             key_mapping=key_mapping(names),
         )
-    check_loaded(info, folder, tuple(f"{part}." for part in left_out))
+    check_loaded(info, folder, unneeded)
     return native.eval()
 
 
