@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from clipkit.errors import printable
-from clipkit.report.evaluation import prompt_choices_table
 from clipkit.report.page import metrics_table, standing
 from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
@@ -20,6 +19,8 @@ def print_metrics(result: Mapping[str, Any]) -> None:
 
 def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the accuracy with other class names and other templates."""
+    from clipkit.report.evaluation import prompt_choices_table
+
     for table in prompt_choices_table(rows):
         print_table(table.header, table.rows, f"\n{table.title}")
         print(table.note)

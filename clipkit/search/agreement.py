@@ -124,7 +124,7 @@ class Pair:
             texts, features, images = self._captions()
         else:
             texts = list(queries)
-            features = (self.indexes[0].model.encode_text(texts), self.indexes[1].model.encode_text(texts))
+            features = (self.indexes[0].encoder.encode_text(texts), self.indexes[1].encoder.encode_text(texts))
             images = [None] * len(texts)
         found = []
         for start in range(0, len(texts), _BLOCK):

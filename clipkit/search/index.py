@@ -1,6 +1,6 @@
 """Index: search the images of a dataset by words, images and columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,9 @@ from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, damaged, file_of, open_array, open_table, read_manifest
 from clipkit.search.location import row_at
 from clipkit.search.nearest import Exact, Nearest, as_float32
-from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
-from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
 from clipkit.search.qdrant import QdrantEngine, server
 from clipkit.search.query import Term, check_vectors, combined, terms_of
-from clipkit.search.quick_text import QuickText, quick_text
+from clipkit.search.query_encoder import QueryEncoder
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from clipkit.models import DualEncoder
+    from clipkit.search.onnx_encoder import OnnxEncoder
 
 
 _LONGEST = 1.01  # largest length of a unit vector after rounding to half precision, with a margin
@@ -62,7 +61,7 @@ class Index:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         check_content(self.path, self.manifest, whole=check)
-        self._model = model
+        self.encoder = QueryEncoder(self.path, self.manifest, model)
         self.features: NDArray[np.float16] = open_array(
             self.path, self.manifest, "features", np.float16, (len(self), self.manifest["width"])
         )
@@ -107,19 +106,15 @@ class Index:
         shape = (int(self.manifest["texts"]), self.features.shape[1])
         return open_array(self.path, self.manifest, "textfeatures", np.float16, shape)
 
-    @cached_property
+    @property
     def model(self) -> "DualEncoder | OnnxEncoder":
-        """The model for queries, or its ONNX export.
+        """The whole model for queries, or its ONNX export. A search loads only the tower that it needs.
 
         Raises:
             ModelError: the model cannot be loaded.
             DataError: the model is not the one that made the index.
         """
-        model = _opened(self.manifest["model"]["name"] if self._model is None else self._model)
-        if "text" in model.sides:
-            probes = model.encode_text(list(PROBE_TEXTS))
-            check_same_model(self.manifest["probes"], "text", probes, str(self.path), model.name)
-        return model
+        return self.encoder.model
 
     def search(
         self,
@@ -166,7 +161,7 @@ class Index:
             return []
         texts = [str(terms[0].what) for terms in several]
         self._check_options(where, k, precision, texts)
-        return self.search_vectors(self.model.encode_text(texts), where=where, k=k, precision=precision, words=texts)
+        return self.search_vectors(self.encoder.encode_text(texts), where=where, k=k, precision=precision, words=texts)
 
     def search_vectors(
         self,
@@ -253,30 +248,16 @@ class Index:
     def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
         """Return the unit vector of a query."""
         features = torch.empty(len(terms), self.features.shape[1])
-        for kind, encode in (("text", self._encode_texts), ("image", self._encode_images), ("row", self._stored)):
+        encoders: dict[str, Callable[[list[Any]], Tensor]] = {
+            "text": self.encoder.encode_short,
+            "image": self.encoder.encode_image,
+            "row": self._stored,
+        }
+        for kind, encode in encoders.items():
             positions = [position for position, term in enumerate(terms) if term.kind == kind]
             if positions:
                 features[positions] = encode([terms[position].what for position in positions])
         return combined(features, [term.weight for term in terms])
-
-    def _encode_texts(self, texts: list[Any]) -> Tensor:
-        encoder = self._quick_text if "model" not in self.__dict__ else None
-        return (encoder or self.model).encode_text(texts)
-
-    @cached_property
-    def _quick_text(self) -> "QuickText | DualEncoder | None":
-        """Text tower, loaded without the image tower; None if this fails, or if another model made the index."""
-        name = self.manifest["model"]["name"] if self._model is None else self._model
-        encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
-        is_same = encoder is not None and same_model(
-            self.manifest["probes"], "text", encoder.encode_text(list(PROBE_TEXTS))
-        )
-        return encoder if is_same else None
-
-    def _encode_images(self, images: list[Any]) -> Tensor:
-        probes = self.model.encode_image(probe_images())
-        check_same_model(self.manifest["probes"], "image", probes, str(self.path), self.model.name)
-        return self.model.encode_image(images)
 
     def _stored(self, rows: list[Any]) -> Tensor:
         return self.unit_features(np.array(rows))
@@ -329,16 +310,6 @@ class Index:
                 f"{self.path}: has no image with the location {image[:200]}; copy the location from a search result"
             )
         return row
-
-
-def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":
-    if not isinstance(model, str | Path):
-        return model
-    if is_onnx(model):
-        return OnnxEncoder(model)
-    from clipkit.models import load
-
-    return load(model)
 
 
 def _one_text(terms: Sequence[Term]) -> list[str] | None:
