@@ -4,7 +4,9 @@ The recipe validates options and requirements against these rows. Training build
 `clipkit train --help` and docs/losses.md are written from the rows. A row `NAME` belongs to the function
 `clipkit.losses.NAME`.
 
-python -m clipkit.catalogue > docs/losses.md
+After changing a row, update docs/losses.md:
+
+    python -m clipkit.catalogue > docs/losses.md
 """
 
 import math
@@ -51,14 +53,14 @@ class LossRow:
         name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        level: formula or description of `chance`, for the help pages.
+        level: value of the loss when all similarities are equal, as a formula or in words, for the help pages.
         source: paper that introduced the loss.
         use_when: situation in which to choose this loss.
         positives: image-caption combinations that the loss pulls together.
         memory: order of magnitude of the memory, in addition to the features.
         needs: inputs in addition to the features; every batch has IDs and a scale.
-        options: keys of the recipe's loss section that apply to it.
-        chance: value of the loss when all similarities are equal; None if it is not a fixed number.
+        options: keys of the recipe's loss section that this loss uses.
+        chance: function that computes the value described by `level`; None if the value is not a fixed number.
     """
 
     name: str

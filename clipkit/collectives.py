@@ -1,4 +1,4 @@
-"""Collective operations: the context that each runs in, and a gather of rows with gradients."""
+"""Collective operations: a context that reports lost processes, and a differentiable gather of rows."""
 
 import os
 import sys
@@ -24,10 +24,11 @@ _MOST_SECONDS = 1.0
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """Context for a collective operation: if another process has ended, raise a one-line error.
 
-    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, the
-    returned tensors are aliases. They are kept until the threads of gloo have released them, because a thread that
-    frees a tensor runs Python code, and before Python 3.11.10 a loader worker that is forked at that moment waits
-    forever (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
+    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, this
+    module keeps a reference to each returned tensor until the threads of gloo no longer use the tensor, and a fork
+    waits for these threads. Otherwise, a thread of gloo could free a tensor, which runs Python code. Before Python
+    3.11.10, a loader worker that is forked at that moment waits forever
+    (https://github.com/python/cpython/issues/112275).
     """
     _forget_dropped()
     given = [tensor.detach() if tensor.device.type == "cpu" else tensor for tensor in tensors]
@@ -49,7 +50,7 @@ _UNSHARED = _references([object()])[0]
 
 
 def _forget_dropped() -> None:
-    """Delete the aliases that gloo has released. An alias that gloo still uses has an additional reference."""
+    """Remove from `_lent` the tensors that gloo no longer uses; a tensor in use has an additional reference."""
     counts = _references(_lent)
     _lent[:] = [
         tensor for tensor, count in zip(_lent, counts, strict=True) if count > _UNSHARED or tensor._use_count() > 1
@@ -77,7 +78,7 @@ def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
 
 
 class GatherRows(torch.autograd.Function):
-    """Differentiable all_gather for different numbers of rows.
+    """Differentiable all_gather of rows, of which each process may have a different number.
 
     The backward pass sums the gradients of all processes and keeps the rows of this process (reduce_scatter).
     """

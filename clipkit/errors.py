@@ -12,7 +12,7 @@ _CREDENTIALS = re.compile(r"://[^\s/]+@")
 def printable(text: str) -> str:
     """Escape the control characters of a text, and remove user names and passwords from its URLs.
 
-    Names of files and captions may contain any character.
+    Captions and file names may contain any character.
 
     Example:
         >>> printable("a\\x1b[31mb")

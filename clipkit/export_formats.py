@@ -14,7 +14,7 @@ from clipkit.extras import check_extra
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """Class that writes an export format, its summary and its options."""
+    """An export format of models: a summary, the options, and the class that writes the format."""
 
     module: str
     """Name of the module in `clipkit.models.export`."""
@@ -60,7 +60,7 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
 
 @dataclass(frozen=True)
 class IndexFormat:
-    """Summary of an export format of indexes, and code that opens the result."""
+    """An export format of indexes: a summary, and Python code that shows users how to open the exported index."""
 
     summary: str
     usage: str

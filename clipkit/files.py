@@ -38,8 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     followed. A new folder replaces only an empty folder.
 
     Raises:
-        OSError: the file or folder cannot be written. Errors of other libraries with this cause are converted to
-            OSErrors.
+        OSError: the file or folder cannot be written, also if a library such as safetensors reports this with its own
+            type of error.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP
@@ -50,6 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with as_os_errors():
             yield temporary
+        share_files(temporary)
         if path.is_file() and not path.is_symlink():
             with suppress(OSError):
                 shutil.copymode(path, temporary)
@@ -75,7 +76,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextmanager
 def as_os_errors(path: Path = Path()) -> Iterator[Path]:
-    """Context that converts system errors of libraries written in Rust (safetensors, tokenizers) to OSErrors."""
+    """Context that gives `path`, and converts system errors of Rust libraries (safetensors, tokenizers) to OSErrors."""
     try:
         yield path
     except Exception as error:
@@ -85,8 +86,22 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
+def share_files(path: Path) -> None:
+    """Give a file, or all files in a folder, at least the permissions of a new file (0o666 without the umask).
+
+    Other libraries may write files that only their owner can read, e.g. safetensors 0.8.
+    """
+    probe = (path if path.is_dir() else path.parent) / f".{uuid4().hex}.writing"
+    probe.touch()
+    usual = probe.stat().st_mode
+    probe.unlink()
+    for file in (path, *path.rglob("*")):
+        if file.is_file() and not file.is_symlink() and file.stat().st_mode | usual != file.stat().st_mode:
+            file.chmod(file.stat().st_mode | usual)
+
+
 def to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flush the content of a file, or the list of the files in a folder, to the disk (fsync)."""
     if sys.platform == "win32":  # Windows flushes only files that are opened for writing.
         return
     descriptor = os.open(path, os.O_RDONLY)

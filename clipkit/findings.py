@@ -126,7 +126,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration in seconds.
+    """Format a number of seconds as seconds, minutes or hours.
 
     Example:
         >>> duration(75), duration(600), duration(7200)

@@ -66,7 +66,7 @@ def pixel_limit(most: int) -> Iterator[None]:
 
 
 def most_file_bytes() -> int | None:
-    """Return the largest size in bytes of an image file under the current limit of pixels; None: unlimited."""
+    """Return the maximum size of an image file in bytes, given the maximum number of pixels; None: unlimited."""
     return None if Image.MAX_IMAGE_PIXELS is None else _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS + _METADATA
 
 
@@ -114,10 +114,10 @@ def check_opened(image: Image.Image) -> None:
 
 
 def check_shape(size: tuple[int, int]) -> None:
-    """Check that an image is not much longer than wide (a strip), or the reverse.
+    """Check that an image has pixels and is not an extremely narrow strip.
 
     Raises:
-        RefusedImageError: one side is more than 200 times as long as the other.
+        RefusedImageError: a side is 0, or one side is more than 200 times as long as the other.
     """
     width, height = size
     if not min(size):
@@ -148,7 +148,7 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
 
 
 def _check_icon(file: BinaryIO, size: int) -> None:
-    """Check the images in an ICO file, whose largest one Pillow decodes while it opens the file."""
+    """Check the sizes of the images in an ICO file before Pillow opens the file and decodes the largest image."""
     if file.read(4) != b"\0\0\1\0":
         return
     (count,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))

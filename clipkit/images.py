@@ -56,7 +56,7 @@ class Stored(ABC):
 
 
 class Held(Stored):
-    """Base class of images in Python objects, which are in memory or created on access."""
+    """Base class of images that a Python object holds in memory, or creates on access."""
 
     __slots__ = ()
 

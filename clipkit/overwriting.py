@@ -1,5 +1,6 @@
 """Decide whether an output may be written to a path: only files and runs of clipkit are ever replaced."""
 
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
 
     Args:
         file: the file to write.
-        inputs: sources of the command.
+        inputs: data that the command reads.
 
     Raises:
         OutputError: the file cannot be written, was not written by clipkit, is an input, or belongs to a run.
@@ -31,6 +32,8 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
     folder = file.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{file}: cannot be written: the folder {folder} is read-only; give another file")
     run = run_of(file)
     if run is not None:
         raise OutputError(f"{file}: belongs to the run {run}; give another file")
@@ -77,9 +80,9 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder to which a file with this name belongs; None if it belongs to no run.
+    """Return the run folder to which clipkit writes this path, e.g. RUN/metrics.jsonl; None if it belongs to no run.
 
-    Other files in a run folder are not protected.
+    Files in a run folder that clipkit does not write, e.g. RUN/notes.md, do not belong to the run.
     """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:

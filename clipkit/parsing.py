@@ -19,7 +19,7 @@ _MOST_NODES = 20_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader for plain values that refuses duplicate keys, deep nesting and exponential aliases."""
+    """YAML loader for plain values; refuses duplicate keys, deep nesting and aliases that repeat too many values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -58,7 +58,10 @@ class _File:
         return self.layout.startswith(_SEVERAL) and self.layout.partition(";")[2] in _OTHER_ORDER
 
     def lower_bytes(self) -> Image.Image | None:
-        """Decode the file again and return an image of the lower bytes; None if the decoder does not support this."""
+        """Decode the file again and return an image of the lower bytes of its 16-bit values.
+
+        The result is None if the decoder does not support this.
+        """
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
         with open_file(self.source) if isinstance(self.source, str) else nullcontext(self.source) as file:
@@ -167,7 +170,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _of_gray(image: Image.Image, file: _File) -> Image.Image:
-    """Convert a gray image of whole numbers (mode I) or fractions (mode F)."""
+    """Convert a gray image of whole numbers (mode I) or fractions (mode F) to 8-bit RGB."""
     is_unsigned = image.mode == "I" and file.tag(_BITS) == 32 and file.tag(_FORMAT) in (None, 1)
 
     def values_in(box: Box) -> Values:
@@ -246,13 +249,19 @@ def _depth(highest: float) -> int | None:
 
 
 def _is_dark(image: Image.Image) -> bool:
-    """Return whether the values of the upper bytes are so small that the image may have 14 bits or less."""
+    """Return whether 14 bits per channel suffice for an image of 16-bit values, given an image of their upper bytes."""
     extrema: Any = image.getextrema()
     return max(high for _, high in extrema[:3]) < 1 << (_DEPTHS[-2] - 8)
 
 
 def _of_16_bits(upper: Image.Image, lower: Image.Image, key: tuple[int, ...] | None) -> Image.Image:
-    """Convert an RGB or RGBA image of 16 bits, given as the images of its upper and lower bytes."""
+    """Convert an image of 16 bits per channel to 8-bit RGB.
+
+    Args:
+        upper: RGB or RGBA image of the upper bytes of the values.
+        lower: image of the lower bytes.
+        key: color that is transparent; None: the image declares no transparent color.
+    """
 
     def values_in(box: Box) -> Values:
         high, low = (np.asarray(_part(image, box)).astype(np.uint16) for image in (upper, lower))

@@ -1,4 +1,4 @@
-"""Process groups: distribute rows, gather features with their gradients, sum gradients, and raise errors together."""
+"""Process groups: distribute rows, gather features with gradients, sum gradients, and raise errors on all processes."""
 
 import atexit
 import os
@@ -98,7 +98,8 @@ class Processes:
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
-        timeout: time to wait for a process that does not respond, for CPU tensors of a run on an accelerator.
+        timeout: time that operations on CPU tensors wait for a process that does not respond, if the device is not the
+            CPU. For all other operations, `accelerator` sets this time.
 
     Example:
         >>> processes = Processes(None)

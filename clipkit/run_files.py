@@ -118,11 +118,11 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, one per line, without damaged lines; an empty list if the file is missing.
 
-    A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zeros.
+    A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zero bytes.
 
     Args:
         file: a log of a run.
-        needed: keys of numbers; a row that lacks one of them counts as damaged.
+        needed: keys whose values must be numbers; a row without one of these numbers counts as damaged.
     """
     rows = (row for line in _lines(file) if (row := row_of(line)) is not None)
     return [row for row in rows if all(isinstance(row.get(name), int | float) for name in needed)]

@@ -1,4 +1,4 @@
-"""Files of the built-in suites, without heavy imports."""
+"""Files of the built-in evaluation suites, without heavy imports."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
 """Names and display formats of evaluation tasks and metrics, without heavy imports.
 
-To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. A task with training
-data or additional options gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
+To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. For a task
+with training data or additional options, write its command in `clipkit/cli/evaluate.py`, and leave `help` and `data`
+of the row empty.
 """
 
 from collections.abc import Mapping
@@ -171,7 +172,7 @@ def counts_of(data: Mapping[str, Any]) -> str:
 
 
 def named_data(data: Mapping[str, Any]) -> str:
-    """Return the name of the data of a result, with its counts."""
+    """Return the name in the `data` of a result, followed by the counts of images, captions and classes."""
     counts = counts_of(data)
     return str(data.get("name", "")) + f" ({counts})" * bool(counts)
 

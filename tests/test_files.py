@@ -1,10 +1,11 @@
-"""Locks between processes."""
+"""Locks between processes, and permissions of written files."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from clipkit.files import locked
+import clipkit
+from clipkit.files import locked, replacing
 
 APPEND = """
 import sys, time
@@ -25,3 +26,17 @@ def test_locked_blocks_follow_one_another(tmp_path: Path) -> None:
         (tmp_path / "log").write_text("x")
     assert [process.wait(60) for process in waiting] == [0] * 4
     assert (tmp_path / "log").read_text() == "xxxxx"
+
+
+def test_written_files_have_the_permissions_of_a_new_file(tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    with replacing(tmp_path / "alone") as temporary:
+        temporary.touch(0o600)
+    assert (tmp_path / "alone").stat().st_mode == usual
+    model = clipkit.load(tiny_clip)
+    for _ in range(2):  # a new folder, and an existing one
+        model.save(tmp_path / "model")
+        modes = {file.name: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+        assert "model.safetensors" in modes
+        assert set(modes.values()) == {usual}, modes

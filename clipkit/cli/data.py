@@ -306,6 +306,6 @@ def check(
         kept = checks.fix(pairs, report, fix, drop_most, listed)
         print(
             f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
-            f"{counted(kept['captions'], 'caption')}); dropped: {kept['dropped']:,}, listed with reasons in "
-            f"{fix / 'dropped.jsonl'}"
+            f"{counted(kept['captions'], 'caption')}); {kept['dropped']:,} dropped images and "
+            f"captions are listed with reasons in {fix / 'dropped.jsonl'}"
         )

@@ -69,7 +69,6 @@ def embed(
     from clipkit.cli.process import keep_freed_memory
     from clipkit.cli.terminal import print_error
     from clipkit.findings import counted
-    from clipkit.models import load
     from clipkit.search import embed as run
     from clipkit.search.engine import LEAST_ROWS
 
@@ -77,12 +76,13 @@ def embed(
     try:
         made = run(
             data,
-            load(model, dtype=dtype),
+            model,
             out,
             batch_size=batch_size,
             processes=joined_processes(),
             progress=True,
             qdrant=qdrant,
+            dtype=dtype,
         )
     except KeyboardInterrupt:
         if is_main_process():

@@ -9,10 +9,12 @@ import typer
 
 from clipkit.cli.inputs import check_file, check_models
 from clipkit.cli.output import check_writable, write_output
-from clipkit.errors import UserError
+from clipkit.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from clipkit.search import Hit, Index
+    from clipkit.search import Hit
+
+_CAPTION = 60  # characters of a caption in the table
 
 
 def search(
@@ -86,10 +88,13 @@ def search(
         check_models(model)
     if queries is not None and (query or image or minus or like):
         raise UserError(f"--queries {queries} was given together with another query; give only one of the two")
+    if minus and not (queries or query or image or like):
+        raise UserError(f"--minus {minus[0]} was given alone; give also what to find: words, --image or --like")
     if not (queries or query or image or like):
         raise UserError('no query was given; give words, such as "two dogs in snow", --image, --like or --queries')
     for file in image or ():
         check_file(Path(file), "give an image file to --image")
+        _check_image(Path(file))
     if queries is not None:
         check_file(queries, "give a text file with one query per line")
     check_writable(show, inputs=(queries, *(image or ())))
@@ -109,11 +114,21 @@ def search(
         print(json.dumps(answers if queries is not None else answers[0], indent=2, ensure_ascii=False, default=str))
     else:
         for text, hits in found.items():
-            _print(opened, text, hits, precision)
+            _print(text, hits, precision, where)
     if show is not None:
         from clipkit.search.sheet import sheet
 
         write_output(show, sheet(opened, found), "thumbnails")
+
+
+def _check_image(file: Path) -> None:
+    """Raise an error if a file is not an image: before the model is loaded, which takes seconds."""
+    from clipkit.images import open_image
+
+    try:
+        open_image(file)
+    except DataError as error:
+        raise UserError(f"--image {str(error).partition(';')[0]}; give an image file") from None
 
 
 def query_lines(file: Path) -> list[str]:
@@ -139,18 +154,28 @@ def _row(hit: "Hit") -> dict[str, Any]:
     return {**values, "captions": hit.captions, "columns": hit.columns}
 
 
-def _print(index: "Index", text: str, hits: "Sequence[Hit]", precision: float | None) -> None:
+def _print(text: str, hits: "Sequence[Hit]", precision: float | None, where: str | None) -> None:
     from clipkit.cli.tables import print_table
     from clipkit.errors import printable
+    from clipkit.tasks import shortened
 
     if not hits:
-        why = "no image fulfills the filter" if precision is None else f"nothing matches at precision {precision:g}"
-        print(f"{printable(text)}: {why}")
+        print(f"{printable(text)}: {_why_nothing(precision, where)}")
         return
     relevance = any(hit.relevance is not None for hit in hits)
+    captions = any(hit.captions for hit in hits)
     rows = []
     for hit in hits:
         cells = [hit.image, f"{hit.score:.3f}"]
         cells += [f"{hit.relevance:.0%}" if hit.relevance is not None else ""] * relevance
-        rows.append([*cells, hit.captions[0][:60] if hit.captions else ""])
-    print_table(["image", "score", *(["relevant"] * relevance), "caption"], rows, text)
+        rows.append([*cells, *[shortened(hit.captions[0], _CAPTION) if hit.captions else ""] * captions])
+    header = ["image", "score", *["relevant"] * relevance, *["caption"] * captions]
+    print_table(header, rows, text, texts=["caption"])
+
+
+def _why_nothing(precision: float | None, where: str | None) -> str:
+    """Return the reason why a search has no results."""
+    if precision is None:
+        return "no image fulfills the filter"
+    filtered = " among the images that fulfill the filter" if where is not None else ""
+    return f"nothing matches at precision {precision:g}{filtered}; a lower precision, or none, shows the best results"

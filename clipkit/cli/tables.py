@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from clipkit.errors import printable
-from clipkit.report.evaluation import prompt_choices_table
 from clipkit.report.page import metrics_table, standing
 from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
@@ -20,6 +19,8 @@ def print_metrics(result: Mapping[str, Any]) -> None:
 
 def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the accuracy with each choice of class names and templates."""
+    from clipkit.report.evaluation import prompt_choices_table
+
     for table in prompt_choices_table(rows):
         print_table(table.header, table.rows, f"\n{table.title}")
         print(table.note)
@@ -57,11 +58,13 @@ def _query(query: Mapping[str, Any]) -> str:
     return shortened(str(query["query"]), 80, keep_end=query["asks"] == "image")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; the first column is left-aligned, the others are right-aligned."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: Sequence[str] = ()
+) -> None:
+    """Print a table; the first column and the columns named in `texts` are left-aligned, the others right-aligned."""
     table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
-        table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if column == 0 or heading in texts else "right", overflow="fold")
     for row in rows:
         # Text, because rich would read brackets in captions as markup.
         table.add_row(*(Text(printable(cell)) for cell in row))

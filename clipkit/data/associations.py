@@ -17,15 +17,15 @@ _ROLES = ("cue", "candidates", "associations")
 
 @dataclass(frozen=True)
 class Associations:
-    """K words, each with candidate images."""
+    """K association tests: each is a word with candidate images, of which some belong to the word."""
 
     name: str
     images: list[Path]
     cues: list[str]
     candidates: list[list[int]]
-    """Positions in `images` of the candidates of each word."""
+    """For each word, the positions of its candidates in `images`."""
     right: list[list[bool]]
-    """For each candidate, True if it belongs to the word."""
+    """For each word and each of its candidates, True if the candidate belongs to the word."""
 
 
 def read_associations(source: str | Path) -> Associations:
@@ -34,8 +34,8 @@ def read_associations(source: str | Path) -> Associations:
     Rows have `cue`, a word; `candidates`, a list of images; and `associations`, the candidates that belong to the word.
 
     Args:
-        source: a path, or twemoji:associations. Images are relative to it, or to the folder given as
-            `winogavil.jsonl?images=FOLDER`; their file extension may be omitted.
+        source: path of the file, or `twemoji:associations` for a built-in test. Image paths are relative to the folder
+            of the file, or to the folder given as `winogavil.jsonl?images=FOLDER`. They may lack the file extension.
 
     Raises:
         DataError: the file, a value or an image is missing or invalid.

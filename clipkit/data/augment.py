@@ -28,7 +28,7 @@ Drawn = Image.Image | Tensor
 Finish = Callable[[Image.Image], Inputs]
 FinishCrop = Callable[[Drawn], Inputs]
 
-_AUGMENT = 2  # random stream of the seed, different from those of other modules
+_AUGMENT = 2  # number of this module's random stream; each module has a different number
 _GRAY = 128
 _ATTEMPTS = 10  # number of attempts to draw a crop within the image, as in torchvision
 
@@ -43,7 +43,7 @@ _COLORS = re.compile(
 
 @dataclass(eq=False)
 class Policy:
-    """Augmentation policy: a function from an image, its epoch and its position to the inputs of the image tower.
+    """Augmentation policy: a function from (image, epoch, position of the image) to the inputs of the image tower.
 
     Random choices depend only on (seed, epoch, image, view), never on the process or worker. The global generator of
     torch is left unchanged.
@@ -51,12 +51,12 @@ class Policy:
     Args:
         policy: steps in order; if empty, the evaluation preprocessing is used.
         image_size: side of the tower's input in pixels; None: crops are not resized.
-        of_crop: function from an image of the input size, or its uint8 pixels (3, H, W), to inputs by name, such as
-            pixel_values (3, H, W).
-        evaluate: function from any image to the inputs, used after policies without a crop.
+        of_crop: function from a crop of size `image_size`, as an image or uint8 pixels (3, H, W), to the inputs of the
+            tower by name, such as pixel_values (3, H, W).
+        evaluate: function from an image of any size to the inputs of the tower, for policies without a crop.
         seed: seed of the run.
-        view: number of the view; 0 for the image that is compared with captions.
-        safe: says which images must not be flipped or recolored; None: all images may be flipped and recolored.
+        view: number of the view: 0 for the view that is compared with captions; further views count from 1.
+        safe: rules for images that must not be flipped or recolored; None: all images may be flipped and recolored.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -83,19 +83,22 @@ class Policy:
         }
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
-        """Return the inputs for this view of an image in an epoch."""
+        """Return the inputs of the image tower in an epoch; `index` is the position of the image in the data."""
         drawn = self._drawn(image, epoch, index)
         return self.of_crop(drawn) if self._scales or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels at which the smallest crop has the input size; None: images keep their full size."""
+        """Short side in pixels to which an image may be reduced while it is decoded; None: decode it at full size.
+
+        In an image of this size, the smallest crop of the policy still has a side of `image_size` pixels.
+        """
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
     def augmented(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
-        """Return the augmented image, before it is converted to inputs."""
+        """Return the augmented image in an epoch; `index` is the position of the image in the data."""
         drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
@@ -109,7 +112,7 @@ class Policy:
             *before, last = self._applied[may] or [_same]
             for transform in before:
                 image = transform(image)
-            # A crop as the last step is not converted back to an image.
+            # If the last step is a crop, its result stays a tensor.
             return last.bytes(image) if isinstance(last, _Crop) and last.size is not None else last(image)
         finally:
             torch.set_rng_state(state)
@@ -150,9 +153,9 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def shared_draft(augments: Iterable[object]) -> int | None:
-    """Return the short side in pixels that is sufficient for all policies.
+    """Return the short side in pixels to which images may be reduced while they are decoded, for several policies.
 
-    The result is None if a policy needs the full size.
+    It is the largest `draft` of the policies; None if any policy needs images at full size.
     """
     sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
     known = [side for side in sides if side is not None]
@@ -160,7 +163,9 @@ def shared_draft(augments: Iterable[object]) -> int | None:
 
 
 class TextSafe:
-    """Restrictions on the augmentation of each image, so that its captions stay correct.
+    """Rules against augmentations that make a caption wrong.
+
+    An image must not be flipped if a caption mentions left or right, and not recolored if a caption mentions a color.
 
     Args:
         pairs: images with captions; all captions of an image are checked.
@@ -177,7 +182,7 @@ class TextSafe:
         self._may_recolor = self._without(pairs, _COLORS)
 
     def of(self, index: int) -> tuple[bool, bool]:
-        """Return two booleans for an image: whether it may be flipped, and whether it may be recolored."""
+        """Return (may flip, may recolor) for the image at a position."""
         return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
     @staticmethod
@@ -193,9 +198,9 @@ def _sometimes(transform: Change, p: float) -> Change:
 
 
 class _Crop:
-    """RandomResizedCrop on uint8 tensors in torch: four times as fast as Pillow; pixel values differ by at most one.
+    """Random resized crop, computed in torch on uint8 pixels: four times as fast as Pillow.
 
-    Without a size, the crop is not resized.
+    Pixel values differ from Pillow's by at most 1 of 255. If the size is None, the crop is not resized.
     """
 
     def __init__(self, step: steps.Crop, size: int | None) -> None:
@@ -221,7 +226,7 @@ class _Crop:
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Return the left, top, right and bottom edges of a random crop, in pixels.
 
-        The edges equal torchvision's for the same random state, in half the time.
+        For the same random state, torchvision's RandomResizedCrop returns the same edges in twice the time.
         """
         width, height = image.size
         for _ in range(_ATTEMPTS):
@@ -247,7 +252,10 @@ def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
 
 
 class _Blur:
-    """GaussianBlur with a kernel of three standard deviations to each side, at most as large as the image."""
+    """Gaussian blur whose kernel has a radius of three standard deviations.
+
+    In a small image, the radius is less than the short side of the image.
+    """
 
     def __init__(self, step: steps.Blur) -> None:
         self.sigma = step.sigma
@@ -258,7 +266,7 @@ class _Blur:
 
 
 class _Cutout:
-    """RandomErasing for PIL images, which torchvision does not support."""
+    """Erasing of a random rectangle in a PIL image; torchvision's RandomErasing accepts only tensors."""
 
     def __init__(self, step: steps.Cutout) -> None:
         self.erase = T.RandomErasing(step.p, step.scale, value=_GRAY)

@@ -21,15 +21,15 @@ Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Part of a global batch that one process handles: inputs, and IDs of images and captions."""
+    """Rows of a global batch that one process handles: inputs, and IDs of images and captions."""
 
     inputs: Inputs
     image_ids: Int[Tensor, " B"]
-    """ID of each image: its position in the source, or for a stream a hash of its location."""
+    """ID of each image: its position in the source; for a stream, a hash of its location."""
     caption_ids: Int[Tensor, " B"]
     """ID of each caption; equal strings have the same ID."""
     caption_rows: Int[Tensor, " B"]
-    """Position of each caption in the source."""
+    """Position of each caption in the source; for a stream, the ID of its image."""
     bad: Mapping[int, str] = field(default_factory=dict)
     """Reasons why images of this batch were replaced, by image ID."""
 
@@ -66,7 +66,7 @@ class InputMaker:
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
 
     def example(self) -> Inputs:
-        """Return the inputs of a gray image, as an example of their shapes and types."""
+        """Return the inputs of a gray image; all images have inputs of the same shapes and types."""
         gray = Image.new("RGB", (224, 224), (128, 128, 128))
         return {name: augment(gray, 0, 0) for name, augment in self.augments.items()}
 
@@ -77,7 +77,7 @@ class InputMaker:
         ids: tuple[Tensor, Tensor, Tensor],
         bad: Mapping[int, str],
     ) -> Batch:
-        """Collate samples to a batch.
+        """Build a batch from samples and the inputs of their images.
 
         Args:
             samples: samples of the batch; the functions in `texts` convert them to strings.
@@ -93,36 +93,47 @@ class InputMaker:
                 inputs[name] = self.store([sample.caption for sample in samples])
                 continue
             before, strings = strings, [text_of(sample) for sample in samples]
-            if strings != before:  # views that do not change the captions share their tokens
+            if strings != before:  # text views with equal strings share their tokens
                 tokens = self.tokenize(strings)
             inputs[name] = tokens
         return Batch(inputs, *ids, bad)
 
 
 class BatchMemory:
-    """Memory for the inputs of batches. This base class allocates new tensors on the CPU."""
+    """Memory for the image inputs of batches. This base class allocates new CPU tensors for each batch."""
 
     def begin(self) -> None:
-        """Prepare for the next batch."""
+        """Prepare the memory for a new batch."""
 
     def empty(self, key: tuple[str, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialized tensor for the input with this name in the next batch."""
+        """Return an uninitialized tensor for one input of the batch.
+
+        Args:
+            key: name of the features and name of the tower's argument, e.g. ("image", "pixel_values").
+            shape: shape of the tensor, with all rows of the batch.
+            dtype: data type of the tensor.
+        """
         return empty(shape, dtype)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Copy a chunk to its rows of a tensor from `empty`; afterwards the memory of the chunk may change."""
+        """Copy a part of the batch (a chunk) into one of its tensors; the caller may overwrite `source` afterwards.
+
+        Args:
+            target: rows of a tensor that `empty` returned.
+            source: input of the chunk.
+        """
         target.copy_(source)
 
     def end(self) -> None:
-        """Complete all copies of the batch."""
+        """Finish all copies of the batch, so that its tensors can be used."""
 
 
 class Assembly:
-    """A batch that is assembled from chunks; each chunk is copied when it is added.
+    """Builds a batch from chunks: each chunk contains the next rows of the batch, and is copied when it is added.
 
     Args:
-        rows: pairs in the batch.
-        memory: memory for the inputs of images.
+        rows: number of rows of the batch.
+        memory: memory for the inputs of images; None: new tensors on the CPU.
     """
 
     def __init__(self, rows: int, memory: BatchMemory | None = None) -> None:
@@ -133,7 +144,7 @@ class Assembly:
         self._chunks: list[Batch] = []
 
     def add(self, chunk: Batch) -> None:
-        """Add a chunk as the next rows of the batch; it must have at most `missing` rows."""
+        """Copy a chunk to the next rows of the batch. It must not have more rows than the batch lacks (`missing`)."""
         if not self._chunks:
             self._memory.begin()
         first = self.rows - self.missing
@@ -153,7 +164,7 @@ class Assembly:
         self.missing -= len(chunk)
 
     def batch(self) -> Batch:
-        """Return the complete batch."""
+        """Return the batch, after all its rows were added."""
         assert not self.missing
         self._memory.end()
         chunks = self._chunks
@@ -167,7 +178,7 @@ class Assembly:
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Return a batch that contains only the given rows of another batch."""
+    """Return the given rows of a batch as a new batch."""
     return Batch(
         {name: {key: value[rows] for key, value in inputs.items()} for name, inputs in batch.inputs.items()},
         batch.image_ids[rows],
@@ -180,7 +191,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate inputs of several chunks, and pad their tokens to the longest caption of all chunks.
 
-    The padding is zero. It is also zero in the attention mask, so the padding has no effect.
+    Tokens and attention masks are padded with zeros; a zero in the mask tells the model to ignore the token.
     """
     result = {}
     for name in chunks[0]:

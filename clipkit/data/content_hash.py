@@ -12,7 +12,7 @@ from clipkit.images import Stored
 from clipkit.opening import open_file
 
 _MOST_FILES = 10_000
-_MOST_STORED = 1_000  # in archives and tables, from which an image is read as a whole
+_MOST_STORED = 1_000  # images in archives and tables, which are read completely
 _PART = 4096  # bytes at the beginning and at the end of a file; encoders rarely keep both when an image changes
 _THREADS = 8
 
@@ -35,7 +35,7 @@ def content_hash(images: Sequence[Path | Stored]) -> str:
 
 
 def _content(image: Path | Stored) -> bytes:
-    """Return the bytes of an image that enter the hash; b"" for an image that is missing or unreadable."""
+    """Return the bytes of an image that the dataset's hash covers; b"" if the image is missing or unreadable."""
     try:
         if isinstance(image, Stored):
             return image.read_bytes()

@@ -14,8 +14,8 @@ from clipkit.pixels import has_lower_bytes
 
 # Formats whose files are kept unchanged if the image is small enough, with their extension.
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_ORIENTATION = 0x0112  # in EXIF
-_BICUBIC = Image.Resampling.BICUBIC  # antialiased in Pillow
+_ORIENTATION = 0x0112  # number of the EXIF tag Orientation
+_BICUBIC = Image.Resampling.BICUBIC  # Pillow's resize applies antialiasing
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Encoded:
 def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
     """Encode an image as an upright RGB image whose short side is at most `size` pixels.
 
-    A JPEG, PNG or WebP file that already satisfies this is kept byte for byte; other files lose their metadata.
+    A JPEG, PNG or WebP file that already contains such an image stays unchanged; other files lose their metadata.
 
     Args:
-        image: the image file.
+        image: path of the image, or an image stored in an archive or table.
         size: short side in pixels to which larger images are resized: bicubic, antialiased, with torchvision's
             rounding of the long side.
         quality: JPEG quality, 1 to 100.

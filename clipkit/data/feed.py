@@ -1,4 +1,4 @@
-"""Training data of a run: classes with a common interface for indexed data and for streams."""
+"""Training data of a run: one interface for data with access by position and for streams."""
 
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
@@ -17,13 +17,15 @@ from clipkit.errors import DataError
 
 @dataclass(frozen=True)
 class Loading:
-    """Settings of a loader that do not depend on the data.
+    """Settings of the data loader.
+
+    `IndexedFeed` ignores `seed` and `process`; `StreamFeed` ignores `replacement`, `progress` and `known_bad`.
 
     Args:
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
-        replacement: the sampler's method `replacement`; None: an unreadable image is an error.
+        replacement: function that chooses another sample if an image is unreadable; None: raise the error.
         progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
         memory: memory for the batches; None: new tensors on the CPU.
@@ -43,7 +45,7 @@ class IndexedFeed:
     """Training data whose images and captions can be accessed by position."""
 
     pairs: Pairs
-    """Images and captions by position. Code that needs them checks `can_index` first."""
+    """Images and captions by position; empty for a stream (see `can_index`)."""
     can_index = True
     """True if images and captions can be accessed by position."""
     depends_on_workers = False
@@ -72,7 +74,7 @@ class IndexedFeed:
 
     @property
     def reopened(self) -> int | None:
-        """Number of lost connections of this process that were opened again; None if nothing is streamed."""
+        """Number of times that this process reopened a lost connection; None if the data is not a stream."""
         return None
 
     def image_name(self, image: int) -> str:
@@ -80,7 +82,12 @@ class IndexedFeed:
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
-        """Return the sampler, which defines the order of the samples; `captions` is "one" or "all".
+        """Return the sampler, which defines the order of the samples.
+
+        Args:
+            captions: "one": each image occurs once per epoch; "all": each caption occurs once per epoch.
+            batch_size: pairs in a global batch.
+            seed: seed of the run.
 
         Raises:
             DataError: the data is smaller than a batch.
@@ -90,7 +97,12 @@ class IndexedFeed:
     def loader(
         self, slices: Iterable[list[Sample]], maker: InputMaker, loading: Loading
     ) -> Generator[Batch, None, None]:
-        """Load batches of the sampler's slices.
+        """Yield the batches of this process.
+
+        Args:
+            slices: samples of each batch, as the sampler's method `slices` returns them.
+            maker: converts samples to inputs.
+            loading: settings of the loader.
 
         Raises:
             DataError: an image or the stream cannot be read.
@@ -109,7 +121,7 @@ class IndexedFeed:
 
 @dataclass(frozen=True)
 class StreamFeed:
-    """Training data that is read sequentially. It has the same attributes and methods as `IndexedFeed`.
+    """Training data that is read sequentially, with the attributes and methods of `IndexedFeed`.
 
     Args:
         stream: source of the data.
@@ -160,14 +172,14 @@ AnyFeed = IndexedFeed | StreamFeed
 
 
 def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
-    """Return the feed of a source that is a stream, or None for a source that can be indexed.
+    """Return the training data of a source that is a stream; None for a source with access by position.
 
     Args:
         source: source as given by the user.
-        samples: pairs per epoch.
+        samples: pairs per epoch; None if the user set no number.
 
     Raises:
-        DataError: the source is a stream, but `samples` is missing.
+        DataError: the source is a stream, but `samples` is None.
     """
     stream = stream_of(source)
     if stream is None:

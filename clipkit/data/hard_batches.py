@@ -15,22 +15,21 @@ def hard_neighbors(
     count: int,
     margin: float,
 ) -> Int[np.ndarray, "N K"]:
-    r"""Return for each image the images whose pairs are hardest to tell apart from its pair, the hardest first.
+    r"""Return the K hardest negatives of each image, the hardest first.
 
-    With x_i the feature of image i and y_i the mean feature of its captions, of unit length, the hardness of j for i is
-    (x_i · y_j + x_j · y_i) / 2. Image j is left out as a probable false negative of i if x_i · y_j > x_i · y_i −
-    margin, or x_j · y_i > x_i · y_i − margin: the positive-aware margin of Moreira et al. 2024, NV-Retriever, section
-    3 (TopK-MarginPos).
+    Let x_i be the feature of image i, and y_i the mean feature of its captions, scaled to unit length. The hardness of
+    image j for image i is (x_i · y_j + x_j · y_i) / 2. Image j is excluded as a probable false negative of i if
+    x_i · y_j or x_j · y_i exceeds x_i · y_i − margin (TopK-MarginPos; Moreira et al. 2024, NV-Retriever, section 3).
 
     Args:
-        image_features: unit length.
-        text_features: unit length.
+        image_features: features of unit length.
+        text_features: features of unit length.
         image_of_caption: position of the image of each caption.
         count: K, at most N − 1.
-        margin: smallest distance, in cosine, of a hard negative below the positive.
+        margin: smallest difference between the cosine similarity of the positive and that of a hard negative.
 
     Returns:
-        Positions of images, padded with −1 if fewer than K are not left out. Equally hard images are in ascending
+        Positions of images. A row with fewer than K hard negatives ends with −1. Equally hard images are in ascending
         order.
 
     Example:
@@ -61,11 +60,10 @@ def grouped(
     size: int,
     generator: np.random.Generator,
 ) -> Int[np.ndarray, " N"]:
-    """Reorder images so that each is followed by its hardest neighbors; every image occurs once.
+    """Return an order of the images in which hard negatives of each other are adjacent.
 
-    Images are visited in the given order. An image that is in no group yet begins a new group; its hardest neighbors
-    that are in no group yet are added, until the group is complete or no neighbor is left. Later groups therefore tend
-    to be smaller, and the groups are shuffled at the end.
+    Images are visited in the given order. An image without a group begins a new group. Its hardest negatives without a
+    group are added until the group is complete. Later groups tend to be smaller, so the groups are shuffled at the end.
 
     Args:
         order: positions of the N images.

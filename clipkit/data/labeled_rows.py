@@ -1,4 +1,4 @@
-"""Rows that have a label, with class names; rows without a label are counted and left out."""
+"""Selection of the rows that have a label, with class names; rows without a label are counted."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ _EXAMPLES = 5
 
 
 def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
-    """Return the rows that have a label; report rows without a label and classes without images.
+    """Return the rows that have a label, with findings about rows without a label and classes without images.
 
     Args:
         rows: rows with a label column. Null, and -1 in a column of numbers, mean that the label is not known.

@@ -28,16 +28,16 @@ class LabeledImages:
     name: str
     images: list[Path | Stored]
     labels: NDArray[np.int64] | NDArray[np.bool_]
-    """(N,) class index of each image; or, if images have several classes, (N, C) True if the image has the class."""
+    """(N,) class index of each image; if images may have several classes, (N, C): True if the image has the class."""
     classes: list[str]
     class_names: list[str] | None = None
     """Class names for prompts, if the data contains them; None: use `classes`."""
     templates: Templates | None = None
-    """Prompts, if the data contains them."""
+    """Prompt templates, if the data contains them."""
     findings: Sequence[Finding] = ()
-    """Findings about parts of the source that were left out, and about assumptions of the reader."""
+    """Findings of the reader, e.g. about files that were left out or a column that was chosen."""
     groups: Sequence[str] | None = None
-    """Group of each image, e.g. its region, if the source was given with `?group=COLUMN`."""
+    """Group of each image, e.g. its region; None if the source was given without `?group=COLUMN`."""
 
     @property
     def several(self) -> bool:
@@ -46,7 +46,7 @@ class LabeledImages:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of names, classes and file sizes."""
+        """Hash of the classes, labels and groups, and of the names and sizes of the image files."""
         digest = hashlib.sha256("\0".join(self.classes).encode() + np.asarray(self.labels, dtype="<i8").tobytes())
         for image in self.images:
             digest.update(f"{image.name}\0{size_of(image)}\0".encode())
@@ -72,11 +72,14 @@ class LabeledImages:
         )
 
     def positions_in(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return (C,) the position of each class of this data in the list `classes`; -1 for a class that is not listed.
+        """Return (C,) positions of the classes of this data in the list `classes`; -1 for a class that is not listed.
+
+        Args:
+            classes: names of classes.
+            otherwise: end of the error message, with reason and advice.
 
         Raises:
-            DataError: a class with images is not in the list; `otherwise` is the end of the message, with the reason
-                and advice.
+            DataError: a class that has images is not in the list.
         """
         position = {name: index for index, name in enumerate(classes)}
         positions = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
@@ -89,14 +92,15 @@ class LabeledImages:
 def read_labeled(source: object) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
-    Classes are in alphabetical order, unless the source lists them: a ClassLabel column of `datasets`, or
-    `classnames.txt` next to class folders (see `paired_names`); `zeroshot_classification_templates.txt` gives prompts.
-    `?classes=` gives other names. An image has several classes if its file occurs in several rows, or if its label is a
-    list. Images that are stored in a table count as different images, one per row. Python objects are accepted as in
-    `read_pairs`.
+    Classes are in alphabetical order, unless a ClassLabel column of `datasets` or a file `classnames.txt` next to class
+    folders lists them (see `paired_names`). A file `zeroshot_classification_templates.txt` contains prompt templates.
+    An image has several classes if its file occurs in several rows, or if its label is a list. Images that are stored
+    in a table count as different images, one per row.
 
-    `?group=COLUMN` gives the group of each image, for the worst group's accuracy; in shards, `?group=npy` reads it from
-    the first number in each sample's .npy file.
+    Args:
+        source: a path or name of a source, or a Python object as in `read_pairs`. Options: `?classes=FILE` gives class
+            names; `?group=COLUMN` gives the group of each image, to report the accuracy of the worst group. In shards,
+            `?group=npy` reads the group from the first number in each sample's .npy file.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.
@@ -140,10 +144,10 @@ def _group(rows: Rows, row: int) -> str:
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return two lists over all labels of all rows: the position of the image, and the label.
+    """Return two lists with an entry for each label of each row: the position of the image, and the label.
 
     Raises:
-        DataError: an image has no label, although it needs one.
+        DataError: a row has no label, and `may_be_none` is False.
     """
     images: list[int] = []
     labels: list[str] = []

@@ -1,4 +1,4 @@
-"""Loader for indexed data, with workers that load batches in advance."""
+"""Loader for data with access by position; worker processes load batches in advance."""
 
 import os
 from collections import deque
@@ -22,7 +22,7 @@ from clipkit.errors import DataError
 # (sample, attempt) -> replacement sample, for a missing or unreadable image
 Replacement = Callable[[Sample, int], Sample]
 
-# Samples per chunk that a worker returns.
+# Largest number of samples in a chunk: a part of a batch, which one worker loads.
 _CHUNK = 256
 # Each worker prepares at least _AHEAD chunks in advance; all workers together prepare _BATCHES_AHEAD batches.
 _AHEAD = 2
@@ -32,9 +32,9 @@ _ATTEMPTS = 64
 
 
 class _Pairs(Dataset[Batch | Packed | DataError]):
-    """Dataset whose items are chunks of a batch, one for each list of samples.
+    """Dataset that returns a chunk (a part of a batch) for a list of samples.
 
-    It returns a DataError as a value, because raising it in a worker would add a traceback.
+    A DataError is returned as a value: if a worker raised it, torch would add a traceback to the message.
     """
 
     def __init__(
@@ -75,7 +75,10 @@ class _Pairs(Dataset[Batch | Packed | DataError]):
         return packed(self.maker.batch(drawn, stack, ids, bad))
 
     def _made(self, sample: Sample, all_bad: dict[int, str]) -> tuple[Sample, Inputs] | DataError:
-        """Return a sample, or its replacement, with the inputs of its image."""
+        """Return a sample and the inputs of its image; if the image is unreadable, a replacement sample and its inputs.
+
+        The reason for each unreadable image is added to `all_bad`, by position of the image.
+        """
         bad: dict[int, str] = {}
         for attempt in range(_ATTEMPTS):
             drawn = self.replacement(sample, attempt) if attempt and self.replacement is not None else sample
@@ -107,9 +110,9 @@ def pair_loader(
     known_bad: Collection[int] = (),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Load all batches of a run with one set of workers.
+    """Yield the batches of this process; the same workers load all of them.
 
-    Workers return chunks of a batch, so that several workers prepare one batch.
+    A batch is split into chunks, so that several workers load one batch.
 
     Args:
         pairs: the data.
@@ -147,7 +150,7 @@ def pair_loader(
     assembly: Assembly | None = None
     for chunk in _chunks_of(loader, slots):
         if isinstance(chunk, DataError):
-            chunk.everywhere = False  # other processes may be able to load their slices
+            chunk.everywhere = False  # only this process failed; the others may be able to load their rows
             raise chunk
         if assembly is None:
             rows = chunks.sizes.popleft()
@@ -166,7 +169,7 @@ def _same(chunk: Any) -> Any:
 
 
 def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | None) -> Iterator[Batch | DataError]:
-    """Yield the chunks of the loader; a chunk is valid until the next one is requested."""
+    """Yield the chunks of the loader. The memory of a chunk is reused as soon as the next chunk is requested."""
     with lost_workers(loader):
         for chunk in loader:
             batch = unpacked(chunk)
@@ -176,9 +179,9 @@ def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | No
 
 
 class _Chunks:
-    """Batches split into chunks of at most `chunk` samples.
+    """Iterable of chunks: it splits each batch into lists of at most `chunk` samples; None: one list per batch.
 
-    `sizes` contains the sizes of the batches already started.
+    `sizes` is a queue with the size of each batch from which a chunk was requested.
     """
 
     def __init__(self, batches: Iterable[list[Sample]], chunk: int | None) -> None:

@@ -18,7 +18,7 @@ from clipkit.files import write_whole
 from clipkit.parsing import parse_json
 
 _MANIFEST, _SKIPPED = "prepared.json", "skipped.jsonl"
-_LAYOUT = 2  # version of the shards and of these files
+_LAYOUT = 2  # version of the format of the shards and of these files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Settings:
     lossless: bool
     format: Format
     shard_size: int
-    """Images per shard, before unreadable ones are skipped."""
+    """Images per shard, including unreadable images, which are skipped."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Skipped:
     """An image that was skipped because it is missing or broken."""
 
     image: int
-    """Position in the source, from 0."""
+    """Position in the source, counted from 0."""
     name: str
     reason: str
 
@@ -70,7 +70,7 @@ class Manifest:
         settings: settings of the shards.
         shards: finished blocks, from the start of the source.
         complete: True if all blocks are finished.
-        layout: version of the shards and of these files.
+        layout: version of the format of the shards and of these files.
     """
 
     folder: Path
@@ -82,12 +82,12 @@ class Manifest:
 
     @property
     def files(self) -> list[Block]:
-        """Blocks that have a shard, i.e. at least one readable image."""
+        """Finished blocks that have a shard, because at least one of their images is readable."""
         return [block for block in self.shards if block.name is not None]
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Skipped images of all blocks."""
+        """All images that were skipped."""
         return [skipped for block in self.shards for skipped in block.skipped]
 
     def write(self) -> None:

@@ -15,14 +15,14 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Up to this number, the files of a folder are checked one by one; above it, the folder is listed.
+# Number of files in a folder from which the folder is listed; fewer files are checked one by one.
 _FEW = 100
-# Largest number of images that are fetched in advance if they are at URLs.
+# Largest number of images for which URLs are downloaded in advance.
 _MOST_FETCHED = 100_000
 
 
 def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
-    """Return the positions of images whose file is missing. Images in archives or given by URL count as present."""
+    """Return the positions of images whose file is missing; images in archives and at URLs do not count as missing."""
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
     missing = [index for index, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
@@ -30,7 +30,7 @@ def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
 
 
 def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
-    """Return the positions of missing files. Listing a folder is many times faster than checking each of its files."""
+    """Return the positions of names without a file. A folder is listed, which is faster than a check of each file."""
     wanted: dict[str, dict[str, list[int]]] = {}
     for position, name in enumerate(names):
         if not is_address(name):
@@ -67,10 +67,10 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise an error if images are missing. Images given by URL are fetched for this check.
+    """Raise an error if images are missing. Images at URLs are downloaded, if there are at most 100,000 images.
 
     Raises:
-        DataError: images are missing or cannot be fetched; the message gives their number and names the first.
+        DataError: images are missing or cannot be downloaded; the message gives their number and names the first.
     """
     missing = missing_positions(images)
     if len(missing):

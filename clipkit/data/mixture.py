@@ -1,4 +1,4 @@
-"""Functions to join data sources, and to split off a part for validation."""
+"""Functions that join data sources, and that split off validation data."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
 
     Args:
         sources: the pairs of each source.
-        weights: number of times that an image of each source occurs per epoch.
+        weights: for each source, the number of times that each of its images occurs per epoch; may be fractions.
 
     Raises:
         DataError: some sources have captions (or images) and others do not.
@@ -43,7 +43,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
                     "only sources that have none"
                 )
     whole: Joined[Path | Stored] = Joined([source.images for source in sources])
-    # Without images every caption is a sample of its own.
+    # Without images, each caption is a separate sample.
     paths = (
         [path for source in sources for path in _locations(source.images)]
         if first.has_images
@@ -81,10 +81,7 @@ def _joined(texts: Sequence[Sequence[str]]) -> Strings:
 
 
 def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate the texts of several sources, with empty strings for a source without them.
-
-    The result is None if no source has any.
-    """
+    """Concatenate texts of several sources, with empty strings for None; the result is None if all texts are None."""
     if all(part is None for part in texts):
         return None
     return _joined(
@@ -93,9 +90,9 @@ def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pair
 
 
 def _joined_classes(sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate the classes of several sources; for a source without classes, its captions are used.
+    """Concatenate classes of several sources; the captions of a source replace missing classes.
 
-    The result is None if no source has any.
+    The result is None if no source has classes.
     """
     if all(source.classes is None for source in sources):
         return None
@@ -110,10 +107,9 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Split off a share of the images with all their captions. Return the remaining pairs and the pairs split off.
+    """Split off a share of the images, with all their captions. Return (remaining pairs, pairs split off).
 
-    The images whose names have the lowest hashes are split off, so that the choice does not depend on the order of the
-    rows or on the machine.
+    The images whose names have the lowest hashes are split off. Neither the order of the rows nor the machine matters.
 
     Args:
         pairs: the data to split.
@@ -140,16 +136,15 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the name of each image in its source, or its first caption if the data has no images.
+    """Return the name of each image in its source; for data without images, the captions.
 
-    If several images stored in a table or archive have the same name, a hash of its content is added to each of these
-    names.
+    If images in tables or archives have equal names, a hash of the content is appended to each of these names.
     """
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     names = _names_of(pairs.images)
     counts = Counter(names)
-    if len(counts) < len(names):  # names without their folders; the content distinguishes images with equal names
+    if len(counts) < len(names):  # such names have no folder, so that different images may have equal names
         repeated = ((row, pairs.images[row]) for row, name in enumerate(names) if counts[name] > 1)
         digests = {
             row: hashlib.sha256(read_image(image)).hexdigest() for row, image in repeated if isinstance(image, Stored)

@@ -1,4 +1,4 @@
-"""Compositional instances from Python objects: sequences of dicts, columns, DataFrames and datasets."""
+"""Compositional evaluation data from Python objects: lists of dicts, dicts of columns, DataFrames and datasets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,10 @@ from clipkit.images import kind_of
 
 
 def near_misses_of(data: Any) -> NearMisses:
-    """Return the instances of an object with the columns of SugarCrepe or Winoground; see `read_near_misses`.
+    """Convert a Python object to compositional evaluation data.
 
-    Images may be paths, PIL images, arrays or bytes.
+    It needs the columns of SugarCrepe or Winoground (see `read_near_misses`). Images may be paths, PIL images, arrays
+    or bytes.
 
     Raises:
         DataError: the type of the object is unsupported, or a column or a text is missing.

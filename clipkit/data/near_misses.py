@@ -17,9 +17,9 @@ from clipkit.files import is_file
 from clipkit.images import Stored, kind_of
 
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
-_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground lists images without their extension
+_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names images without the extension
 ONE_IMAGE = ("image", "caption", "negative_caption")
-SECOND_CAPTION = "caption2"  # SugarCrepe++
+SECOND_CAPTION = "caption2"  # column of SugarCrepe++
 TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
 _GROUP = "group"
 GROUP = ("category", "collapsed_tag", "tag", "type")
@@ -32,18 +32,19 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one image with a correct and an incorrect caption, or two images with one caption each.
+    """Compositional evaluation data: K instances.
 
-    In the format of SugarCrepe++, a second correct caption follows the incorrect one.
+    An instance has one image with a correct and an incorrect caption, or two images with one caption each. In the
+    format of SugarCrepe++, a third caption follows, which is also correct.
     """
 
     name: str
     images: Sequence[Path | Stored]
     captions: list[str]
     image_positions: NDArray[np.int64]
-    """(K, 1) or (K, 2) positions in `images`."""
+    """(K, 1) or (K, 2) positions in `images`; all instances have the same number of images."""
     caption_positions: NDArray[np.int64]
-    """(K, 2) or (K, 3) positions in `captions`."""
+    """(K, 2) or (K, 3) positions in `captions`; all instances have the same number of captions."""
     categories: list[str]
     """Category of each instance."""
 
@@ -51,13 +52,13 @@ class NearMisses:
 def read_near_misses(source: str | Path) -> NearMisses:
     """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with one file per category.
 
-    Rows have the columns image, caption and negative_caption (SugarCrepe); with caption2, a second correct caption
-    (SugarCrepe++). Or they have the columns image_0, image_1, caption_0 and caption_1 (Winoground). A column category
-    is optional. A JSON file contains a list of rows, or an object that maps IDs to rows.
+    The columns are image, caption, negative_caption and optionally caption2, a second correct caption (SugarCrepe and
+    SugarCrepe++), or image_0, image_1, caption_0 and caption_1 (Winoground). A column category is optional. A JSON file
+    contains a list of rows, or an object that maps IDs to rows.
 
     Args:
-        source: a path, or twemoji:near_misses. Images are relative to it, or to the folder given as
-            `add_att.json?images=val2017`.
+        source: path of the file or folder, or `twemoji:near_misses` for a built-in test. Image paths are relative to
+            the folder of the file, or to the folder given as `add_att.json?images=val2017`.
 
     Raises:
         DataError: the file, a column or an image is missing, or the two formats are mixed.

@@ -12,7 +12,7 @@ from clipkit.errors import OutputError
 
 @contextmanager
 def as_output_errors(out: Path) -> Iterator[None]:
-    """Create a folder; operating system errors inside the context become OutputErrors.
+    """Context that creates a folder, and turns operating system errors into OutputError.
 
     Raises:
         OutputError: the folder cannot be created or written to.
@@ -48,7 +48,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise OutputError(
                 f"{folder}: another process is writing to this folder; wait until that process has finished"
             ) from None
-        # Other errors: the file system does not support locks.
+        # Any other error means that the file system does not support locks: continue without a lock.
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Images with their captions: the form to which all sources of training data are converted."""
+"""Images with their captions: the data structure to which all sources of training data are converted."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -23,19 +23,18 @@ from clipkit.findings import Finding
 from clipkit.images import Held, Stored, size_of
 
 UNIDENTIFIED = "unidentified"
-"""Fingerprint of data that cannot be recognized in another process."""
-_MOST_SIZES = 10_000  # number of image files whose size is part of the fingerprint
+"""Fingerprint of data that another process cannot identify, such as images in a Python object."""
+_MOST_SIZES = 10_000  # largest number of image files whose sizes are part of the fingerprint
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images and captions that come from one of several sources."""
+    """Images and captions of one source, as positions in the data that was joined from several sources."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
-    """Positions among the images and captions of all sources."""
     weight: float
-    """Number of times that an image occurs per epoch."""
+    """Number of times that each image occurs per epoch; may be a fraction."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Pairs:
     paraphrases: Sequence[str] | None = None
     """(M,) paraphrase of each caption, if the source has them."""
     classes: Sequence[str] | None = None
-    """(M,) class of each caption, if captions are made from labels; for captions of other sources, the caption
-    itself."""
+    """(M,) class of each caption that was made from a label; for other captions, the caption. None: no labels."""
     has_images: bool = True
     """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
@@ -61,11 +59,11 @@ class Pairs:
     found: dict[str, str] = field(default_factory=dict)
     """Column name for each role, if the source has columns."""
     parts: Sequence["Part"] = ()
-    """Images and captions of each source, with weights; empty: a single source, whose images occur once per epoch."""
+    """Images and captions of each joined source; empty: a single source, whose images occur once per epoch."""
     findings: Sequence[Finding] = ()
-    """Findings about parts of the source that were left out, and about assumptions of the reader."""
+    """Findings of the reader, e.g. about files that were left out or a column that was chosen."""
     content: str = ""
-    """Hash of the content of all images, if it was requested."""
+    """Hash of the content of all images; empty if it was not requested."""
 
     @property
     def texts(self) -> dict[str, Sequence[str]]:
@@ -76,7 +74,7 @@ class Pairs:
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
-        """Positions of the captions of each image, in the order of the source."""
+        """For each image, the positions of its captions in ascending order."""
         order = np.argsort(self.image_of_caption, kind="stable")
         starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.images)))
         return np.split(order, starts)
@@ -89,7 +87,10 @@ class Pairs:
 
     @cached_property
     def positive_ids(self) -> NDArray[np.int64]:
-        """(M,) ID of what each caption describes: equal for equal strings, and for all prompts of one class."""
+        """(M,) ID of each caption, with the same ID for captions that are positives of each other.
+
+        Positives of each other are equal strings, and all prompts of one class.
+        """
         if self.classes is None:
             return self.caption_ids
         distinct, first = first_positions(Strings.of(self.classes).column)
@@ -123,7 +124,7 @@ class Pairs:
         return self._chosen(positions, np.concatenate([self.captions_of_image[image] for image in positions.tolist()]))
 
     def take_captions(self, rows: NDArray[np.int64]) -> "Pairs":
-        """Return the captions at the given positions, in this order, with their images in the order of the source."""
+        """Return the captions at the given positions, in this order, and their images, in the order of the source."""
         return self._chosen(np.unique(self.image_of_caption[rows]), rows)
 
     def _chosen(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> "Pairs":
@@ -153,7 +154,7 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
     """Return the hard negative captions, for a loss that needs them.
 
     Raises:
-        DataError: the source has no hard negative captions, a row has none, or one is a correct caption of its image.
+        DataError: the source or a row has no hard negative, or a hard negative is a correct caption of its image.
     """
     if pairs.negatives is None:
         raise DataError(
@@ -181,7 +182,7 @@ def read_pairs(source: object, *, images: bool = True, captions: bool = True, br
     Args:
         source: any source of `clipkit.data.sources.read.SOURCES`, such as photos.csv, a folder, hf:NAME or
             shards-{000..099}.tar. Columns are found by name or given as `photos.csv?image=file&caption=title`; the
-            columns negative_caption and paraphrase are read if present. Image paths are relative to the file. Also a
+            columns negative_caption and paraphrase are read if present. Image paths are relative to the file. Or a
             Python object: a list of (image, caption) pairs or of dicts, a dict of columns, a DataFrame, or a dataset of
             the library `datasets`.
         images: True if the source must have images.
@@ -270,10 +271,10 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
 
 
 def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
-    """Return text columns with one caption per row, and for each caption its row in the source.
+    """Return the text columns by role with one text per row, and for each text its row in the source.
 
     Raises:
-        DataError: the lists of a row differ in length.
+        DataError: the lists of texts in a row of the source differ in length.
     """
     columns = {role: column for role, column in rows.columns.items() if role != "label"}
     several = {role: column for role, column in columns.items() if pa.types.is_large_list(column.type)}
@@ -329,7 +330,7 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
-    """Return the class names of labels if the source contains names, otherwise the labels."""
+    """Return the class name of each label, if the source contains names; otherwise the labels."""
     classes = rows.classes or ClassList()
     names = dict(zip(classes.labels or (), classes.names or (), strict=False))
     return [names.get((label or "").strip(), label or "") for label in labels]

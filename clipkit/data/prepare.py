@@ -19,7 +19,7 @@ from clipkit.data.sequences import Files
 from clipkit.data.shards import Format, ShardSample, write_shard
 from clipkit.errors import DataError, Interrupted, UserError
 
-# Images per worker that are in progress or waiting to be written: enough that a large image does not block the others.
+# Images per worker that are being encoded or wait to be written: enough that one large image does not stop the others.
 _AHEAD = 8
 _DIGITS = 6
 
@@ -56,7 +56,7 @@ def read_for_shards(source: str) -> Pairs:
         return read_pairs(source, broken=("images",))
     except DataError as error:
         images = read_pairs(source, captions=False, broken=("images", "captions"))
-        if images.has_captions:  # makes sure that the error is not about missing captions
+        if images.has_captions:  # the source has captions, so the first error has another reason
             raise error from None
         return images
 
@@ -75,9 +75,9 @@ def prepare(
     """Resize images to a short side of `size` pixels and write them with all their captions into shards.
 
     The images keep the order of the source. The same source and settings give the same bytes, for any number of workers
-    and interruptions. After an interruption, call this function again with the same arguments: it verifies the hashes
-    of the finished shards and makes the missing ones. When all shards are finished, prepared.json contains `"complete":
-    true`. Broken images are skipped and listed in skipped.jsonl.
+    and interruptions. After an interruption, call this function again with the same arguments: it verifies the finished
+    shards and writes the missing ones. When all shards are finished, prepared.json contains `"complete": true`. Broken
+    images are skipped and listed in skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
@@ -86,7 +86,7 @@ def prepare(
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar (WebDataset's layout) or parquet (the Hub's layout).
-        shard_size: images per shard, before broken ones are skipped.
+        shard_size: images per shard, including broken images, which are skipped.
         workers: threads; None: one per core.
 
     Raises:
@@ -150,7 +150,7 @@ def _check_arguments(pairs: Pairs, settings: Settings, workers: int | None) -> N
 
 
 def _write_blocks(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor, most_ahead: int) -> None:
-    """Write the shards that are not finished."""
+    """Encode the images that are not yet in a shard, and write them into shards."""
     count, size = len(pairs.images), manifest.settings.shard_size
     starts = range(len(manifest.shards) * size, count, size)
     images = _encode_in_order(pairs, range(min(starts.start, count), count), manifest.settings, pool, most_ahead)
@@ -188,7 +188,7 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
 def _encode_in_order(
     pairs: Pairs, positions: range, settings: Settings, pool: ThreadPoolExecutor, most_ahead: int
 ) -> Iterator[tuple[int, Encoded | DataError]]:
-    """Yield positions with their encoded images, in order; at most `most_ahead` images are encoded in advance."""
+    """Yield (position, encoded image or error) in order; at most `most_ahead` images are encoded in advance."""
 
     def encode(position: int) -> tuple[int, Encoded | DataError]:
         try:
@@ -217,11 +217,11 @@ def _key(pairs: Pairs, position: int) -> str:
 
 
 def _name(pairs: Pairs, position: int) -> str:
-    """Return the name of an image in the source, including folders relative to the source's folder."""
+    """Return the path of an image relative to the source's folder; for an image in an archive or table, its name."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else pairs.images[position].name
 
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
-    """Return the texts of an image by role: captions, negative captions, paraphrases."""
+    """Return the texts of an image by role: caption, negative_caption and paraphrase, as far as the source has them."""
     rows = pairs.captions_of_image[position].tolist()
     return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

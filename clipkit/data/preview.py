@@ -26,7 +26,8 @@ def preview(
         count: number of images.
         views: number of views per image.
         size: side of a view in pixels.
-        safe: do not flip or recolor images whose captions mention left, right or a color; a note below a row says so.
+        safe: do not flip images whose captions mention left or right, and do not recolor images whose captions mention
+            a color; a note below the row says so.
         seed: seed of the run.
     """
     guard = TextSafe(pairs) if safe else None

@@ -21,7 +21,7 @@ _NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": 
 
 
 def read_classes(source: str) -> Classes:
-    """Read class names from a file, or return a built-in list.
+    """Return class names, read from a file or built in.
 
     Args:
         source: a text file with one name per line; a JSON file with a list of names, or with an object that maps each
@@ -51,7 +51,7 @@ def read_classes(source: str) -> Classes:
 
 
 def read_templates(source: str) -> Templates:
-    """Read prompts from a file, or return a built-in list.
+    """Return prompt templates, read from a file or built in.
 
     Args:
         source: a text file with one prompt per line, with `{c}` for the class; a JSON file with a list of prompts, or
@@ -80,7 +80,7 @@ def read_templates(source: str) -> Templates:
 
 
 def read_queries(source: str) -> list[str]:
-    """Return the lines of a text file, or a single text.
+    """Return search queries: the lines of a text file, or the given text.
 
     Args:
         source: an existing file, a name that ends in .txt, or a text.
@@ -114,17 +114,16 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Return a mapping from labels to class names; classes without images come last.
+    """Return a mapping from labels to class names. If labels are numbers, it includes classes without images.
 
-    A mapping gives the name of each label. For a list, the first rule that applies is used. (1) The names equal the
-    labels, apart from case and underscores. (2) The labels are numbers: they are positions in the list or, if there are
-    as many labels as names, are sorted and matched to the names in order. (3) There are as many labels as names: the
-    labels in alphabetical order are matched to the names in order.
+    The first rule that applies is used. (1) `classes` is a mapping with all labels. (2) The names equal the labels,
+    apart from case, hyphens and underscores. (3) The labels are numbers, which give positions in the list of names (see
+    `positions_of_numbers`). (4) `classes` is a list with as many names as labels, which are matched in order.
 
     Args:
         where: location of the names, for messages.
         labels: labels of the data, in alphabetical order.
-        classes: names. If a label has several, the first is used.
+        classes: a list of names, or a mapping from labels to names. If a label has several names, the first is used.
 
     Raises:
         DataError: the names do not fit the labels.
@@ -160,10 +159,11 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
 
 
 def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return the position of each label among `count` classes if the labels are numbers; None if this is ambiguous.
+    """Return the position of each label in a list of `count` classes, for labels that are numbers.
 
-    The numbers count from 0, or from 1 if the highest is `count`. If there are `count` numbers, their order gives the
-    positions.
+    If there are `count` labels, they have the positions 0, 1, … in numerical order. If there are fewer, they are
+    positions that count from 0 (if the lowest label is 0) or from 1 (if the highest label is `count`). In all other
+    cases, and if a label is not a number, the result is None.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
         return None
@@ -177,7 +177,7 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
 
 
 def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
-    """Report class names that are numbers or WordNet IDs, because prompts with them are useless."""
+    """Report class names that are numbers or WordNet IDs, because they give useless prompts."""
     codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
     numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
     if not codes and len(numbers) < len(classes):
@@ -203,7 +203,7 @@ def _plain(name: str) -> str:
 
 
 def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[str]:
-    """Return the prompts of a class: every name inserted into every template, or the prompts listed for the class.
+    """Return the prompts of a class: each of its names in each template, or the prompts that are listed for the class.
 
     Raises:
         DataError: a template has no {c}, or no prompts are listed for the class.

@@ -14,15 +14,15 @@ from clipkit.data.pairs import Pairs, Part
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
-# Random streams of the seed, distinct from those of other modules.
+# Numbers of this module's random streams; each module has different numbers.
 _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class HardGroups(NamedTuple):
-    """Hard negatives of each image, from which batches are composed."""
+    """Hard negatives of each image, from which groups of images for one batch are built."""
 
     neighbors: NDArray[np.int64]
-    """(N, K) positions of images, as `hard_neighbors` returns them."""
+    """(N, K) positions of the hard negatives of each image, as `hard_neighbors` returns them."""
     size: int
     """Maximum number of images in a group."""
 
@@ -43,17 +43,17 @@ class Sample(NamedTuple):
 class EpochSampler:
     """Splits the data into global batches, with a new permutation in each epoch.
 
-    With `captions: one` each image occurs once per epoch, with the next caption in a permutation of its captions. With
-    `all` each caption occurs once per epoch. A source with a weight occurs that many times per epoch: with 0.5, half of
+    With `captions: one`, each image occurs once per epoch, each time with its next caption. With `captions: all`, each
+    caption occurs once per epoch. The weight of a source is the number of its occurrences per epoch: with 0.5, half of
     its images occur in one epoch and the other half in the next. Samples of one image are in different batches if
     possible. The last partial batch is dropped.
 
     Args:
         pairs: training data.
-        captions: one or all.
+        captions: "one" or "all", see above.
         batch_size: pairs in a global batch.
         seed: seed of the run.
-        hard: composes batches of groups of hard negatives, only with `captions: one` and a single source;
+        hard: hard negatives that are put into the same batches, only with `captions: one` and a single source;
             None: all batches are random.
 
     Raises:
@@ -64,7 +64,7 @@ class EpochSampler:
         everything = Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)
         self._parts = pairs.parts or [everything]
         self._items = [part.images if captions == "one" else part.captions for part in self._parts]
-        # A lower bound: `_items_of_epoch` never returns fewer items of a part (Hermite's identity).
+        # A lower bound: `_items_of_epoch` never returns fewer items of a source (Hermite's identity).
         available = sum(
             math.floor(len(items) * part.weight + 1e-9) for part, items in zip(self._parts, self._items, strict=True)
         )
@@ -95,13 +95,13 @@ class EpochSampler:
             yield [Sample(epoch, image, caption) for image, caption in rows]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the positions of the images and captions of an epoch in order."""
+        """Return the image position and the caption position of each sample of an epoch, in order."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
         of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
         items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
         order = generator.permutation(len(items))
-        if self.hard is not None:  # the items are the images in their order
-            from clipkit.data.hard_batches import grouped  # here, because it imports torch
+        if self.hard is not None:  # hard negatives need a single source: items are all images, in order
+            from clipkit.data.hard_batches import grouped  # imported here, because it imports torch
 
             order = grouped(order, self.hard.neighbors, self.hard.size, generator)
         items, times = items[order], times[order]
@@ -115,10 +115,10 @@ class EpochSampler:
         return images, captions
 
     def _items_of_epoch(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the items of one dataset of a mixture in an epoch, and how often each has occurred before.
+        """Return the items of one source in an epoch, and the number of earlier occurrences of each item in the run.
 
-        Items are images or captions. By the end of epoch e an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the
-        weight of the dataset, n its number of items, and r the random rank of the item among them.
+        Items are images or captions. By the end of epoch e, an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the
+        weight of the source, n its number of items, and r the random rank of the item in the source.
         """
         items, weight = self._items[part], self._parts[part].weight
         if weight == 1:
@@ -130,7 +130,7 @@ class EpochSampler:
         return np.repeat(items, count), np.repeat(before, count) + nth
 
     def replacement(self, sample: Sample, attempt: int) -> Sample:
-        """Return another image with one of its captions, to replace a sample whose image is missing or unreadable.
+        """Return a random sample that replaces a sample whose image is missing or unreadable.
 
         The result depends only on the seed, the sample and the attempt (1, 2, …), so that all processes and workers
         agree on it.
@@ -140,7 +140,7 @@ class EpochSampler:
         return Sample(sample.epoch, image, int(caption))
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Iterator[list[Sample]]:
-        """Yield the given rows of the global batches from `first_step` up to, but not including, `last_step`."""
+        """Yield the rows `rows` of each global batch, from step `first_step` up to, but not including, `last_step`."""
         step = first_step
         while step < last_step:
             epoch, done = divmod(step, self.steps_per_epoch)
@@ -150,10 +150,14 @@ class EpochSampler:
 
 
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Reorder rows so that a batch has at most one row per image; other rows of the image move to the next batches.
+    """Reorder rows so that a batch has at most one row per image, if possible; further rows move to the next batches.
 
-    An image that has as many rows left as there are batches left is placed first; otherwise the last batch would get
+    An image with as many remaining rows as there are remaining batches comes first. Otherwise the last batch would get
     two of its rows.
+
+    Args:
+        rows: (position of the image, position of the caption) of each sample.
+        batch_size: rows in a batch.
     """
     rows_of: dict[int, deque[int]] = {}
     for image, row in rows:

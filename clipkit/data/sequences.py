@@ -1,4 +1,4 @@
-"""Memory-efficient long sequences: captions and image paths in Arrow columns instead of Python objects."""
+"""Long sequences that need little memory: captions and image paths in Arrow columns instead of Python objects."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -61,7 +61,7 @@ class Strings(Items[str]):
         return str(self.column[position].as_py())
 
     def _several(self, positions: range) -> list[str]:
-        return list(self.column.take(pa.array(np.array(positions, np.int64))).to_pylist())  # faster than one by one
+        return list(self.column.take(pa.array(np.array(positions, np.int64))).to_pylist())  # faster than a loop
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -81,11 +81,11 @@ class Strings(Items[str]):
 
 
 class Files(Items[Path | Stored]):
-    """Sequence of image files, with names relative to a folder. A name with `://` is a URL."""
+    """Sequence of image files, whose names are relative to a folder. A name with `://` is a URL."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
         if pc.any(pc.match_substring(names.column, "://")).as_py():
-            begin()  # done here, before processes are forked, so that they share the fetched images
+            begin()  # called before processes are forked, so that they share the downloaded images
         self.folder = folder
         self.names = names
 
@@ -103,7 +103,7 @@ class Files(Items[Path | Stored]):
 
 
 class Chosen(Items[T]):
-    """Selected items of a sequence, in the order of the given positions."""
+    """Items of a sequence at the given positions, in this order; the items are not copied."""
 
     def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
         self.whole = whole
@@ -117,7 +117,7 @@ class Chosen(Items[T]):
 
 
 class Joined(Items[T]):
-    """Concatenation of sequences."""
+    """Concatenation of sequences; the items are not copied."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self.parts = parts
@@ -152,7 +152,7 @@ def longest(strings: Sequence[str]) -> str:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return up to `most` distinct positions below `count`, evenly spaced, including the first and the last.
+    """Return `most` evenly spaced positions from 0 to `count` − 1, including both; all positions if `count` is smaller.
 
     Example:
         >>> evenly_spaced(9, 3), evenly_spaced(2, 3)
@@ -163,7 +163,9 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct keys in order of appearance; return the number of each row's key, and each key's first row.
+    """Number the K distinct keys of R rows in order of first occurrence.
+
+    Return (R,) number of each row's key, and (K,) first row of each key.
 
     Example:
         >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))

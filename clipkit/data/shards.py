@@ -1,4 +1,4 @@
-"""Writing of shards: tar or Parquet files with images and texts. The same samples always give the same bytes."""
+"""Writer of shards: tar or Parquet files with images and texts. The same samples always give the same bytes."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ class ShardSample:
     """An image of a shard with its texts."""
 
     key: str
-    """Position in the source, in digits."""
+    """Position in the source, as a string of digits; the base name of the files of the sample."""
     name: str
     """Name of the image in the source."""
     image: Encoded
@@ -39,8 +39,8 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
     """Write a shard to a temporary file, then rename it; return its SHA-256, or None if there are no samples.
 
     Args:
-        path: path of the shard; its suffix is the format.
-        samples: images with texts, all of the same roles.
+        path: path of the shard; its extension, .tar or .parquet, determines the format.
+        samples: images with texts; all samples have texts of the same roles.
 
     Raises:
         OSError: the shard cannot be written, e.g. because the disk is full.
@@ -66,7 +66,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path for an unfinished shard, which does not match any pattern of shards."""
+    """Return the path of an unfinished shard; patterns that select shards do not match it."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -86,7 +86,7 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
         for sample in samples:
             texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
             for extension, content in ((sample.image.ending, sample.image.content), ("json", texts.encode())):
-                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # the time, user and group of each member are 0
+                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time, user and group stay 0
                 member.size = len(content)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(content))
@@ -98,7 +98,7 @@ def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Itera
 
     texts = {role: [Value("string")] for role in roles}
     schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
-    # Dictionaries and statistics would contain copies of the images.
+    # Dictionaries and statistics of Parquet would contain copies of the images.
     with parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False) as table:
         while group := list(islice(samples, _GROUP_ROWS)):
             rows = []

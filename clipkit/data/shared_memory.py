@@ -1,4 +1,4 @@
-"""Memory that a run shares with its loader workers; works in containers whose /dev/shm has 64 MB or less."""
+"""Memory that a run shares with its loader workers, also in containers with a small /dev/shm (64 MB or less)."""
 
 import mmap
 import multiprocessing
@@ -19,7 +19,10 @@ _FOLDER = "/dev/shm"
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return zeros in memory that workers can read and write; the system allocates the memory when it is used."""
+    """Return a tensor of zeros in memory that loader workers can read and write.
+
+    The system allocates the memory when it is first used.
+    """
     count = int(np.prod(shape, dtype=np.int64))
     if not _forks() or not count:
         return torch.zeros(shape, dtype=dtype).share_memory_()
@@ -28,12 +31,12 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def fits_shared(size: int) -> bool:
-    """Return whether there is enough memory to fill a tensor of `shared_zeros` of this size."""
+    """Return whether there is enough shared memory for a `shared_zeros` tensor of `size` bytes."""
     return _forks() or size <= free_bytes()
 
 
 def available_memory() -> int:
-    """Return the bytes that are free on this machine, or in the control group of this process."""
+    """Return the number of free bytes on this machine or, if smaller, below the cgroup limit of this process."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -41,21 +44,21 @@ def available_memory() -> int:
     ):
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
+        except (OSError, ValueError):  # no cgroup of this version, or no limit ("max")
             continue
     return max(0, free)
 
 
 def free_bytes() -> int:
-    """Return the free bytes of the file system through which PyTorch passes tensors between processes."""
+    """Return the number of free bytes in the file system through which PyTorch passes tensors between processes."""
     try:
         return shutil.disk_usage(_FOLDER).free
-    except OSError:  # another system, without this limit
+    except OSError:  # not Linux: there is no such limit
         return 1 << 62
 
 
 def can_send_shared(size: int) -> bool:
-    """Return whether there is enough shared memory for all workers to pass tensors of this size at the same time."""
+    """Return whether all workers can pass tensors of `size` bytes each through shared memory at the same time."""
     worker = get_worker_info()
     if worker is None:
         return True
@@ -65,13 +68,13 @@ def can_send_shared(size: int) -> bool:
 
 @dataclass(frozen=True)
 class Packed:
-    """Tensors of a batch as arrays: processes send arrays through a pipe, not in shared memory."""
+    """Batch with NumPy arrays instead of tensors: processes send arrays through a pipe, not through shared memory."""
 
     batch: Any
 
 
 def packed(batch: Any) -> Any:
-    """Return a batch (a dataclass with tensors) as `Packed` if this worker is short of shared memory."""
+    """Convert a batch (a dataclass with tensors) to `Packed` if shared memory is short; otherwise return the batch."""
     values = vars(batch)
     if can_send_shared(sum(_size(value) for value in values.values())):
         return batch
@@ -79,14 +82,14 @@ def packed(batch: Any) -> Any:
 
 
 def unpacked(batch: Any) -> Any:
-    """Undo `packed`: return the batch with tensors."""
+    """Convert a `Packed` batch back to a batch with tensors; return any other value unchanged."""
     if not isinstance(batch, Packed):
         return batch
     return replace(batch.batch, **{name: _tensors(value) for name, value in vars(batch.batch).items()})
 
 
 def _forks() -> bool:
-    # Without allow_none, this call would set the start method.
+    # Without allow_none, this call would also fix the start method of the program.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return method == "fork"
 

@@ -1,4 +1,4 @@
-"""Shared memory for the inputs of images; loader workers reuse it, so that chunks need no new memory."""
+"""Shared memory for image inputs, which loader workers reuse from chunk to chunk (a chunk is a part of a batch)."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from torch.utils.data import get_worker_info
 
 from clipkit.data.shared_memory import available_memory, fits_shared, shared_zeros
 
-# Inputs, by name of the features that they are used for, then by name of the tower's argument.
+# Inputs by name of the features, then by name of the tower's argument, e.g. inputs["image"]["pixel_values"].
 Inputs = dict[str, dict[str, Tensor]]
 
 _PAGE = 4096
-# Share of the available memory that the slots of all processes may use.
+# The slots of all processes may use 1 / _SHARE of the available memory.
 _SHARE = 8
 
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a tensor in `Slots`; a worker sends it instead of the tensor."""
+    """Position of a tensor in the memory of `Slots`; a loader worker sends it instead of the tensor."""
 
     worker: int
     slot: int
@@ -31,15 +31,15 @@ class Place:
 
 
 class Slots:
-    """Slots of shared memory, one per chunk.
+    """Slots of shared memory. Each slot has space for the image inputs of one chunk (a part of a batch).
 
-    Each worker has a number of slots. It takes a free slot and fills it; the main process copies the content and frees
-    the slot. If no slot is free, the worker sends the chunk without one.
+    Each loader worker has a number of slots. It takes a free slot and fills it; the main process copies the content and
+    frees the slot. If no slot is free, the worker sends the tensors to the main process.
 
     Args:
         workers: number of loader workers.
         each: number of slots of each worker.
-        size: bytes of a slot, a multiple of 16.
+        size: size of a slot in bytes, a multiple of 16.
     """
 
     def __init__(self, workers: int, each: int, size: int) -> None:
@@ -48,7 +48,11 @@ class Slots:
         self._taken = shared_zeros(workers, each, dtype=torch.bool)
 
     def take(self) -> tuple[int, int] | None:
-        """Take a free slot and return the numbers of this worker and of the slot; None if no slot is free."""
+        """Reserve a free slot of this worker.
+
+        Return (number of the worker, number of the slot); None if no slot is free, or if
+        this process is not a loader worker.
+        """
         worker = get_worker_info()
         if worker is None:
             return None
@@ -60,13 +64,13 @@ class Slots:
         return worker.id, slot
 
     def free_all(self) -> None:
-        """Free all slots of this worker; their chunks are no longer needed."""
+        """Free all slots of this worker; call this when the main process no longer needs their content."""
         worker = get_worker_info()
         if worker is not None:
             self._taken[worker.id] = False
 
     def tensor(self, place: Place) -> Tensor:
-        """Return the tensor at a place; images are stored with channels last."""
+        """Return the tensor at a position in the memory; the values of images are in channels-last order."""
         values = self._memory[place.worker, place.slot, place.offset :]
         values = values[: math.prod(place.shape) * place.dtype.itemsize].view(place.dtype)
         if len(place.shape) != 4:
@@ -75,7 +79,7 @@ class Slots:
         return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
     def opened(self, batch: Any) -> Any:
-        """Return a batch of a worker in which tensors replace the positions in shared memory.
+        """Return a batch from a worker, in which each `Place` is replaced by its tensor in shared memory.
 
         The tensors are valid until `free` is called.
         """
@@ -88,19 +92,22 @@ class Slots:
         return replace(batch, inputs=inputs)
 
     def free(self, batch: Any) -> None:
-        """Free the slot of a batch from a worker."""
+        """Free the slot that the batch of a worker uses."""
         for place in _places(batch):
             self._taken[place.worker, place.slot] = False
 
 
 def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slots | None, int]:
-    """Return slots for chunks, and the number of chunks that each worker may prepare ahead.
+    """Return slots for the image inputs of chunks, and the number of chunks that each worker may prepare in advance.
+
+    The slots are None if there are no workers or images, or if memory is short.
 
     Args:
-        example: the inputs of an image.
+        example: the inputs of one image.
         rows: images in a chunk.
         workers: number of loader workers.
-        ahead: number of chunks that each worker should prepare ahead; fewer, at least two, if memory is short.
+        ahead: desired number of chunks that each worker prepares in advance. If memory is short, the number is reduced,
+            but to no less than two.
     """
     size = rows * sum(_padded(value.nbytes) for values in example.values() for value in values.values())
     if not workers or not size:
@@ -114,11 +121,11 @@ def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slo
 
 
 class Stack:
-    """Inputs of the images of a chunk. Each image is copied to its row as soon as it is made.
+    """Inputs of the images of a chunk (a part of a batch), one row per image.
 
     Args:
         rows: images in the chunk.
-        slots: memory for the chunk; if it is None or has no room, new memory is allocated.
+        slots: shared memory for the inputs; if it is None or has no free slot, new memory is allocated.
     """
 
     def __init__(self, rows: int, slots: Slots | None = None) -> None:
@@ -129,14 +136,14 @@ class Stack:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The stacked inputs, with a `Place` for each tensor that is in a slot."""
+        """Inputs of the chunk by name; each tensor in shared memory is given as its `Place`."""
         return self._sent
 
     def put(self, row: int, inputs: Inputs) -> None:
-        """Copy the inputs of an image to a row.
+        """Copy the inputs of an image to a row of the chunk.
 
         Raises:
-            ValueError: the inputs of the other images have another shape.
+            ValueError: the shape differs from the inputs of earlier images.
         """
         if not self._values:
             self._allocate(inputs)
@@ -170,7 +177,7 @@ class Stack:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, **where: Any) -> Tensor:
-    """Return a new tensor, with channels last if it contains images."""
+    """Return an uninitialized tensor; a tensor of images (4 dimensions) is in channels-last order."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, memory_format=layout, **where)
 

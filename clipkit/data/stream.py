@@ -1,9 +1,9 @@
-"""Loader of batches of a stream, in an order that depends only on seed, epoch, processes and workers.
+"""Loader of a stream, in an order that depends only on the seed, the epoch, and the numbers of processes and workers.
 
-The shards of an epoch are shuffled and distributed to lanes, one lane per loader worker of each process. A lane reads
-its shards one after the other and shuffles samples within a buffer. `data.samples` sets the length of an epoch. The
-rest of the stream is dropped, and the next epoch starts again with all shards, so that no sample occurs twice in an
-epoch.
+In each epoch, the shards are shuffled and distributed to the loader workers of all processes. Each worker reads its
+shards (called a lane in this file) one after the other, and shuffles samples within a buffer. An epoch has
+`data.samples` samples. The remaining samples are skipped, and the next epoch starts again with all shards, so that no
+sample occurs twice in an epoch.
 """
 
 from collections.abc import Generator, Iterator
@@ -25,18 +25,18 @@ from clipkit.data.workers import lost_workers, start_worker
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
-_STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
+_STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # numbers of this module's random streams; each module has different numbers
 _CHUNK = 64
 # Each worker prepares at least _AHEAD chunks in advance; all workers together prepare _BATCHES_AHEAD batches.
 _AHEAD = 4
 _BATCHES_AHEAD = 2
 _BUFFER = 1000
-"""Number of samples, with their image files, in the shuffle buffer of a lane."""
+"""Number of samples, with their image files, in the shuffle buffer of each loader worker."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A range of steps of a run, and the rows of the batches that one process handles."""
+    """A range of steps of a run, and the rows of each global batch that this process handles."""
 
     first_step: int
     last_step: int
@@ -45,7 +45,7 @@ class Stretch:
 
 
 class StreamSampler:
-    """Sampler for a stream; the counterpart of `EpochSampler`.
+    """Sampler for a stream: it divides a run into steps, and `stream_loader` chooses the samples of each step.
 
     Args:
         samples: pairs per epoch.
@@ -56,7 +56,7 @@ class StreamSampler:
     """
 
     replacement = None
-    """None: a stream cannot access images at random, so an unreadable image is replaced by an image of its chunk."""
+    """None: a stream has no access by position; the loader replaces an unreadable image by another that it has read."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:
@@ -68,7 +68,7 @@ class StreamSampler:
         self.steps_per_epoch = samples // batch_size
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Stretch:
-        """Return the steps from `first_step` up to, but not including, `last_step`."""
+        """Return the steps from `first_step` up to, but not including, `last_step`, with the rows of this process."""
         return Stretch(first_step, last_step, rows, self.steps_per_epoch)
 
 
@@ -78,9 +78,9 @@ class _Pair(NamedTuple):
 
 
 class _Lane(IterableDataset[Batch | Packed | int | DataError]):
-    """Dataset of the chunks of one process; each worker reads the samples of its lane.
+    """Dataset of the chunks (parts of batches) of this process; each loader worker reads different samples.
 
-    After a resume, chunks that were already used in training are not decoded; only their size is returned.
+    When a run resumes, chunks that it has already trained on are not decoded; only their numbers of rows are returned.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         self.slots = slots
         self.max_pixels = Image.MAX_IMAGE_PIXELS
         self.start = shared_zeros(2)
-        """Epoch, and the number of its rows that this process has trained on already."""
+        """Epoch, and the number of rows of this epoch that this process has already trained on."""
 
     def __iter__(self) -> Iterator[Batch | Packed | int | DataError]:
         worker = get_worker_info()
@@ -106,7 +106,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             if isinstance(chunk, DataError):
                 yield chunk
                 return
-            # Workers take turns; this is the largest number of rows from all workers at the end of this round.
+            # Workers take turns; after this turn, all of them have returned at most turn * workers * _CHUNK rows.
             yield len(chunk) if turn * workers * _CHUNK <= done else self._batch(chunk, epoch)
 
     def _chunks(self, epoch: int, lane: int, lanes: int) -> Iterator[list[StreamSample] | DataError]:
@@ -124,7 +124,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             for part in order[lane::lanes]:
                 yield from self.stream.samples(parts[part])
             return
-        # If there are fewer shards than lanes, each lane reads all shards and keeps its share of the samples.
+        # If there are fewer shards than lanes, each lane reads all shards and keeps every n-th sample.
         samples = (sample for part in order for sample in self.stream.samples(parts[part]))
         yield from islice(samples, lane, None, lanes)
 
@@ -139,7 +139,10 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             yield buffer[index]
 
     def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
-        """Decode a chunk; another sample of the chunk replaces an unreadable one, so that the size stays the same."""
+        """Convert samples to a chunk of a batch. An unreadable image is replaced by another sample of the chunk.
+
+        If no image is readable, return a DataError.
+        """
         bad: dict[int, str] = {}
         sound: list[int] = []
         stack = Stack(len(samples), self.slots)
@@ -164,7 +167,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         return packed(self.maker.batch(pairs, stack, (image_ids, caption_ids, image_ids), bad))
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Return a caption of the sample; each epoch uses the next caption."""
+        """Return one caption of a sample; each epoch uses the next caption."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 
@@ -177,13 +180,13 @@ def stream_loader(
     process: tuple[int, int] = (0, 1),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Load batches of a stream: for each batch, the rows that one process handles.
+    """Yield the batches of a stream, each with the rows that this process handles.
 
     Args:
         stream: the data.
         stretch: steps to load.
         maker: converts samples to inputs; all kinds of text features use the caption.
-        workers: loader processes, one lane each; 0 loads in this process.
+        workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
         memory: memory for the batches; None: new tensors on the CPU.
@@ -225,7 +228,7 @@ def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots |
     with lost_workers(loader):
         for chunk in map(unpacked, loader):
             if isinstance(chunk, DataError):
-                chunk.everywhere = False  # other processes may be able to load their slices
+                chunk.everywhere = False  # only this process failed; the others may be able to load their rows
                 raise chunk
             yield slots.opened(chunk) if slots is not None else chunk
             if slots is not None:
@@ -233,7 +236,7 @@ def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots |
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int, memory: BatchMemory | None) -> Iterator[Batch]:
-    """Skip the first `skip` rows, then regroup chunks into batches of `size` rows."""
+    """Drop the first `skip` rows, and combine the other rows of the chunks to batches of `size` rows."""
     assembly = Assembly(size, memory)
     for chunk in chunks:
         if isinstance(chunk, int):

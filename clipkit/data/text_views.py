@@ -9,22 +9,22 @@ from clipkit.data.sampler import Sample
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
-_TEXT_VIEW = 3  # random stream of the seed, distinct from those of other modules
+_TEXT_VIEW = 3  # number of this module's random stream; each module has a different number
 
 # Function from a sample of an epoch to a string.
 TextOf = Callable[[Sample], str]
 
 
 class TextView:
-    """Text view: a function from a sample to a view of its caption.
+    """Function from a sample to a view of its caption, e.g. the caption or some of its words.
 
     Args:
         policy: same: the caption; crop: consecutive words of it; paraphrase: the text in the column paraphrase;
             sibling: another caption of the image, or the caption if there is no other.
         pairs: the captions.
-        crop: minimum and maximum share of the words that a crop keeps.
+        crop: minimum and maximum fraction of the words in a crop.
         seed: seed of the run; random choices depend only on (seed, epoch, caption, view).
-        view: number of the view; 0 for the caption that is compared with images.
+        view: number of the view: 0 for the view that is compared with images; further views count from 1.
 
     Raises:
         DataError: the policy needs paraphrases or several captions per image, and the data has none.
@@ -59,7 +59,7 @@ class TextView:
         self.view = view
 
     def __call__(self, sample: Sample) -> str:
-        """Return the view of a sample's caption in its epoch."""
+        """Return the view of a sample's caption in the epoch of the sample."""
         captions = self.pairs.captions
         match self.policy:
             case "same":

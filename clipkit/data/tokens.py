@@ -15,10 +15,10 @@ _MOST_BYTES = 1 << 29
 
 
 class TokenStore:
-    """Cache of caption tokens. Tokens are computed at the first use and kept in memory that the loader workers share.
+    """Cache of caption tokens: computed when a caption is first used, and stored in memory that loader workers share.
 
-    Tokens are stored without padding, and padded again to the longest of the requested captions. If the tokenizer
-    returns no attention mask, they are stored with their padding.
+    Tokens are returned with padding to the longest of the requested captions. If the tokenizer returns no attention
+    mask, the padding of the tokenizer is kept.
 
     Args:
         captions: M strings.
@@ -44,7 +44,7 @@ class TokenStore:
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
-        """Return whether the tokens of `count` captions fit into memory."""
+        """Return whether there is memory for the tokens of `count` captions with up to `context_length` tokens each."""
         size = 4 * count * (context_length + 1)
         return size <= _MOST_BYTES and fits_shared(size)
 

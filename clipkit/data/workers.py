@@ -1,4 +1,4 @@
-"""Functions of loader workers: start, signal handling, and a record of the image that each worker is reading."""
+"""Functions for loader workers: start, signal handling, and a record of the image that each worker is reading."""
 
 import os
 import re
@@ -36,9 +36,10 @@ class WorkerProgress:
             self._current[worker.id] = torch.tensor([os.getpid(), image])
 
     def last_seen(self, reason: str) -> str:
-        """Return the images of the workers whose process IDs are in `reason`, or of all workers.
+        """Return the images that workers were reading before an error; an empty string if none is known.
 
-        The result is empty if there are none.
+        Args:
+            reason: error message. If it contains process IDs of workers, only their images are returned.
         """
         image_of = {process: image for process, image in self._current.tolist() if image >= 0}
         named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
@@ -47,7 +48,9 @@ class WorkerProgress:
 
 @contextmanager
 def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
-    """Context in which a worker that dies while it sends data gives an error like that of torch for a dead worker.
+    """Context that turns connection errors into a RuntimeError like that of torch for a dead worker.
+
+    Such errors occur if a worker dies while it sends data.
 
     Raises:
         RuntimeError: a worker died; the message starts with "DataLoader worker".
@@ -55,7 +58,7 @@ def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, EOFError, FileNotFoundError) as error:
-        if not loader.num_workers or str(error).startswith("Caught "):  # torch repeats an error of a living worker
+        if not loader.num_workers or str(error).startswith("Caught "):  # error in a living worker, passed on by torch
             raise
         raise RuntimeError(f"DataLoader worker is gone: {str(error) or type(error).__name__}") from error
 
@@ -68,21 +71,21 @@ def start_worker(worker: int) -> None:
     if info is not None and hasattr(info.dataset, "max_pixels"):
         Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
     if (asyn := sys.modules.get("fsspec.asyn")) is not None:
-        asyn.reset_lock()  # its thread does not survive the fork either; before 2025.3.2 fsspec does not see to it
+        asyn.reset_lock()  # its thread does not survive the fork either; fsspec before 2025.3.2 does not do this
     sys.excepthook = _report_unless_disconnected
     _leave_signals_to_run()
 
 
 def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print uncaught errors, except if the run has ended and closed the connection."""
+    """Print an uncaught error, unless it is a lost connection: the run has ended and closed the connection."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_run() -> None:
-    """In a loader worker, ignore the signals that stop a run: only the main process handles them.
+    """Make a loader worker ignore the signals that stop a run; only the main process handles them.
 
-    Such signals often go to a whole process group, but the run still needs its workers to finish the step.
+    A signal often reaches all processes of a group, but the run still needs its workers to finish the step.
     """
     signal.set_wakeup_fd(-1)  # otherwise the run would receive the signals of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Progress bars of encoding."""
+"""Progress bars that show how many images or captions are encoded."""
 
 from typing import Any, Self
 
@@ -9,9 +9,9 @@ class Bar:
     """Progress bar with the speed and the time left; it disappears at the end.
 
     Args:
-        kind: kind of the items: images or captions.
-        total: number of items.
-        shown: False: count items without a bar. Without a terminal at standard error, nothing is printed either.
+        kind: text before the bar: images or captions.
+        total: number of items to encode.
+        shown: False: count the items, but draw nothing. A bar is drawn only if standard error is a terminal.
         options: further options of tqdm.
     """
 
@@ -23,13 +23,13 @@ class Bar:
         self._bar = tqdm(total=total, desc=kind, unit="", disable=hidden, leave=False, **options)
 
     def update(self, count: int) -> None:
-        """Count items; more than the total are ignored."""
+        """Add a number of items to the progress, which never exceeds the total."""
         count = min(count, self.total - self.done)
         self.done += count
         self._bar.update(count)
 
     def note(self, text: str) -> None:
-        """Show a text at the end of the bar."""
+        """Show a text to the right of the progress bar."""
         self._bar.set_postfix_str(text, refresh=False)
 
     def __enter__(self) -> Self:
@@ -40,15 +40,15 @@ class Bar:
 
 
 class Bars:
-    """Starts a progress bar for each kind of items of a dataset.
+    """Factory of progress bars: one for the images of a dataset, one for its captions.
 
     Args:
-        shown: False: the bars count items without being shown.
+        shown: False: the bars count items, but draw nothing.
     """
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
 
     def start(self, kind: str, total: int) -> Bar:
-        """Return a bar for a number of images or captions."""
+        """Return a new progress bar for `total` items of a kind: images or captions."""
         return Bar(kind, total, shown=self.shown)

@@ -1,4 +1,4 @@
-"""Cache of features on disk; the key is a hash of the image or string."""
+"""Cache of features on disk. The key of a feature vector is the hash of its image or string."""
 
 import hashlib
 import logging
@@ -23,18 +23,18 @@ _logger = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """Cache of feature rows by key, in files that are written once and never changed.
+    """Cache of feature vectors by key, in files that are written once and never changed.
 
-    Each file has a checksum over its keys and features. A damaged file is reported and removed, and never used.
+    Each file has a checksum of its keys and features. A damaged file is reported and removed, and never used.
 
     Args:
-        folder: folder of one tower; created with the first features.
+        folder: folder for the features of one tower; created when the first features are added.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._held = hold(folder)
-        """Keeps `clipkit cache prune` from removing the folder; None if it does not exist yet."""
+        """Lock that keeps `clipkit cache prune` from removing the folder; None if the folder does not exist yet."""
         self._rows: dict[bytes, tuple[Path, int]] = {}
         self._added: list[Path] = []
         for file in sorted(folder.glob("*.safetensors")):
@@ -46,7 +46,7 @@ class FeatureCache:
                 keys = opened.get_tensor("keys")
                 is_table = keys.dtype == torch.uint8 and keys.shape[1:] == (_KEY_BYTES,)
         except FileNotFoundError:
-            return  # deleted since it was listed
+            return  # another process has deleted it
         except (SafetensorError, OSError, ValueError):
             is_table = False
         if not is_table:
@@ -57,11 +57,15 @@ class FeatureCache:
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
     def has(self, key: bytes) -> bool:
-        """Return whether the cache has features for a key; their checksum is not verified."""
+        """Return whether the cache contains features for a key. The checksum is verified only when they are read."""
         return key in self._rows
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
-        """Return a mask of the cached keys, and the features of these keys in order."""
+        """Return the cached features of the given keys.
+
+        Returns:
+            A mask (True for each key that is cached), and the features of these F keys, in the order of `keys`.
+        """
         known = torch.zeros(len(keys), dtype=torch.bool)
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for position, key in enumerate(keys):
@@ -81,7 +85,7 @@ class FeatureCache:
         return known, features[known]
 
     def _verified(self, file: Path) -> Float[Tensor, "R D"] | None:
-        """Return the features in a file, or None if it was deleted or is damaged."""
+        """Return all R features in a file of the cache; None if the file is missing or its checksum is wrong."""
         try:
             with safe_open(file, framework="pt") as opened:
                 keys, features = opened.get_tensor("keys"), opened.get_tensor("features")
@@ -101,7 +105,7 @@ class FeatureCache:
             file.unlink()
 
     def add(self, keys: Sequence[bytes], features: Float[Tensor, "K D"]) -> None:
-        """Write features and their keys to a new file.
+        """Write features and their keys to a new file of the cache.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -117,7 +121,7 @@ class FeatureCache:
         self._added.append(file)
 
     def join(self) -> None:
-        """Replace the files that this object has written by a single file.
+        """Merge the files that this object has written into one file.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -133,7 +137,7 @@ class FeatureCache:
 
 
 def _checksum(keys: Tensor, features: Tensor) -> str:
-    """Return the SHA-256 over shapes, types and values."""
+    """Return the SHA-256 of keys and features, including their shapes, as a hexadecimal string."""
     digest = hashlib.sha256(f"{keys.shape} {features.shape} {features.dtype}".encode())
     for tensor in (keys, features):
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

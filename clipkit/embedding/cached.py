@@ -1,4 +1,8 @@
-"""Folders of the cache: stored inputs of training, features of evaluations. Processes lock the folders in use."""
+"""Folders of the cache on this machine: their contents, sizes, locks and times of last use.
+
+A folder contains a store (outputs of frozen tower parts, written by a training run), or features that evaluations
+computed with one tower. A process locks the folders that it uses, so that no other process removes them.
+"""
 
 import os
 import shutil
@@ -13,18 +17,18 @@ from clipkit.files import cache_folder
 from clipkit.parsing import parse_json
 
 INDEX = "index.json"
-"""Name of the file that is written last: a store without it is unfinished."""
+"""Name of the file that completes a store. It is written last: a store without it is unfinished."""
 _LOCK = ".lock"
 
 
 def stores_folder() -> Path:
-    """Return the folder that contains all stores."""
+    """Return the folder of all stores, which contain outputs of frozen tower parts for training."""
     return cache_folder() / "stored"
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A folder of the cache, with its size and the time of its last use."""
+    """Folder of the cache, with its size and the time of its last use."""
 
     folder: Path
     size: int
@@ -32,17 +36,17 @@ class Cached:
     used: float
     """Time of the last use, in seconds since 1970."""
     about: Mapping[str, Any]
-    """Description of the content; empty if the folder is unfinished or damaged."""
+    """Description of the content, as JSON values; empty if the folder is unfinished or damaged."""
 
 
 def stored_inputs() -> list[Cached]:
-    """Return all stores on this machine, also unfinished ones, the least recently used first."""
+    """Return the stores of training runs on this machine, finished and unfinished, the least recently used first."""
     folders = [folder for folder in stores_folder().glob("*") if folder.is_dir()]
     return _by_use((folder, _about(folder)) for folder in folders)
 
 
 def evaluated_features() -> list[Cached]:
-    """Return the folders with features of evaluations, one per tower, the least recently used first."""
+    """Return the folders with features that evaluations computed, one per tower, the least recently used first."""
     folders = {file.parent for file in cache_folder().glob("*/*.safetensors")}
     about = {"what": "features of one tower", "data": "evaluations"}
     return _by_use((folder, about) for folder in folders)
@@ -51,7 +55,7 @@ def evaluated_features() -> list[Cached]:
 def _by_use(folders: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[Cached]:
     found = []
     for folder, about in folders:
-        with suppress(FileNotFoundError):  # another process may have removed it meanwhile
+        with suppress(FileNotFoundError):  # another process may just have removed the folder
             found.append(Cached(folder, size_on_disk(folder), last_use(folder), about))
     return sorted(found, key=lambda cached: cached.used)
 
@@ -65,9 +69,9 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def hold(folder: Path) -> IO[str] | None:
-    """Mark a folder as used now, and keep it from being removed while the returned file is open.
+    """Lock a folder of the cache against removal while the returned file is open, and set its last use to now.
 
-    The result is None if the folder cannot be marked, e.g. on a read-only disk, or on Windows, which has no such locks.
+    The result is None if the folder does not exist or cannot be written to. On Windows, folders are not locked.
     """
     try:
         file = (folder / _LOCK).open("a")
@@ -82,7 +86,7 @@ def hold(folder: Path) -> IO[str] | None:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a folder unless a process uses it; return whether it was removed."""
+    """Remove a folder of the cache unless a process uses it; return True if no process used it."""
     with _alone(folder) as unused:
         if unused:
             shutil.rmtree(folder, ignore_errors=True)
@@ -90,14 +94,14 @@ def remove(folder: Path) -> bool:
 
 
 def is_used(folder: Path) -> bool:
-    """Return whether a running process uses a folder."""
+    """Return whether a running process uses a folder of the cache."""
     with _alone(folder) as unused:
         return not unused
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Context in which no other process can use a folder; yields False if another process already uses the folder."""
+    """Context manager that locks a folder for this process only; it yields False if another process uses it."""
     if sys.platform == "win32" or not (folder / _LOCK).exists():
         yield True
         return
@@ -113,13 +117,13 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def last_use(folder: Path) -> float:
-    """Return the time of the last use of a folder, in seconds since 1970."""
+    """Return the time of the last use of a cache folder, in seconds since 1970."""
     marked = folder / _LOCK
     return (marked if marked.exists() else folder).stat().st_mtime
 
 
 def size_on_disk(folder: Path) -> int:
-    """Return the size of all files of a folder in bytes."""
+    """Return the total size of the files in a folder and its subfolders, in bytes."""
     total = 0
     for file in folder.rglob("*"):
         with suppress(OSError):
@@ -128,7 +132,7 @@ def size_on_disk(folder: Path) -> int:
 
 
 def readable_size(size: float) -> str:
-    """Format a size in bytes with a unit.
+    """Return a size in bytes as text with a unit: bytes, kB, MB or GB.
 
     >>> readable_size(3_400_000_000)
     '3.4 GB'

@@ -1,4 +1,4 @@
-"""Features of a dataset: each image and string is encoded only once for all tasks, on one or several processes."""
+"""Features of images and strings, encoded once on one or several processes, and cached for all evaluation tasks."""
 
 import hashlib
 import logging
@@ -25,12 +25,12 @@ from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes
 
-# Items encoded before the cache is written: the most that an interruption loses. Strings are sorted by length within a
-# chunk, so that small chunks would be slower.
+# Number of items that are encoded before they are written to the cache; an interruption loses at most these items.
+# The strings of such a chunk are sorted by length, to reduce padding. Smaller chunks would need more padding.
 _STRINGS = 8192
 _ACCELERATOR_CHUNK = 65_536
 
-# Images on a CPU are written every few seconds; their chunks are multiples of the batch size, which then has no effect.
+# On a CPU, images are written to the cache every few seconds, in chunks of several full batches.
 _FIRST_IMAGES = 64
 _SECONDS = 10
 
@@ -38,22 +38,23 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-# A folder; None: the user's cache folder; False: no cache.
+# Location of the cache: a folder; None: the user's cache folder; False: no cache.
 Cache = str | Path | Literal[False] | None
 
 
 class Features:
     """Features of images and texts by one model, computed once and cached.
 
-    The cache finds features by the weights, the preprocessing, and the content of files and strings. A changed file or
-    model is therefore noticed, and all tasks and datasets share the cache.
+    A cached feature is identified by the weights and preprocessing of the model, and by the content of the file or
+    string. Changed files and models are therefore encoded again, and all tasks and datasets use the same cache.
 
     Args:
         model: returned by `clipkit.load`.
         batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
-        processes: group in which each process encodes a share and all get all features; None: only this process.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: processes that encode equal parts of the data; each of them returns all features. None: only this
+            process.
+        progress: True: show progress bars on the terminal; or an object that creates progress bars.
         normalize: divide the features by their length. Features that are not normalized are cached in separate folders.
 
     Raises:
@@ -84,7 +85,7 @@ class Features:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of features that were computed, and number that came from the cache."""
+        """Numbers of features that were computed (`computed`) and read from the cache (`from_cache`)."""
         return {"computed": self.computed, "from_cache": self.from_cache}
 
     @property
@@ -93,7 +94,7 @@ class Features:
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
-        """Return features of images, of unit length if `normalize`, float32 on the CPU.
+        """Return the features of images, of unit length unless `normalize` is False, float32 on the CPU.
 
         Args:
             images: paths, PIL images or arrays.
@@ -107,14 +108,16 @@ class Features:
         return self._features("images", images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return features of strings, of unit length if `normalize`, float32 on the CPU."""
+        """Return the features of strings, of unit length unless `normalize` is False, float32 on the CPU."""
         encode = partial(self.model.encode_text, normalize=self.normalize)
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys that have no cached features, the first position of equal keys.
+        """Return the positions of the keys that have no cached features; of equal keys, only the first position.
 
-        All processes get the same list.
+        Args:
+            tower: tower that computes the features.
+            keys: hashes of images or strings. The result is the same on all processes.
         """
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None
@@ -122,7 +125,10 @@ class Features:
         return self.processes.gather_objects(missing)[0]
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
-        """Return the SHA-256 hash of each image's content; for a path, the hash of the file."""
+        """Return the SHA-256 hash of each image: of the file's bytes, or of the pixels of an image in memory.
+
+        Each process computes a part of the hashes; all processes get all of them.
+        """
         hashes: list[bytes] = []
         with self.processes.failing_together():
             hashes = content_hashes(images[self.processes.share(len(images))])
@@ -154,7 +160,7 @@ class Features:
         pace = _Pace(kind, is_accelerator(self.model.device), self.batch_size, self.processes)
         start = 0
         with self._bars.start(kind, len(missing)) as bar:
-            # Each process encodes an equal share.
+            # All processes encode equal parts: the progress of this process is multiplied by their number.
             encode = partial(encode, progress=lambda count: bar.update(count * self.processes.count))
             while start < len(missing):
                 chunk = missing[start : start + pace.size]
@@ -181,7 +187,7 @@ class Features:
         return features[[row_of_key[key] for key in keys]]
 
     def _write(self, cache: FeatureCache, keys: list[bytes], rows: Tensor, items: Sequence[Any], last: bool) -> None:
-        # If a file changed after it was hashed, its features belong to other content.
+        # If a file changed after it was hashed, its features do not match its hash.
         unchanged = [row for row, item in enumerate(items) if not _changed_since(item, self._started)]
         try:
             if unchanged:
@@ -195,7 +201,7 @@ class Features:
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Return, on all processes, a mask of the keys that the main process has in its cache, and their features."""
+        """Return a mask of the keys in the main process's cache, and their features; equal on all processes."""
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
             known, stored = cache.read(keys)
@@ -225,25 +231,25 @@ def string_hashes(texts: Sequence[str]) -> list[bytes]:
 
 
 class _Pace:
-    """Chooses the number of items per chunk from the measured speed; all processes use the same number.
+    """Number of items to encode before the next write to the cache, chosen from the measured speed.
 
     Args:
-        kind: kind of the items.
+        kind: kind of the items: images or captions.
         fast: True on an accelerator.
         batch_size: images per forward pass.
-        processes: the group that shares a chunk.
+        processes: processes that encode these items together; the number is the same for all of them.
     """
 
     def __init__(self, kind: str, fast: bool, batch_size: int | None, processes: Processes) -> None:
         self.adapts = kind == "images" and not fast
         self.processes = processes
-        # A multiple of the batch size for every process.
+        # Every process gets several full batches.
         self.unit = min(batch_size or 1, 8) * _FIRST_IMAGES * processes.count
         self.size = self.unit if self.adapts else _ACCELERATOR_CHUNK if fast else _STRINGS
         self._clock = time.perf_counter()
 
     def measured(self, count: int) -> None:
-        """Choose the size of the next chunk from the time that `count` items took."""
+        """Choose the number of items before the next write, from the time that the last `count` items took."""
         if self.adapts:
             units = count * _SECONDS / (time.perf_counter() - self._clock) / self.unit
             self.size = self.processes.of_main(self.unit * max(1, int(units)))
@@ -251,7 +257,7 @@ class _Pace:
 
 
 def _changed_since(item: object, started: int) -> bool:
-    """Return True if an image's file was written or replaced after a time in nanoseconds."""
+    """Return True if an image file was written or replaced after `started`, in nanoseconds since 1970."""
     if not isinstance(item, Path):
         return False
     try:

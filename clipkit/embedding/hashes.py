@@ -1,4 +1,4 @@
-"""Content hashes of images: a file that did not change is read once per process."""
+"""Content hashes of images. A process hashes a file again only if the file has changed."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from clipkit.errors import DataError, one_line
 from clipkit.images import Held, ImageLike, open_image, read_image
 
-_PART = 8192  # images that are hashed at once, because waiting tasks need memory
+_PART = 8192  # maximum number of images that wait in the thread pool, since each waiting task needs memory
 _REMEMBERED = 1 << 18
 # A file that changed more recently than this could change again with the same time stamp, so its hash is not cached.
 _RECENT = 2_000_000_000  # nanoseconds
@@ -33,7 +33,7 @@ def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
 
 def _content_hash(image: ImageLike) -> bytes:
     if isinstance(image, Image.Image | np.ndarray | Held):
-        decoded = open_image(image)  # upright RGB, as a tower gets it
+        decoded = open_image(image)  # RGB and rotated according to EXIF, as for a tower
         return hashlib.sha256(f"{decoded.size} ".encode() + decoded.tobytes()).digest()
     image = Path(image) if isinstance(image, str) else image
     try:
@@ -42,12 +42,12 @@ def _content_hash(image: ImageLike) -> bytes:
             if time.time_ns() - about.st_ctime_ns > _RECENT:
                 return _remembered(str(image), about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns)
         return hashlib.sha256(read_image(image)).digest()
-    except (OSError, ValueError) as error:  # ValueError: a name that is invalid for any file
+    except (OSError, ValueError) as error:  # ValueError: an invalid path, e.g. with a null character
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{image}: cannot be read ({reason}); check the path") from None
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _remembered(path: str, *_: int) -> bytes:
-    """Return the cached hash of a file; the other arguments (e.g. size and time) change with its content."""
+    """Return the SHA-256 hash of a file. It is cached by path, device, inode, size and time of change."""
     return hashlib.sha256(read_image(Path(path))).digest()

@@ -1,4 +1,4 @@
-"""Functions that split work on a dataset across processes and give every process the complete result."""
+"""Functions that divide work on a dataset among processes and give every process the complete result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +18,18 @@ V = TypeVar("V")
 def encode_shared(
     items: Sequence[T], encode: Callable[[Sequence[T]], Float[Tensor, "K D"]], processes: Processes
 ) -> Float[Tensor, "N D"]:
-    """Return the features of all items, in order, on `processes.device`: each process encodes a contiguous share.
+    """Encode items on several processes; return the features of all items to every process.
+
+    Each process encodes a contiguous part of the items. The features are in the order of the items and on
+    `processes.device`.
 
     Args:
         items: the same N items on every process; fewer items than processes are allowed.
-        encode: returns one row per given item; it is not called for an empty share.
-        processes: the group that shares the work.
+        encode: function that returns one feature row per item; not called on a process without items.
+        processes: processes that encode.
 
     Raises:
-        UserError: `encode` raised a UserError on one process; all processes raise it.
+        UserError: `encode` raised a UserError on any process; all processes then raise it.
     """
     share = items[processes.share(len(items))]
     rows = torch.empty(0, 0)
@@ -42,15 +45,16 @@ def encode_shared(
 def scan_shared(
     items: Sequence[T], scan: Callable[[Sequence[T]], Mapping[int, V]], processes: Processes
 ) -> dict[int, V]:
-    """Scan a contiguous share of the items on each process; return all results (position among all items -> result).
+    """Apply a function to items on several processes; return all results, by position of the item, to every process.
 
     Args:
-        items: the same items on every process.
-        scan: function from a share of the items to results (position in the share -> result); it may omit positions.
-        processes: the group that shares the work.
+        items: the same items on every process; each process scans a contiguous part of them.
+        scan: function that takes a part of the items and returns a dict: position in this part -> result. The dict may
+            omit items.
+        processes: processes that scan.
 
     Raises:
-        UserError: `scan` raised a UserError on one process; all processes raise it.
+        UserError: `scan` raised a UserError on any process; all processes then raise it.
     """
     share = processes.share(len(items))
     results: dict[int, V] = {}
@@ -61,7 +65,7 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which a model is in evaluation mode and not compiled; afterwards each module's mode is restored."""
+    """Context manager that runs a model in evaluation mode and without torch.compile; at the end, it restores both."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,7 @@
-"""Store of tensors on disk: a row per item, in memory-mapped files that are written once and never changed."""
+"""Store: tensors on disk with one row per item, in memory-mapped files that are written once and never changed.
+
+A store consists of an index and of parts. A part contains the rows that one process has written.
+"""
 
 import json
 import zlib
@@ -22,24 +25,24 @@ _ROWS = "rows"
 _LENGTHS = "lengths"
 _MASK = "attention_mask"
 _FORMAT = 1
-_BLOCK = 1 << 24  # bytes that are read at once for a checksum
+_BLOCK = 1 << 24  # number of bytes that are read at once to compute a checksum
 
 Inputs = dict[str, Tensor]
 
 
 class DamagedError(Exception):
-    """Error for a store whose files are incomplete, or were changed after they were written."""
+    """Error: files of a store are missing, incomplete, or were changed after they were written."""
 
 
 class PartWriter:
-    """Writes a part of a store: the rows of one process, in the order in which they are computed.
+    """Writer of one part of a store: the rows that one process computes, in the order in which it computes them.
 
     Args:
         folder: folder of the unfinished store.
-        number: number of the part.
-        of_tokens: True if each tensor (B, L, …), except `outside` (B, C), has a row per token. Padding, where
-            `attention_mask` (B, L) is 0, is then not written.
-        dtype: type of the tensors with more than two dimensions; None: unchanged.
+        number: number of the part, from 0.
+        of_tokens: True if the tensors (B, L, …) contain a vector per token, and `attention_mask` (B, L) is 0 for
+            padding. Padding is then not written. The tensor `outside` (B, C), if given, has no dimension of tokens.
+        dtype: type in which tensors with more than two dimensions are stored; None: unchanged.
     """
 
     def __init__(self, folder: Path, number: int, of_tokens: bool = False, dtype: torch.dtype | None = None) -> None:
@@ -49,15 +52,18 @@ class PartWriter:
         self.dtype = dtype
         self.rows = 0
         self.bad: dict[int, str] = {}
-        """Reasons why items could not be read, by row of the store."""
+        """Unreadable items: row in the store -> reason."""
         self._files: dict[str, tuple[BinaryIO, dict[str, Any]]] = {}
 
     def append(self, tensors: Mapping[str, Tensor]) -> Int[Tensor, " B"]:
-        """Write rows, given by name; return their positions in this part.
+        """Write B rows of each tensor to this part of the store; return the positions of the rows in the part.
+
+        Args:
+            tensors: name -> tensor; the same names in each call.
 
         Raises:
             OSError: the disk is full.
-            OverflowError: a value is not a finite number of the type that is stored.
+            OverflowError: a value is not finite after its conversion to `dtype`.
         """
         count = len(next(iter(tensors.values())))
         mask = tensors[_MASK].bool() if self.of_tokens else None
@@ -86,7 +92,7 @@ class PartWriter:
         entry["crc32"] = zlib.crc32(content, entry["crc32"])
 
     def close(self) -> dict[str, Any]:
-        """Complete the files; return the entry of this part in the index."""
+        """Close the files of this part; return the entry that describes the part in the index of the store."""
         for file, _ in self._files.values():
             file.close()
         tensors = {name: entry for name, (_, entry) in self._files.items()}
@@ -96,14 +102,15 @@ class PartWriter:
 def write_index(
     folder: Path, parts: Sequence[dict[str, Any]], rows: Int[Tensor, "R 2"], of_tokens: bool, about: Mapping[str, Any]
 ) -> None:
-    """Write the index of a store, which completes the store.
+    """Write the index of a store. The store is then complete.
 
     Args:
-        folder: folder of the parts.
-        parts: entries of the parts, in order.
-        rows: for each row of the store its part and its position there, or -1 if the row does not exist.
+        folder: folder with the files of all parts.
+        parts: result of `PartWriter.close` for each part, ordered by the number of the part.
+        rows: for each row of the store, the number of its part and its position in this part; both are -1 for
+            unreadable items.
         of_tokens: as in `PartWriter`.
-        about: further values of the index.
+        about: description of the content.
     """
     content = _bytes_of(rows)
     (folder / f"{_ROWS}.bin").write_bytes(content)
@@ -118,13 +125,13 @@ def write_index(
 
 
 class Store:
-    """A complete store, opened for reading.
+    """Complete store of tensors, opened for reading.
 
     Args:
         folder: folder of the store.
 
     Raises:
-        DamagedError: files are missing or have a wrong size, or the index cannot be read; `verify` checks the content.
+        DamagedError: files are missing or have a wrong size, or the index is invalid. Only `verify` reads the content.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -136,7 +143,7 @@ class Store:
             self.about: dict[str, Any] = index["about"]
             self.of_tokens: bool = index["of_tokens"]
             self.bad = {int(row): str(reason) for part in index["parts"] for row, reason in part["bad"].items()}
-            """Reasons why items could not be read, by row."""
+            """Unreadable items: row -> reason."""
             self._parts = [part for part in index["parts"] if part["rows"]]
             self._crc32: int = index[_ROWS]["crc32"]
             table = np.fromfile(folder / f"{_ROWS}.bin", dtype="<i8").reshape(index[_ROWS]["count"], 2)
@@ -144,7 +151,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise DamagedError from error
         numbers = [part["number"] for part in self._parts]
-        part_of = np.full(max(numbers, default=-1) + 2, -1)  # the last entry is for rows that do not exist
+        part_of = np.full(max(numbers, default=-1) + 2, -1)  # the last entry belongs to number -1: unreadable items
         part_of[numbers] = np.arange(len(numbers))
         self._table = table
         self._part = part_of[table[:, 0]]
@@ -154,7 +161,7 @@ class Store:
     def _opened(self, part: Mapping[str, Any]) -> Inputs:
         opened = {}
         for name, entry in part["tensors"].items():
-            # Copy-on-write, since torch warns about read-only memory; nothing is written to it.
+            # Mode c (copy-on-write), because torch warns about read-only memory; nothing is written to it.
             memory = np.memmap(_file(self.folder, part["number"], name), dtype=np.uint8, mode="c")
             if memory.nbytes != entry["bytes"]:
                 raise DamagedError
@@ -166,25 +173,28 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Size of the rows in bytes."""
+        """Total size of the stored tensors in bytes."""
         return sum(entry["bytes"] for part in self._parts for entry in part["tensors"].values())
 
     def exist(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Return a mask of the rows that exist. A row exists if its item could be read."""
+        """Return a mask of the given rows: True if a row was stored, False if its item could not be read."""
         return torch.from_numpy(self._part[rows.numpy()] >= 0)
 
     def lengths(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Return the number of tokens of each row; 0 if the store does not contain tokens."""
+        """Return the number of tokens of each given row; 0 if the store does not contain tokens."""
         if not self.of_tokens:
             return torch.zeros(len(rows), dtype=torch.int64)
         places = zip(self._part[rows.numpy()].tolist(), self._position[rows.numpy()].tolist(), strict=True)
         return torch.tensor([int(self._tensors[part][_LENGTHS][position]) for part, position in places])
 
     def verify(self, share: slice = slice(None)) -> None:
-        """Read some or all parts, and compare their checksums.
+        """Read the files of a store and compare their checksums with the index.
+
+        Args:
+            share: parts to read; default: all.
 
         Raises:
-            DamagedError: the content of a file changed.
+            DamagedError: a file was changed or cannot be read.
         """
         if zlib.crc32(self._table.tobytes()) != self._crc32:
             raise DamagedError
@@ -195,11 +205,11 @@ class Store:
                 raise DamagedError
 
     def take(self, rows: Int[Tensor, " B"], padding: Mapping[str, int] | None = None) -> Inputs:
-        """Return the tensors of some rows by name; tokens are padded to the longest of these rows.
+        """Return the stored tensors of some rows, by name; tokens are padded to the longest of these rows.
 
         Args:
-            rows: positions of rows in the store.
-            padding: value of padding by name; 0 for other names.
+            rows: positions of stored rows in the store.
+            padding: name of a tensor -> value of its padding; 0 for the other tensors.
         """
         numbers = rows.numpy()
         parts, positions = self._part[numbers], self._position[numbers]

@@ -1,4 +1,7 @@
-"""Stores on this machine: all processes of the machine build them together, and they are verified when reused."""
+"""Stores of this machine: its processes build a store together, and verify a store before they use it again.
+
+A store contains outputs of frozen tower parts, which training reads in each epoch instead of computing them.
+"""
 
 import logging
 import shutil
@@ -23,25 +26,26 @@ _UNFINISHED = ".writing"
 
 _logger = logging.getLogger(__name__)
 
-# (writer of this process's part, rows that it computes) -> for each of these rows its position in the part, or -1.
+# Function that computes and writes rows of a store. Arguments: the writer, and the rows to compute. It returns for each
+# of these rows its position in the part of the writer, or -1 if the item could not be read.
 WriteShare = Callable[[PartWriter, slice], Int[Tensor, " R"]]
 
 
 class NotStoredError(Exception):
-    """Error for a store that cannot be built; the message is the reason."""
+    """Error: a store cannot be built. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Processes of a run that are on the same machine as this process; each machine has separate files."""
+    """Processes of a run that are on the same machine as this process, and use the same disk."""
 
     processes: Processes
     hosts: tuple[str, ...]
-    """Host of each process of the run."""
+    """Host name of each process of the run."""
 
     @classmethod
     def of(cls, processes: Processes) -> "Machine":
-        """Find the processes of each machine by exchanging host names."""
+        """Return the processes on this machine, found by their host names. All processes of the run must call it."""
         return cls(processes, tuple(processes.gather_objects(socket.gethostname())))
 
     @property
@@ -51,17 +55,17 @@ class Machine:
 
     @property
     def count(self) -> int:
-        """Number of processes on this machine."""
+        """Number of processes of this run on this machine."""
         return self.hosts.count(self.hosts[self.processes.index])
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of the processes of this machine, in order."""
+        """Return the values that the processes of this machine passed. All processes of the run must call it."""
         values = self.processes.gather_objects(value)
         return [one for one, host in zip(values, self.hosts, strict=True) if host == self.hosts[self.processes.index]]
 
 
 class HeldStore(Store):
-    """Store that is not removed while this object exists."""
+    """Opened store whose folder no process removes while this object exists."""
 
     def __init__(self, folder: Path) -> None:
         self._held = hold(folder)
@@ -69,9 +73,13 @@ class HeldStore(Store):
 
 
 def open_store(key: str, machine: Machine) -> HeldStore | None:
-    """Return a complete and undamaged store; None if a machine of the run does not have it.
+    """Open a store and verify its checksums; return None if it is missing or damaged on any machine of the run.
 
     A damaged store is reported and removed.
+
+    Args:
+        key: name of the store.
+        machine: processes of this machine, each of which verifies some of the parts.
     """
     folder = stores_folder() / key
     store, damaged = None, False
@@ -92,19 +100,19 @@ def open_store(key: str, machine: Machine) -> HeldStore | None:
 def build_store(
     key: str, machine: Machine, rows: int, write: WriteShare, about: Mapping[str, Any], **options: Any
 ) -> HeldStore:
-    """Build a store; each process of this machine writes a contiguous share of the rows.
+    """Build and open a store of tensors; each process of this machine writes a contiguous part of the rows.
 
     Args:
         key: name of the store.
-        machine: the processes that write.
+        machine: processes that write.
         rows: number of rows.
-        write: computes and writes the rows of this process.
-        about: further values of the index.
+        write: function that computes and writes the rows of this process.
+        about: description of the content, saved in the index of the store.
         options: `of_tokens` and `dtype` of `PartWriter`.
 
     Raises:
-        NotStoredError: a process could not write; all processes raise this error.
-        UserError: a process raised a UserError; all processes raise it.
+        NotStoredError: a process could not write its rows; all processes then raise this error.
+        UserError: `write` raised a UserError on any process; all processes then raise it.
     """
     folder, reason = stores_folder() / key, ""
     unfinished = folder.with_name(f".{key[:16]}.{machine.gather(uuid4().hex)[0]}{_UNFINISHED}")
@@ -153,16 +161,21 @@ def _complete(unfinished: Path, folder: Path, parts: list[Any], about: Mapping[s
     for file in (*unfinished.iterdir(), unfinished):
         to_disk(file)
     with suppress(FileNotFoundError):
-        remove(folder)  # of an earlier version
-    if not (folder / INDEX).exists():  # another run may have built the same meanwhile
+        remove(folder)  # an older store with the same name
+    if not (folder / INDEX).exists():  # another run may just have built the same store
         unfinished.rename(folder)
 
 
 def make_room(needed: int, budget: int, machine: Machine) -> str:
-    """Remove the least recently used stores until `needed` more bytes fit into the budget.
+    """Remove the least recently used stores of this machine until there is room for a new store.
+
+    Args:
+        needed: bytes of the new store.
+        budget: maximum bytes of all stores, including the new one.
+        machine: processes of this machine, which all get the result.
 
     Returns:
-        The reason why they do not fit, e.g. other runs use the stored files, or the disk is full; otherwise "".
+        An empty string if the bytes fit; otherwise the reason, e.g. the disk is full, or other runs use the stores.
     """
     reason = ""
     if machine.index == 0:

@@ -1,4 +1,4 @@
-"""Contrastive losses: pure functions of gathered features; no ranks, devices or models.
+"""Contrastive losses: functions of the features of the whole batch, which know nothing of processes or models.
 
 The file NAME.py contains the loss NAME with its equation and an example; `clipkit/catalogue.py` has one row per loss.
 """

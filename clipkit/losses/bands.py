@@ -1,4 +1,7 @@
-"""Sums over the rows of a G × G matrix, one band of rows at a time; the backward pass computes each band again."""
+"""Sums over a G × G matrix that is too large for the memory: a few rows (a band) are computed at a time.
+
+The backward pass computes each band again.
+"""
 
 from collections.abc import Callable
 
@@ -6,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Number of elements of a band. A loss holds a few matrices of this size at once, and none between forward and backward.
+# Maximum number of elements in a band. A loss needs memory for a few bands, and for none after its forward pass.
 _HELD = 1 << 22
 
 
 def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]) -> Tensor:
-    """Return the sum of `of_band` over bands of `rows`, in fixed order.
+    """Return a sum over the elements of a matrix; a function computes it for a few rows (a band) at a time.
 
     Args:
-        rows: rows of the matrix.
-        columns: number of columns, which determines the number of rows in a band.
+        rows: rows of the matrix to sum over.
+        columns: number of columns; the more columns, the fewer rows are in a band.
         of_band: function that takes the rows of a band and returns their part of the sum, a tensor of any shape.
     """
     parts = [
@@ -28,6 +31,6 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
 
 
 def bands(rows: slice, columns: int) -> list[slice]:
-    """Split the rows into bands of limited size."""
+    """Split the rows of a matrix into bands (consecutive rows) with a limited number of elements."""
     height = max(1, _HELD // max(1, columns))
     return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]

@@ -1,4 +1,4 @@
-"""Contrastive loss with margin."""
+"""Contrastive loss with a margin."""
 
 import torch
 from jaxtyping import Float, Int
@@ -18,23 +18,24 @@ def contrastive(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Pull positives together and push negatives apart up to a margin.
+    r"""Make positives equal, and make the distance of negatives at least a margin.
 
     .. math:: L = \tfrac12\, \overline{d_{ij}^2}\Big|_{positives}
         + \tfrac12\, \overline{[m - d_{ij}]_+^2}\Big|_{negatives}, \quad d_{ij} = 1 - x_i \cdot y_j
 
     (Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4, with the cosine
-    distance. Positives and negatives are averaged separately: nearly all of the G² combinations are negatives.)
+    distance d and margin m. Positives and negatives are averaged separately, because nearly all of the G² combinations
+    are negatives.)
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        margin: cosine distance in [0, 2] from which a negative adds nothing.
+        margin: cosine distance in [0, 2]; a negative at this distance or farther adds 0.
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: images whose terms are summed, against all texts; default: all. The values for slices that cover 0..G add
-            up to the loss.
+        rows: images whose terms with all texts are summed; default: all. If slices divide the
+            batch, their values add up to the loss.
 
     Returns:
         The sum over the images in `rows`. The terms of positives are divided by the number of positives in the whole

@@ -10,19 +10,19 @@ def cross_consistency(
 ) -> Float[Tensor, ""]:
     r"""Make the similarity of image i and caption j equal to the similarity of image j and caption i.
 
-    Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds both of its consistency
-    losses to InfoNCE, with weight 0.25.
+    Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds this loss and
+    `within_consistency` to InfoNCE, each with weight 0.25.
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot y_j - x_j \cdot y_i)^2
 
     (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the sum over all combinations
-    of two pairs, divided by G.) The square is expanded to a few products of D × D matrices: time O(G D²), no G × G
-    matrix. Computed in float64, because it is a small difference of large sums.
+    of two pairs, divided by G.) The square is expanded to products of D × D matrices: it takes time O(G D²), and needs
+    no G × G matrix. The loss is computed in float64, because it is a small difference of large sums.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the pairs in `rows`, divided by G.
@@ -37,6 +37,6 @@ def cross_consistency(
     counted = slice(0, len(all_x)) if rows is None else rows
     x, y = all_x[counted], all_y[counted]
     squares = (x.T @ x * (all_y.T @ all_y)).sum() + (y.T @ y * (all_x.T @ all_x)).sum()
-    # Σ_ij (x_i · y_j)(x_j · y_i), row by row x_i (Σ_j y_j x_jᵀ) y_i.
+    # Σ_ij (x_i · y_j)(x_j · y_i) = Σ_i x_i (Σ_j y_j x_jᵀ) y_i.
     mixed = ((x @ (all_y.T @ all_x)) * y).sum()
     return ((squares - 2 * mixed) / len(all_x)).to(dtype)

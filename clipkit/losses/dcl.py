@@ -17,13 +17,14 @@ def dcl(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.
+    r"""Compute NT-Xent without the positives in the denominator.
 
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
-    (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the image and text features of the other pairs. The
-    loss can be negative. An anchor without a negative adds 0.
+    (Yeh et al. 2022, "Decoupled Contrastive Learning".) The anchors z are all image and text features; P_a are the
+    positives of anchor a, N_a its negatives; lse is log Σ exp. In contrast to NT-Xent, negatives keep their gradient
+    when a positive is very similar. The loss can be negative. An anchor without a negative adds 0.
 
     Args:
         image_features: unit length, one row per pair; or features of the first views.
@@ -32,10 +33,10 @@ def dcl(
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
-        The sum over both anchors of the pairs in `rows`, divided by 2G.
+        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

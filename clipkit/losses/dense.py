@@ -1,4 +1,7 @@
-"""InfoNCE for small batches on an accelerator, where time depends on the number of operations, not on their size."""
+"""InfoNCE for small batches on an accelerator: with the complete similarity matrix, and few operations.
+
+For small batches, the time depends on the number of operations that are launched, not on their size.
+"""
 
 from typing import Any
 
@@ -6,17 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Up to this number of pairs, the matrix needs less memory than a tile.
+# Up to this number of pairs, the similarity matrix needs less memory than one tile of `plain.py`.
 _MOST = 2048
 
 
 def is_small(features: Tensor) -> bool:
-    """Return True if `infonce` of this file is faster than the computation in tiles (`tiles.py`)."""
+    """Return True if the complete similarity matrix is faster than tiles: for a small batch on an accelerator."""
     return features.device.type != "cpu" and len(features) <= _MOST
 
 
 def infonce(x: Float[Tensor, "G D"], y: Float[Tensor, "G D"], scale: Tensor) -> Float[Tensor, ""]:
-    """Return symmetric InfoNCE, with one positive for each pair."""
+    """Return symmetric InfoNCE, with one positive per image (its text) and per text (its image)."""
     value: Tensor = _Dense.apply(x, y, scale)
     return value
 
@@ -24,8 +27,8 @@ def infonce(x: Float[Tensor, "G D"], y: Float[Tensor, "G D"], scale: Tensor) -> 
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        # The products are computed twice, because a softmax over columns is slower than over rows (2.9 ms for 2,048
-        # pairs on an H200).
+        # The similarities are computed twice, the second time transposed, because a softmax over columns is slower than
+        # over rows (2.9 ms for 2,048 pairs on an H200).
         with torch.autocast(x.device.type, enabled=False):
             scaled = x * scale
             over_texts, over_images = (scaled @ y.T).log_softmax(dim=1), (y @ scaled.T).log_softmax(dim=1)

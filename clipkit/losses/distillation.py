@@ -1,4 +1,4 @@
-"""Distillation from the similarities of a teacher."""
+"""Distillation from the similarities of a teacher model."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ def distillation(
     *,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Match the teacher's softmax: for each image over the texts of the batch, and for each text over the images.
+    r"""Match a teacher's probabilities of the texts in the batch for each image, and of the images for each text.
 
     .. math:: L = -\frac{1}{2G} \sum_{ij} \big[ p^T_{ij} \ln p_{ij} + q^T_{ij} \ln q_{ij} \big]
 
-    (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", on similarities as in TinyCLIP, Wu et al. 2023;
-    p over texts and q over images are softmaxes of scaled similarities.) Its minimum is the entropy of the teacher, not
-    0.
+    (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", on similarities as in TinyCLIP, Wu et al.
+    2023.) p is the softmax of the scaled similarities over texts, q over images; T marks the teacher. The minimum of
+    the loss is not 0, but the entropy of the teacher's probabilities.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale).
-        teacher_image_features: unit length, of the same images; gets no gradient.
-        teacher_text_features: unit length, of the same captions.
+        teacher_image_features: the teacher's features of the same images, unit length; without gradient.
+        teacher_text_features: the teacher's features of the same captions, unit length; without gradient.
         teacher_scale: the teacher's exp(logit_scale).
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the pairs in `rows`, divided by 2G.
@@ -54,7 +54,10 @@ def distillation(
 
 
 class _Distillation(torch.autograd.Function):
-    """Compute value and gradients in one pass over bands: dL/dz is softmax(z) minus the teacher's softmax."""
+    """Distillation loss that computes its gradients in the forward pass, a few rows (a band) of the logits at a time.
+
+    The derivative of the loss with respect to the logits z is softmax(z) minus the softmax of the teacher.
+    """
 
     @staticmethod
     def forward(
@@ -71,7 +74,7 @@ class _Distillation(torch.autograd.Function):
         total, to_scale = torch.zeros((2,), dtype=torch.float64, device=image.device).unbind()
         to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         every = bands(counted, pairs)
-        # Memory for two bands, which all bands reuse.
+        # Memory for one band of the teacher and one of the model, which all bands reuse.
         targets, logits = image.new_empty(2, max((band.stop - band.start for band in every), default=0), pairs)
         sides = (
             (image, text, teacher_image, teacher_text, to_image, to_text),
@@ -85,7 +88,7 @@ class _Distillation(torch.autograd.Function):
                     t.sub_(t.logsumexp(dim=1, keepdim=True)).exp_()
                     z = torch.mm(queries[band] * scale, candidates.T, out=logits[:height])
                     logsumexp = z.logsumexp(dim=1)
-                    # The teacher's probabilities of a row sum to 1.
+                    # The cross entropy is Σ t (logsumexp − z) = logsumexp − Σ t z, because Σ t = 1 in each row.
                     total += (logsumexp - torch.linalg.vecdot(t, z)).sum(dtype=torch.float64)
                     difference = z.sub_(logsumexp[:, None]).exp_().sub_(t)
                     mixed = difference @ candidates

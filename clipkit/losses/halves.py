@@ -1,8 +1,8 @@
-"""The sums of `tiles.py` on data center GPUs: Triton kernels with each float32 feature split into two 16-bit halves.
+"""Sums over a similarity matrix on data center GPUs: Triton kernels that split float32 numbers into two float16 halves.
 
-Logits exist only in registers. Their derivatives are written one tile at a time, also as halves, so that cuBLAS can
-multiply them with the features on tensor cores. The CPU never waits for the GPU. Nothing is added atomically, so the
-same features give the same bits.
+The logits exist only in registers. The derivatives of the loss with respect to them are written one tile at a time,
+also in two halves, so that cuBLAS can multiply them with the features on tensor cores. The CPU never waits for the GPU.
+No atomic additions are used, so the same features give bitwise equal results.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,19 @@ from torch import Tensor
 from clipkit.losses import kernels, plain
 from clipkit.losses.pair_ids import PairIds
 
-# Largest numbers of rows and columns that one launch reduces; their derivatives are in memory (4 bytes each).
+# Maximum numbers of rows and columns of a tile. In the forward pass, a tile is only reduced to sums; in the backward
+# pass, the derivatives of its logits are in memory (4 bytes each).
 _REDUCED = (16384, 65536)
 _WEIGHED = (8192, 16384)
-# Features are padded with zero rows and columns to multiples of this number, so that all blocks and products are full.
+# Features are padded with zeros to multiples of these numbers of rows and columns, so that all blocks are full.
 _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Tile sizes of a kernel: rows and columns of logits per program, features per step, and settings of Triton."""
+    """Sizes for a kernel: a program computes `high` × `wide` logits, and reads `deep` dimensions of features at a time.
+
+    `warps` and `stages` are options of Triton.
+    """
 
     high: int
     wide: int
@@ -31,7 +35,7 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
     described: bool
-    """Load features through tensor descriptors."""
+    """True: load features through tensor descriptors (TMA)."""
 
 
 _AMPERE = Blocks(128, 128, 32, 8, 4, False)
@@ -43,12 +47,12 @@ def _blocks(device: torch.device) -> Blocks:
 
 
 def check(device: torch.device) -> None:
-    """Raise an error if the kernels do not compile on this device, or if their results differ from plain PyTorch."""
+    """Raise an error if the Triton kernels do not compile on a device, or if their results differ from PyTorch."""
     x = F.normalize(torch.arange(300 * 80, device=device, dtype=torch.float32).view(300, 80).sin(), dim=1)
     y, scale, to = x.roll(1, 0), x.new_full((), 20.0), x[:, 0].abs()
     rows, columns, logits = logsumexp(x, y, scale, None, True)
     found = weigh_softmax(x, y, scale, None, True, logits, rows, columns, to, to)
-    x, y, scale, to = (one.double() for one in (x, y, scale, to))  # float32 products may be set to use fewer bits
+    x, y, scale, to = (one.double() for one in (x, y, scale, to))  # PyTorch may compute float32 products in TF32
     *lse, nothing = plain.logsumexp(x, y, scale, None, True)
     wanted = plain.weigh_softmax(x, y, scale, None, True, nothing, lse[0], lse[1], to, to)
     for ours, exact in zip((rows, columns, *found), (*lse, *wanted), strict=True):
@@ -56,7 +60,7 @@ def check(device: torch.device) -> None:
 
 
 class Logits:
-    """Arguments of the kernels that compute the logits scale · x · y + bias tile by tile."""
+    """Inputs from which the kernels compute the logits scale · x · y + bias. Features are split into float16 halves."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, ids: PairIds | None) -> None:
         x, y = x.contiguous(), y.contiguous()
@@ -66,7 +70,7 @@ class Logits:
         self.units = x.new_empty(2)
         self.scalars = (self.units, scale, scale if bias is None else bias)
         self.without = (ids is not None and ids.without_self, ids is not None and bool(ids.row_ids))
-        self.keys = (self.x[None], self.y[None])  # not used
+        self.keys = (self.x[None], self.y[None])  # any tensors: not used without IDs
         if ids is not None:
             self.keys = (
                 torch.stack([ids.row_position, *ids.row_ids]),
@@ -79,14 +83,14 @@ class Logits:
             )  # fmt: skip
 
     def tiles(self, sizes: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-        """Yield the rows and columns of each tile, of at most the given sizes."""
+        """Yield the rows and the columns of each tile of the logits; `sizes` are the maximum numbers of both."""
         for top in range(0, self.shape[0], sizes[0]):
             for left in range(0, self.shape[1], sizes[1]):
                 bottom, right = min(top + sizes[0], self.shape[0]), min(left + sizes[1], self.shape[1])
                 yield slice(top, bottom), slice(left, right)
 
     def described(self, matrix: Tensor, high: int, wide: int) -> Any:
-        """Return a pointer to a matrix, or a tensor descriptor of its blocks of `high` rows and `wide` columns."""
+        """Return a matrix as an argument of a kernel: itself, or a tensor descriptor of its `high` × `wide` blocks."""
         if not self.blocks.described:
             return matrix
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -94,7 +98,15 @@ class Logits:
         return TensorDescriptor.from_tensor(matrix, [high, wide])
 
     def launch(self, kernel: Any, grid: int, rows: slice, columns: slice, kind: int, *own: Any) -> None:
-        """Run a kernel over the blocks of a tile."""
+        """Run a kernel on a tile of the logits.
+
+        Args:
+            kernel: a kernel of `kernels.py`.
+            grid: number of programs: one for each block of the tile.
+            rows, columns: rows and columns of the tile.
+            kind: ROWS, BOTH or SOFTPLUS of `kernels.py`.
+            own: further arguments of the kernel.
+        """
         (row_keys, column_keys), blocks = self.keys, self.blocks
         kernel[(grid,)](
             self.described(self.x[rows.start :], blocks.high, blocks.deep),
@@ -108,7 +120,11 @@ class Logits:
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, Logits]:
-    """Return log Σ_j exp(logit_ij) per row i; with `both`, also log Σ_i exp(logit_ij) per column j; and the logits."""
+    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
+
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
+    result is an argument of `weigh_softmax`.
+    """
     logits = Logits(x, y, scale, None, ids)
     lse_rows, lse_columns = x.new_empty(len(x)), x.new_empty(len(y)) if both else x.new_full((len(y),), -torch.inf)
     kind = kernels.BOTH.value if both else kernels.ROWS.value
@@ -140,7 +156,12 @@ def weigh_softmax(
     to_rows: Tensor,
     to_columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sums of `plain.weigh_softmax`, from the logits that `logsumexp` returned."""
+    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
+
+    The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
+    `both`, only the first term. `logits`, `lse_rows` and `lse_columns` are the results of `logsumexp`; `to_rows` and
+    `to_columns` are the derivatives of the loss with respect to the last two.
+    """
     kind = kernels.BOTH.value if both else kernels.ROWS.value
     to = to_rows.contiguous(), to_columns.contiguous()
     mixed_y, mixed_x, _ = _weigh(logits, kind, (lse_rows, lse_columns), to, (_largest(to[0]), _largest(to[1])))
@@ -148,7 +169,10 @@ def weigh_softmax(
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, Logits]:
-    """Return Σ_ij log(1 + exp(logit_ij)), in float64, and the logits."""
+    """Return Σ_ij log(1 + exp(logit_ij)) in float64, where logit_ij is scale · x_i · y_j + bias, or −∞ if left out.
+
+    The last result is an argument of `weigh_sigmoid`.
+    """
     logits = Logits(x, y, scale, bias, ids)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     with torch.cuda.device_of(x):
@@ -163,7 +187,10 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, logits: Logits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+
+    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    """
     return _weigh(logits, kernels.SOFTPLUS.value, (x, y), (x, y), (x, y))
 
 
@@ -173,7 +200,15 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; `lse` and `to` are used only for softmaxes."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, if the weights w_ij are sigmoids, Σ_ij w_ij.
+
+    Args:
+        logits: arguments of the kernels.
+        kind: SOFTPLUS of `kernels.py` for w_ij = sigmoid(logit_ij); ROWS or BOTH for softmaxes over rows, or over both.
+        lse: log Σ exp of the rows and of the columns; only for softmaxes.
+        to: derivatives of the loss with respect to `lse`; only for softmaxes.
+        largest: maximum absolute values of `to`; only for softmaxes.
+    """
     mixed_y, mixed_x = (logits.units.new_empty(len(side), logits.padded) for side in (logits.x, logits.y))
     factors, total = torch.empty_like(logits.units), logits.units.new_zeros((), dtype=torch.float64)
     tiles = list(logits.tiles(_WEIGHED))
@@ -208,12 +243,12 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _add_product(sums: Tensor, weights: Tensor, features: Tensor, first: bool) -> None:
-    """Add weights @ features to `sums`, or with `first` replace `sums`; both factors are in 16-bit halves."""
+    """Add weights @ features to `sums`, or write it there if `first`; both factors are in two float16 halves."""
     high, low = weights.unbind()
     features_high, features_low = features.tensor_split(2, dim=1)
     for left, right in ((low, features_high), (high, features_low), (high, features_high)):
         if sums.is_cuda:
             torch.addmm(sums, left, right, out_dtype=torch.float32, beta=int(not first), out=sums)
-        else:  # in tests
+        else:  # on a CPU, in tests
             sums.addmm_(left.float(), right.float(), beta=int(not first))
         first = False

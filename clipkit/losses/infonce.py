@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE, the loss of CLIP, and its form for several positives."""
+"""Symmetric InfoNCE, the loss of CLIP, for one or several positives."""
 
 import torch
 from jaxtyping import Float, Int
@@ -26,14 +26,15 @@ def infonce(
         - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
     (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
-    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, including i. The loss is the
-    cross entropy with targets that are spread evenly over P_i. At equal similarities the loss is ln G.
+    P_i is i alone.) x are image features, y text features, s is the scale, and lse is log Σ exp. P_i are the pairs with
+    the same image or the same caption as pair i, including i. The loss is the cross entropy with targets that are
+    spread evenly over P_i. If all similarities are equal, the loss is ln G.
 
-    With `label_smoothing` ε, the targets are (1 − ε) times the targets above, plus ε spread evenly over all columns
+    With `label_smoothing` ε, the targets are (1 − ε) times the targets above, plus ε spread evenly over the batch
     (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
 
-    Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square. On data
-    center GPUs, float32 products are computed as sums of products of 16-bit halves, which are about as exact.
+    The loss is computed in float32 (float64 for float64 features), in tiles, so that memory grows with G, not with G².
+    On data center GPUs, each float32 number is split into two 16-bit numbers; the result is about as exact.
 
     Args:
         image_features: unit length, one row per pair.
@@ -41,11 +42,11 @@ def infonce(
         scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: how to treat another pair with the same image or caption. positive: see above; ignore: leave it
-            out of both sums (a row without any negative adds 0); negative: treat it as a negative, as without IDs.
+        duplicates: how to treat another pair with the same image or caption. positive: as a positive; ignore: leave it
+            out (an image or text without any negative then adds 0); negative: as a negative, like without IDs.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
-        rows: pairs whose terms are summed, against all columns; default: all. The values for slices that cover 0..G add
-            up to the loss, and the gradients too: this is how processes share the work.
+        rows: pairs whose terms are summed, each compared with the whole batch; default: all. If slices divide
+            the batch, their values add up to the loss, and their gradients too, so that processes can divide the work.
 
     Returns:
         The sum over the pairs in `rows`, divided by G.
@@ -79,7 +80,7 @@ def infonce(
         matched = matched + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
         matched = matched / positives.count[counted]
     if label_smoothing:
-        # Mean similarity to all columns that are not left out.
+        # Mean similarity to all texts (or images) that are not left out.
         if masked is None:
             every = (image[counted] * text.mean(dim=0) + text[counted] * image.mean(dim=0)).sum(dim=1)
         else:

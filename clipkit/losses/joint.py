@@ -1,4 +1,4 @@
-"""Common part of the NT-Xent, supervised contrastive and decoupled losses, in which all 2G features are contrasted."""
+"""Common part of NT-Xent, supervised contrastive and decoupled loss: all 2G features are compared with each other."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,9 @@ def joint(
     rows: slice | None,
     decoupled: bool,
 ) -> Float[Tensor, ""]:
-    """Return the mean over the 2G anchors of (log Σ exp over the other features) − (mean over the positives).
+    """Return the mean over all 2G features a of (log Σ_b exp(s_ab)) − (mean of s_ap over the positives p of a).
+
+    The features are of images and texts; b is each other feature, and s is the scaled cosine similarity.
 
     Args:
         image: unit length.
@@ -28,7 +30,8 @@ def joint(
         image_ids: ID of each pair's image.
         caption_ids: ID of each pair's caption.
         duplicates: how to treat another pair with the same image or caption, in both modalities.
-        rows: pairs whose two anchors are summed.
+        rows: pairs whose image and text terms are summed; None: all. If slices divide the
+            batch, their values add up to the mean.
         decoupled: leave the positives out of the sum of exponentials.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
@@ -46,7 +49,7 @@ def joint(
     rows_out = tuple(one[counted] for one in left_out)
     cross = PairIds(position[counted], position, rows_out, left_out, without_self=decoupled)
     within = PairIds(position[counted], position, rows_out, left_out, without_self=True)
-    # Pairs for which every other pair of the batch is a positive.
+    # Pairs without negatives: every other pair of the batch is a positive.
     lonely = shared[counted] == pairs
     total = image.new_zeros(())
     for queries, other in ((image, text), (text, image)):
@@ -57,7 +60,7 @@ def joint(
         else:
             together = groups.sums(other)[counted] + groups.sums(queries)[counted] - queries[counted]
             positive = (queries[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
-        if decoupled:  # for such a pair, the denominator is empty
+        if decoupled:  # without negatives, the denominator is empty
             over_others, over_queries = (one.masked_fill(lonely, 0) for one in (over_others, over_queries))
         terms = torch.logaddexp(over_others, over_queries) - scale * positive
         total = total + (terms.masked_fill(lonely, 0) if decoupled else terms).sum()

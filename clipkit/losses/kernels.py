@@ -1,21 +1,21 @@
-"""Triton kernels that compute blocks of a similarity matrix from features in two 16-bit halves.
+"""Triton kernels that compute blocks of a similarity matrix from features in two float16 halves.
 
-Two halves in float16 keep 22 of the 24 bits of a float32 number. low · high + high · low + high · high, summed in
-float32 by the tensor cores, is about as exact as a product in float32 (after Ootomo and Yokota 2022, "Recovering single
-precision accuracy from Tensor Cores"). Each program computes one block of logits, in registers only.
+Each float32 number is written as the sum of two float16 numbers, its high half and its low half, which keep 22 of its
+24 bits. low · high + high · low + high · high, summed in float32 by the tensor cores, is about as exact as a product in
+float32 (after Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores"). Each program computes
+one block of logits, in registers only.
 
-This file is imported only on a GPU. `TRITON_INTERPRET=1`, set before the import, runs the kernels on CPU tensors, for
-the tests.
+This file is imported only on a GPU. Tests set `TRITON_INTERPRET=1` before the import, and run the kernels on a CPU.
 """
 
 import triton
 import triton.language as tl
 
-# Kernels can read only such constants.
+# Triton kernels can only read global constants of the type `tl.constexpr`.
 _INFINITY = tl.constexpr(float("inf"))
-# Values are scaled up to 2^14 before they are split: float16 ends at 2^16, and its normal numbers at 2^-14.
+# Before the split, numbers are scaled so that the largest is about 2^14: float16 represents numbers from 2^-14 to 2^16.
 _TOP = tl.constexpr(14)
-# Reduction of the logits: sums of exponentials over rows, over rows and columns, or a sum of softplus.
+# Reduction of the logits: log Σ exp over rows, log Σ exp over rows and over columns, or a sum of softplus.
 ROWS, BOTH, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -24,7 +24,10 @@ def split(
     x, y, x_largest, y_largest, x_halves, y_halves, units, x_rows, y_rows, x_programs,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write x and y as two halves [high | low] of PADDED columns, divided by a power of two and padded with zeros."""
+    """Split x and y, divided by a power of two, into float16 halves, and write the halves side by side: [high | low].
+
+    Each half is padded with zeros to PADDED columns. The powers of two are written to `units`.
+    """
     program = tl.program_id(0)
     if program < x_programs:
         _split(x, x_largest, x_halves, units, x_rows, program, WIDTH, PADDED, HIGH, WIDE)
@@ -51,7 +54,10 @@ def _split(
 
 @triton.jit
 def _block(rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Return row and column of this program's block; programs that run together share features in the cache."""
+    """Return the position (row, column) of the block that this program computes, counted in blocks.
+
+    Programs that run at the same time get neighboring blocks, for which the same features are in the cache.
+    """
     across = tl.cdiv(columns, WIDE)
     group = tl.program_id(0) // (8 * across)
     height = tl.minimum(tl.cdiv(rows, HIGH) - group * 8, 8)
@@ -65,11 +71,11 @@ def _logits(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Return a block of logits: −∞ for combinations that are left out, and outside of the matrix."""
+    """Return a block of logits; they are −∞ for combinations that are left out, and outside of the matrix."""
     row = down * HIGH + tl.arange(0, HIGH)
     column = across * WIDE + tl.arange(0, WIDE)
     sums = tl.zeros((HIGH, WIDE), tl.float32)
-    # One loop over low · high, high · low and high · high: with three products in a step, each would wait for the last.
+    # One loop for low · high, then high · low, then high · high. Three products in one step would wait for each other.
     for step in range(0, 3 * PADDED, DEEP):
         part = step // PADDED
         x_start = step - part * PADDED + tl.where(part == 0, PADDED, 0)
@@ -86,7 +92,7 @@ def _logits(
     if WITH_BIAS:
         logits += tl.load(bias)
     logits = tl.where((row < rows)[:, None] & (column < columns)[None, :], logits, -_INFINITY)
-    if WITHOUT_SELF or WITHOUT_DUPLICATES:  # keys: position, image and caption of each pair
+    if WITHOUT_SELF or WITHOUT_DUPLICATES:  # keys of a pair: its position, image ID and caption ID
         own = tl.load(row_keys + row, mask=row < rows, other=-1)
         other = tl.load(column_keys + column, mask=column < columns, other=-1)
         out = own[:, None] == other[None, :]
@@ -113,7 +119,8 @@ def _logsumexp(logits, AXIS: tl.constexpr):
 def _softplus(logits):
     """Return log(1 + exp(logits))."""
     small = tl.exp(-tl.abs(logits))
-    more = 1 + small  # rounded: log(1 + small) is log(more) · small / (more − 1) nearly to the last bit
+    # more is rounded; log(more) · small / (more − 1) corrects this, and is log(1 + small) nearly to the last bit.
+    more = 1 + small
     logarithm = tl.where(more == 1, small, tl.log(more) * (small / tl.where(more == 1, 1.0, more - 1)))
     return tl.maximum(logits, 0.0) + logarithm
 
@@ -124,7 +131,7 @@ def reduce(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     KIND: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Write a block's log Σ exp of each row (and column), or its sum of softplus (into `row_parts`)."""
+    """Reduce a block of logits: write log Σ exp of each row (and column), or the sum of softplus to `row_parts`."""
     down, across = _block(rows, columns, HIGH, WIDE)
     logits = _logits(
         x, y, units, scale, bias, row_keys, column_keys, down, across, rows, columns, row_stride, column_stride,
@@ -142,7 +149,12 @@ def reduce(
 
 @triton.jit(do_not_specialize=["number", "size", "first"])
 def combine(parts, lse, number, size, first, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Add `number` parts of each log Σ exp to the sum of earlier tiles, unless this is the first."""
+    """Combine the log Σ exp of the blocks of a tile, and add them to `lse`, the result of earlier tiles.
+
+    Args:
+        parts: (number, size) log Σ exp of each block.
+        lse: (size,) result; its previous values are ignored if `first` is 1.
+    """
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     total = tl.load(lse + column, mask=column < tl.where(first == 0, size, 0), other=-_INFINITY)
     for start in range(0, number, HIGH):
@@ -163,11 +175,11 @@ def weigh(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     KIND: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Write the derivatives of the loss with respect to a block of logits, in units of 2^-14 of the largest derivative.
+    """Write the derivatives of the loss with respect to a block of logits, as two float16 halves.
 
-    The derivatives are to_row_i · softmax over the row + to_column_j · softmax over the column, or sigmoids, each as
-    two halves. The units in which these halves are multiplied with x and with y are written to `factors`; for sigmoids,
-    the sum of the block is written to `sums`.
+    The derivatives are to_rows_i · softmax over row i + to_columns_j · softmax over column j, or sigmoids. They are
+    divided by a unit: 2^-14 of the largest value that they can have. The factors that restore the scale of their
+    products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to `sums`.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(
@@ -206,7 +218,7 @@ def weigh(
 @triton.jit
 def _softmax(logits, lse, to, inside, unit, AXIS: tl.constexpr):
     shift = tl.load(lse, mask=inside, other=0.0)
-    # If everything is left out, the sum is empty; with any finite number, its weights are exp(−∞) = 0.
+    # log Σ exp is −∞ if all combinations are left out. Any finite number instead of it gives weights of exp(−∞) = 0.
     shift = tl.where(shift == -_INFINITY, 0.0, shift)
     factor = tl.load(to, mask=inside, other=0.0) / unit
     return tl.exp(logits - tl.expand_dims(shift, AXIS)) * tl.expand_dims(factor, AXIS)

@@ -25,19 +25,19 @@ def negclip(
     .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
-    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
-    is compared with all hard negative captions of the batch. Hard negative captions have no image, so they are never
-    queries.
+    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) n_h are the
+    features of the hard negative captions; lse is log Σ exp. Every image is compared with all hard negative captions of
+    the batch. They have no image, so they are never compared with the images as queries.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        negative_text_features: unit length, in any order.
+        negative_text_features: features of the H altered captions of the batch, unit length, in any order.
         scale: exp(logit_scale).
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
         The sum over the pairs in `rows`, divided by 2G.

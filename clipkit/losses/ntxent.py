@@ -23,8 +23,9 @@ def ntxent(
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
     (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1, where P_a
-    is the other view alone.) The 2G anchors z are all images and all texts; with two views of each image
-    instead of images and texts, it is the loss of SimCLR. With duplicates as positives it is `supcon`.
+    is the other view alone.) The 2G anchors z are all image and text features, P_a are the positives of anchor a, and
+    lse is log Σ exp. With two views of each image instead of images and texts, it is the loss of SimCLR. If duplicates
+    are positives, it is equal to `supcon`.
 
     Args:
         image_features: unit length, one row per pair; or features of the first views.
@@ -33,10 +34,10 @@ def ntxent(
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
-        The sum over both anchors of the pairs in `rows`, divided by 2G.
+        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

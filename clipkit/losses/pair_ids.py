@@ -1,4 +1,4 @@
-"""Combinations of rows and columns that a loss leaves out."""
+"""Entries of a similarity matrix that a loss leaves out: duplicates, or a feature with itself."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,22 @@ from torch import Tensor
 
 
 class PairIds(NamedTuple):
-    """Positions and IDs of rows and columns, which determine the combinations to leave out: duplicates, or self-pairs.
+    """Pairs in the rows and columns of a similarity matrix: their positions in the batch, and their IDs.
 
-    Duplicates share an image or a caption; positions distinguish a pair from its duplicates.
+    They determine the entries that a loss leaves out: entries of two pairs with the same image or caption (if IDs are
+    given), and entries of a pair with itself (if `without_self`).
     """
 
     row_position: Int[Tensor, " R"]
     column_position: Int[Tensor, " C"]
     row_ids: tuple[Int[Tensor, " R"], ...] = ()
-    """Image and caption of each row, if duplicates are left out."""
+    """Image IDs and caption IDs of the rows, if duplicates are left out; otherwise empty."""
     column_ids: tuple[Int[Tensor, " C"], ...] = ()
     without_self: bool = False
-    """Leave out the combination of a pair with itself."""
+    """True: leave out the entry of a pair with itself."""
 
     def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Return a mask of a tile: True for combinations of row and column that are left out."""
+        """Return a mask of some rows and columns of the similarity matrix: True for entries that are left out."""
         itself = self.row_position[rows, None] == self.column_position[None, columns]
         if not self.row_ids:
             return itself if self.without_self else torch.zeros_like(itself)

@@ -1,4 +1,4 @@
-"""The sums of `tiles.py` in plain PyTorch: on a CPU, and on GPUs without the kernels of `halves.py`."""
+"""Sums over a similarity matrix in plain PyTorch: on a CPU, and on GPUs for which `halves.py` has no kernels."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from clipkit.losses.pair_ids import PairIds
 
-# Rows and columns of a tile. They are fixed for each kind of device, because another shape rounds differently.
+# Rows and columns of a tile. They are fixed for each kind of device, because products of another shape may be rounded
+# differently.
 _CPU_TILE = (1024, 1024)
 _ACCELERATOR_TILE = (4096, 8192)
 
@@ -16,7 +17,8 @@ _ACCELERATOR_TILE = (4096, 8192)
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
     """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
 
-    Without `both`, the second result is −∞. The last result is an argument of `weigh_softmax`.
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
+    result is None, for the same interface as in `halves.py`.
     """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
@@ -32,9 +34,9 @@ def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bo
 
 def _both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
     if logits.device.type == "cpu":
-        # One exponential is used for both directions, unless all logits of a row or column are so far below the tile's
-        # largest one that its sum would be 0. An accelerator computes two, because the host would have to wait
-        # for this check.
+        # The exponentials, relative to the largest logit of the tile, are computed once for rows and columns, unless
+        # all logits of a row or column are so small that its sum would be 0. An accelerator always computes them
+        # twice, because the CPU would have to wait for this check.
         largest = logits.max()
         exponentials = torch.sub(logits, largest).exp_()
         row_sums, column_sums = exponentials.sum(dim=1), exponentials.sum(dim=0)
@@ -55,11 +57,14 @@ def weigh_softmax(
     to_rows: Tensor,
     to_columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, w_ij = to_row_i exp(logit_ij − lse_i) + to_column_j exp(logit_ij − lse_j).
+    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
 
-    The second term of w is used only with `both`.
+    The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
+    `both`, only the first term. logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. `lse_rows` and
+    `lse_columns` are the results of `logsumexp`; `to_rows` and `to_columns` are the derivatives of the loss with
+    respect to them.
     """
-    # If everything is left out, the sum is empty; with any finite number, its weights are exp(−∞) = 0.
+    # log Σ exp is −∞ if all combinations are left out. Any finite number instead of it gives weights of exp(−∞) = 0.
     lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     for rows, columns, logits in _tiles(x, y, scale, ids):
@@ -73,7 +78,7 @@ def weigh_softmax(
 
 
 def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
-    """Return to_row_i · softmax over the row + to_column_j · softmax over the column, reusing the memory of logits."""
+    """Return to_rows_i · softmax over row i + to_columns_j · softmax over column j, in the memory of the logits."""
     if logits.device.type == "cpu":
         top = torch.maximum(row_lse.max(), column_lse.max())
         bottom = torch.minimum(row_lse.min(), column_lse.min())
@@ -86,14 +91,15 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Return the largest difference of exponents up to which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
+    """Return the largest c - b for which exp(a - c) · exp(c - b) is as exact as exp(a - b) in a floating-point type."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
     """Return Σ_ij log(1 + exp(logit_ij)), in float64, because the sums of tiles differ greatly in magnitude.
 
-    The last result is an argument of `weigh_sigmoid`.
+    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out. The last result is None, for the same interface
+    as in `halves.py`.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):
@@ -104,7 +110,10 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, kept: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+
+    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    """
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows, columns, logits in _tiles(x, y, scale, ids):
@@ -116,9 +125,9 @@ def weigh_sigmoid(
 
 
 def _tiles(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the rows, the columns and the logits of each tile; all logits are written into the same memory."""
+    """Yield the rows, the columns and the logits of each tile. The next tile overwrites the logits."""
     height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
-    scaled, y_t = x * scale, y.T  # scale the features once instead of each tile
+    scaled, y_t = x * scale, y.T  # scales the features once, instead of every tile
     memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
     for top in range(0, len(x), height):
         for left in range(0, len(y), width):

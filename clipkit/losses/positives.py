@@ -1,4 +1,4 @@
-"""Positives and negatives of a batch when pairs share an image or a caption."""
+"""Positives and negatives of a batch in which pairs may have the same image or caption."""
 
 from typing import Literal
 
@@ -11,18 +11,18 @@ from clipkit.losses.pair_ids import PairIds
 
 Ids = tuple[Int[Tensor, " G"], Int[Tensor, " G"]]
 Duplicates = Literal["positive", "ignore", "negative"]
-"""Treatment of other pairs with the same image or caption: positive, ignored, or negative."""
+"""Treatment of other pairs with the same image or caption: as positives, ignored, or as negatives."""
 
 
 class Positives:
-    """Positives of each pair, without a G × G mask.
+    """Positives of each pair of a batch, the pairs with the same image or the same caption, without a G × G mask.
 
-    The sum over positives is the sum over pairs with the same image, plus pairs with the same caption, minus pairs with
-    both.
+    A sum over the positives of a pair is the sum over pairs with the same image, plus the sum over pairs with the same
+    caption, minus the sum over pairs with both.
 
     Args:
         image_ids: ID of each pair's image.
-        caption_ids: ID of each pair's caption; equal strings have equal ids.
+        caption_ids: ID of each pair's caption; equal strings have equal IDs.
     """
 
     def __init__(self, image_ids: Int[Tensor, " G"], caption_ids: Int[Tensor, " G"]) -> None:
@@ -33,7 +33,7 @@ class Positives:
         """(G,) number of positives of each pair, including the pair itself."""
 
     def sums(self, features: Float[Tensor, "G D"]) -> Float[Tensor, "G D"]:
-        """Return for each pair the sum of `features` over its positives."""
+        """Return for each pair the sum of `features` over its positives, including the pair itself."""
         return self._per_pair(features)
 
     def _per_pair(self, values: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Positives:
 
 
 def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
-    """Return the rank of each ID among the distinct IDs. `torch.unique` would make the CPU wait for the GPU."""
+    """Return the index of each ID among the sorted distinct IDs, without waiting for the GPU like `torch.unique`."""
     ordered, order = ids.sort()
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
@@ -50,13 +50,13 @@ def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
 
 
 def _sums(values: Tensor, group: Int[Tensor, " G"]) -> Tensor:
-    """Return the sum of the values of each group, in a fixed order: on CUDA, `index_add` adds atomically."""
+    """Return the sum of the values of each group, added in a fixed order. (The order of `index_add` varies on CUDA.)"""
     zeros = torch.zeros_like(values)
     return zeros.index_put((group,), values, accumulate=True) if values.is_cuda else zeros.index_add(0, group, values)
 
 
 def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
-    """Return both IDs as a tuple, or None if neither is given.
+    """Return the image IDs and the caption IDs of a batch as a tuple, or None if neither is given.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -69,15 +69,17 @@ def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | No
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
-    """Return the pairs that share an image or a caption: either as positives, or as pairs to leave out.
-
-    Both results are None if no pairs share an image or a caption, or if these pairs are treated as negatives.
+    """Find pairs with the same image or the same caption, which a loss treats as positives or leaves out.
 
     Args:
         image_ids: ID of each pair's image, or None.
         caption_ids: ID of each pair's caption, or None.
-        duplicates: how to treat pairs that share an image or a caption.
-        rows: slice of the pairs whose terms are summed; pairs to leave out are in these rows and all columns.
+        duplicates: how to treat pairs with the same image or caption.
+        rows: pairs whose terms the loss sums.
+
+    Returns:
+        (positives, None) if they are positives; (None, entries of the similarity matrix to leave out, for the given
+        rows and all columns) if they are ignored; (None, None) if there are none, or if they are negatives.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -86,7 +88,7 @@ def other_pairs(
     if ids is None or duplicates == "negative":
         return None, None
     ordered = torch.stack(ids).sort(dim=1).values
-    if not (ordered[:, 1:] == ordered[:, :-1]).any():  # the only value that the host waits for
+    if not (ordered[:, 1:] == ordered[:, :-1]).any():  # the only value for which the CPU waits
         return None, None
     if duplicates == "positive":
         return Positives(*ids), None
@@ -95,7 +97,7 @@ def other_pairs(
 
 
 class Relations:
-    """Masks of the positives and negatives of a batch, for one band of rows at a time.
+    """Masks of the positives and negatives of a batch, computed for some rows at a time.
 
     Args:
         pairs: number of pairs G.
@@ -129,7 +131,7 @@ class Relations:
         check_negatives(self.negatives, image_ids, caption_ids)
 
     def of(self, rows: slice) -> tuple[Bool[Tensor, "R G"], Bool[Tensor, "R G"]]:
-        """Return two masks (rows, all columns): the positives and the negatives of the given rows."""
+        """Return the masks of the positives and of the negatives of some rows, among all G columns."""
         itself = self._position[rows, None] == self._position[None]
         if self.duplicates == "negative":
             return itself, ~itself
@@ -140,13 +142,18 @@ class Relations:
 
 
 def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
-    """Raise an error for a batch in which no pair has a negative.
+    """Check that at least one pair of a batch has a negative.
+
+    Args:
+        negatives: number of negatives of each pair.
+        image_ids: ID of each pair's image, or None.
+        caption_ids: ID of each pair's caption, or None.
 
     Raises:
         BatchError: no pair has a negative; the message counts images and captions.
     """
     without_ids = image_ids is None or caption_ids is None
-    # Without IDs, the number is known without reading from the device.
+    # Without IDs, each pair has G − 1 negatives; nothing must be read from the device.
     if len(negatives) > 1 if without_ids else (negatives > 0).any():
         return
     if image_ids is None or caption_ids is None:

@@ -24,9 +24,10 @@ def sigmoid(
     .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
 
     (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
-    over pairs.) z is 1 if two pairs share an image or a caption. With s = b = 0 the loss is G ln 2.
+    over pairs.) z_ij is 1 if pairs i and j have the same image or caption, otherwise −1. With s = b = 0 the loss is
+    G ln 2.
 
-    Tiles and precision are as in `infonce`.
+    The loss is computed in float32 (float64 for float64 features), in tiles, so that memory grows with G, not with G².
 
     Args:
         image_features: unit length, one row per pair.
@@ -36,7 +37,8 @@ def sigmoid(
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: images whose terms are summed, against all texts; default: all.
+        rows: images whose terms with all texts are summed; default: all. If slices divide the
+            batch, their values add up to the loss.
 
     Returns:
         The sum over the images in `rows`, divided by G.
@@ -54,7 +56,7 @@ def sigmoid(
     counted = slice(0, pairs) if rows is None else rows
     positives, masked = other_pairs(image_ids, caption_ids, duplicates, counted)
     every = tiled_softplus_sum(image[counted], text, scale, bias, masked)
-    # A positive adds -ln σ(u) = softplus(u) - u, a negative softplus(u).
+    # With u = s x · y + b, a positive adds -ln σ(u) = softplus(u) - u, and a negative adds softplus(u).
     if positives is None:
         matched = (image[counted] * text[counted]).sum() * scale + bias * len(image[counted])
     else:

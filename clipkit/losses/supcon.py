@@ -20,9 +20,9 @@ def supcon(
     .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
 
-    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class if they share an
-    image or a caption: with captions made from class names, the caption is the class. To use labels, pass them as
-    `image_ids` and as `caption_ids`.
+    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) The 2G anchors z are all image and text
+    features, and P_a are the positives of anchor a. Two pairs belong to the same class if they have the same image or
+    caption, e.g. a caption made from the class name. To use labels, pass them as `image_ids` and as `caption_ids`.
 
     Args:
         image_features: unit length, one row per pair.
@@ -30,10 +30,10 @@ def supcon(
         scale: inverse temperature; 10 in the paper.
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        rows: pairs whose terms are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
-        The sum over both anchors of the pairs in `rows`, divided by 2G.
+        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

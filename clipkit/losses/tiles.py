@@ -1,9 +1,9 @@
-"""Reductions over a similarity matrix in tiles of fixed order, without ever storing the matrix.
+"""Sums over a similarity matrix that is never stored: it is computed one tile at a time, in a fixed order.
 
-Forward computes each tile once; backward computes it again, in the same order. The memory, in addition to the features
-and their gradients, is a few tiles for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
-contrastive losses by Inf-CL, Cheng et al. 2024; this module computes both directions of the loss in one pass.)
-`plain.py` computes tiles with PyTorch, `halves.py` with Triton kernels.
+The forward pass computes each tile once; the backward pass computes it again. In addition to the features and their
+gradients, only a few tiles are in memory, for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
+contrastive losses by Inf-CL, Cheng et al. 2024; this module sums over rows and columns in one pass.) `plain.py`
+computes tiles with PyTorch, `halves.py` with Triton kernels.
 """
 
 import functools
@@ -18,16 +18,20 @@ from torch import Tensor
 from clipkit.losses import plain
 from clipkit.losses.pair_ids import PairIds
 
-# Data center GPUs. On other GPUs, products in half precision are less than three times as fast as in float32.
+# Compute capabilities of data center GPUs. On other GPUs, float16 products are less than three times as fast as float32
+# products, and the kernels compute three float16 products instead of one float32 product.
 _CAPABILITIES = {(8, 0), (9, 0), (10, 0), (10, 3)}
-# Up to this number of pairs plain operations are faster than tiles.
+# Up to this number of pairs, the complete matrix is faster than tiles.
 _SMALL = 128
 
 
 def tiled_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
-    """Return log Σ_j exp(scale · x_i · y_j) per row i, and log Σ_i exp(scale · x_i · y_j) per column j."""
+    """Return log Σ_j exp(scale · x_i · y_j) per row i, and log Σ_i exp(scale · x_i · y_j) per column j.
+
+    `ids` determines combinations (i, j) that are left out of the sums; None: no combinations.
+    """
     if max(len(x), len(y)) <= _SMALL and ids is None:
         with torch.autocast(x.device.type, enabled=False):
             logits = scale * x @ y.T
@@ -39,7 +43,10 @@ def tiled_logsumexp(
 def tiled_row_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, " R"]:
-    """Return log Σ_j exp(scale · x_i · y_j) for each row i."""
+    """Return log Σ_j exp(scale · x_i · y_j) for each row i.
+
+    `ids` determines combinations (i, j) that are left out of the sums; None: no combinations.
+    """
     rows, _ = _LogSumExp.apply(x, y, scale, ids, False)
     return rows
 
@@ -47,20 +54,24 @@ def tiled_row_logsumexp(
 def tiled_softplus_sum(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, bias: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, ""]:
-    """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias))."""
+    """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias)).
+
+    `ids` determines combinations (i, j) that are left out of the sum; None: no combinations.
+    """
     return _SoftplusSum.apply(x, y, scale, bias, ids)
 
 
 def _tiles_of(x: Tensor) -> ModuleType:
-    """Return the module that computes the tiles of features: Triton kernels or PyTorch."""
+    """Return the module that computes tiles for these features: `halves` (Triton kernels) or `plain` (PyTorch)."""
     return _kernels(x.device) if x.dtype == torch.float32 else plain
 
 
 @functools.cache
 def _kernels(device: torch.device) -> ModuleType:
-    """Return the module with the kernels for a device.
+    """Return the module that computes tiles of float32 features on a device: `halves` or `plain`.
 
-    If the kernels do not run on the device, return the module `plain`, with a warning if they were expected to run.
+    `halves` is returned on data center GPUs. If its Triton kernels fail there, a warning says why, and `plain` is
+    returned.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return plain
@@ -89,7 +100,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, *lse = ctx.saved_tensors
-        # The weighted sums also give the gradient of the scale, without another pass: Σ_ij w_ij x_i · y_j.
+        # The gradient of the scale, Σ_ij w_ij x_i · y_j, follows from the same weighted sums.
         with torch.autocast(x.device.type, enabled=False):
             mixed_y, mixed_x = _tiles_of(x).weigh_softmax(x, y, scale, ctx.ids, ctx.both, ctx.kept, *lse, *gradients)
         to_scale = (x * mixed_y).sum().to(scale.dtype)

@@ -29,31 +29,32 @@ def triplet(
 
     .. math:: \big[ m + d_{ap} - d_{an} \big]_+
 
-    (Schroff et al. 2015, "FaceNet", section 3.1.) `mining` determines which triplets count:
+    (Schroff et al. 2015, "FaceNet", section 3.1.) m is the margin, d_ap the distance of an anchor to a positive, d_an
+    to a negative. The loss is the mean over triplets (anchor, positive, negative), which `mining` determines:
 
-    - hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
-      anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
-    - all: every triplet; mean over the triplets that violate the margin (Hermans et al. 2017, "In Defense of the
-      Triplet Loss", batch all ≠ 0).
-    - semihard: like all, but only with negatives that are farther than the positive and within the margin.
+    - hard: the farthest positive and the nearest negative of each anchor. With one positive per anchor it is the max of
+      hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
+    - all: every triplet that violates the margin (Hermans et al. 2017, "In Defense of the Triplet Loss", batch all
+      ≠ 0).
+    - semihard: like all, but only with negatives that are farther than the positive.
 
     For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
-    counts the violations in all rows, so more processes do not reduce this time.
+    counts the triplets of the whole batch, so more processes do not reduce this time.
 
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        margin: a distance, in [0, 2].
+        margin: distance in [0, 2] by which negatives should be farther than positives.
         mining: see above.
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
         image_ids: ID of each pair's image, if images may repeat.
         caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
         duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose anchors are summed; default: all. The values for slices that cover 0..G add up to the loss.
+        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
 
     Returns:
-        The sum over the anchors of the pairs in `rows`, divided by the number of terms in the whole batch; 0 if no
-        triplet violates the margin.
+        The sum over the image and text anchors of the pairs in `rows`, divided by the number of triplets in the whole
+        batch; 0 if no triplet violates the margin.
 
     Raises:
         BatchError: no pair has a negative.
@@ -79,12 +80,12 @@ def triplet(
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        """Return the sum and the number of the terms of a band of rows, over both directions, in float64."""
+        """Return the sum and the number of the triplets of some pairs, with image and text anchors, in float64."""
         directions = [sums(*sides, band) for sides in ((image, text), (text, image))]
         return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
     value, number = sum_over_bands(counted, pairs, both_ways)
-    # The mean is over all rows, including those that other processes count.
+    # The mean is over the triplets of the whole batch, so the triplets of the other rows are also counted.
     if mining == "hard":
         number = 2 * (relations.negatives > 0).sum()
     else:
@@ -96,10 +97,10 @@ def triplet(
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
-    """Return the negative distance of each row of x to each row of y, up to an additive constant."""
+    """Return the negative distance of each row of x to each row of y, plus a constant."""
     if distance == "cosine":
         return x @ y.T
-    # Valid for unit vectors. The gradient of the square root is infinite at 0, so the squared distance is kept above 0.
+    # Valid for unit vectors. The gradient of the square root is infinite at 0, so the squared distance is at least eps.
     return -(2 - 2 * (x @ y.T)).clamp(min=torch.finfo(x.dtype).eps).sqrt()
 
 
@@ -118,14 +119,14 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the sum and the number of violations over all (positive, negative) pairs of each row.
+    """Return the sum and the number of the triplets that violate the margin. The rows are the anchors.
 
-    The negatives of a row are sorted in ascending order. The negatives that violate the margin of a positive are the
-    last ones, so their sum is a difference of cumulative sums, and their number a difference of positions.
+    The negatives of a row are sorted by nearness. Those that violate the margin of a positive are the last ones, so
+    their sum is a difference of cumulative sums, and their number is a difference of positions.
     """
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values
     columns = rising.shape[1]
-    # In float64, because the difference of two large sums may be small.
+    # Sums are in float64, because the difference of two large sums may be small.
     finite = rising.masked_fill(rising.isinf(), 0)
     cumulated = torch.cat([finite.new_zeros(len(finite), 1).double(), finite.cumsum(dim=1, dtype=torch.float64)], dim=1)
     limit = nearness - margin

@@ -1,4 +1,4 @@
-"""Evaluation metrics, computed from features or scores. Definitions and names follow CLIP_benchmark."""
+"""Evaluation metrics, computed from features or scores. Names and definitions follow CLIP_benchmark."""
 
 from clipkit.metrics.bootstrap import cluster_bootstrap, cluster_bootstrap_median, interval, resampled
 from clipkit.metrics.classification import (

@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling clusters of queries."""
+"""Bootstrap confidence intervals: clusters of queries are resampled, e.g. all captions of an image together."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,19 @@ from numpy.typing import NDArray
 from clipkit.seeds import mix
 
 DRAWS = 1000
-_BLOCK = 1 << 22  # number of counts in memory at once
+_BLOCK = 1 << 22  # maximum number of counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """Resample the clusters with replacement; yield how often each cluster is drawn, in blocks (draws, clusters).
+    """Draw bootstrap resamples of clusters with replacement; yield how often each cluster is in each resample.
 
-    The same seed and number of clusters give the same draws, so that two metrics can be compared on the same resamples.
+    Args:
+        clusters: number of clusters; each resample draws as many.
+        draws: number of resamples.
+        seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
+
+    Yields:
+        (R, clusters) counts for the next R resamples.
     """
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // clusters)
@@ -33,20 +39,20 @@ def cluster_bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return means of `values` over resampled clusters (Efron and Tibshirani 1993, chapter 8).
+    """Return the mean of `values` in each bootstrap resample of their clusters (Efron and Tibshirani 1993, chapter 8).
 
     Args:
         values: (Q,) one value per query, e.g. 1.0 for a hit; or (Q, F), several values per query.
-        clusters: (Q,) cluster of each query, e.g. its image; clusters are drawn whole, with replacement.
-        strata: (Q,) stratum of each query. Clusters are drawn within each stratum, and the result is the mean of the
-            strata's means. All queries of a cluster are in one stratum.
-        among: number of clusters, if some have no query; `clusters` then contains indices below this number. Default:
-            only the clusters that occur.
-        draws: number of repetitions.
-        seed: the same seed and number of clusters give the same draws, so that two metrics can be compared pairwise.
+        clusters: (Q,) cluster of each query, e.g. its image. A drawn cluster includes all its queries.
+        strata: (Q,) stratum of each query, e.g. its dataset. Clusters are drawn within each stratum, and the result is
+            the mean of the strata's means. All queries of a cluster must be in one stratum.
+        among: total number of clusters, including those without a query; the values of `clusters` are then indices
+            from 0 to `among` - 1. Default: only the clusters that occur in `clusters`.
+        draws: number of resamples.
+        seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
 
     Returns:
-        (draws,) or (draws, F), one mean per repetition.
+        (draws,) or (draws, F), one mean per resample; NaN for a resample without queries.
 
     Example:
         >>> hits, images = np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1])
@@ -57,7 +63,7 @@ def cluster_bootstrap(
         parts = []
         for stratum in np.unique(strata):
             rows = strata == stratum
-            # Each stratum has its own seed, so that the draws are independent.
+            # The seed depends on the stratum, so that the resamples of the strata are independent.
             parts.append(cluster_bootstrap(values[rows], clusters[rows], draws=draws, seed=mix(seed, int(stratum))))
         return np.mean(parts, axis=0)
     cluster, size = _numbered(clusters, among)
@@ -67,7 +73,7 @@ def cluster_bootstrap(
     means = []
     for times in resampled(size, draws=draws, seed=seed):
         drawn = (times @ count)[:, None]
-        # A draw that contains only clusters without queries has no mean.
+        # A resample that contains only clusters without queries has no mean.
         means.append(np.divide(times @ totals, drawn, out=np.full((len(times), len(columns)), np.nan), where=drawn > 0))
     return np.concatenate(means).reshape(draws, *values.shape[1:])
 
@@ -82,8 +88,11 @@ def cluster_bootstrap_median(
 ) -> NDArray[np.float64]:
     """Return the median rank of each bootstrap resample of the clusters.
 
-    For an even number of ranks the median is the mean of the two middle ranks, rounded down. Arguments as in
-    `cluster_bootstrap`.
+    For an even number of ranks, the median is the mean of the two middle ranks, rounded down.
+
+    Args:
+        ranks: (Q,) one rank per query.
+        clusters, among, draws, seed: as in `cluster_bootstrap`.
     """
     cluster, size = _numbered(clusters, among)
     order = np.argsort(ranks, kind="stable")
@@ -108,6 +117,6 @@ def _numbered(clusters: NDArray[np.int64], among: int | None) -> tuple[NDArray[n
 
 
 def interval(means: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Return (low, high), the ends of the central interval that contains the share `level` of the bootstrap means."""
+    """Return the percentile confidence interval (low, high) of bootstrap means; `level` 0.95 means 95%."""
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""Regularized canonical correlation analysis between the features of images and of their captions."""
+"""Regularized canonical correlation analysis of two kinds of features, e.g. of images and of their captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Columns of a Gram matrix that are computed at once: only blocks on and below the diagonal.
+# Number of columns of a Gram matrix that are computed at once: on and below the diagonal, since it is symmetric.
 _BLOCK = 512
-# Share of the mean square below which a variance may be rounding of float32 features.
+# Below this share of the mean square, the variance of float32 features may be a rounding error.
 _CONSTANT = 1e-9
 
 
 @dataclass
 class PairSums:
-    """Sums over pairs (x, y) in float64, from which means and covariances can be computed.
+    """Sums over pairs of feature vectors (x, y) in float64, from which means and covariances follow.
 
-    The sums of the whole data are the sums of its parts, so micro-batches and processes can be added.
+    Sums over parts of the data (batches, or the data of several processes) can be added.
 
     Args:
         count: number of pairs.
-        x, y: sums of the features.
-        xx, yy, xy: sums of outer products.
+        x, y: sums of the feature vectors.
+        xx, yy, xy: sums of the outer products of the feature vectors.
 
     Example:
         >>> sums = PairSums.zeros(2, 1)
@@ -41,17 +41,17 @@ class PairSums:
 
     @classmethod
     def zeros(cls, x_width: int, y_width: int, device: torch.device | None = None) -> Self:
-        """Return the sums over no pairs."""
+        """Return sums over zero pairs, to which pairs can be added."""
         shapes = ((), (x_width,), (y_width,), (x_width, x_width), (y_width, y_width), (x_width, y_width))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All sums as a tuple."""
+        """Tuple of all sums, in the order of the fields."""
         return self.count, self.x, self.y, self.xx, self.yy, self.xy
 
     def add(self, x: Float[Tensor, "N V"], y: Float[Tensor, "M W"], x_of_y: Int[Tensor, " M"]) -> None:
-        """Add pairs: each row of y (a caption) and its row of x (an image), whose position is in `x_of_y`."""
+        """Add M pairs to the sums: row i of y (e.g. a caption), and row `x_of_y[i]` of x (e.g. its image)."""
         x, y = x.double(), y.double()
         counts = torch.bincount(x_of_y, minlength=len(x)).to(x)
         y_sums = torch.zeros(len(x), y.shape[1], dtype=y.dtype, device=y.device).index_add_(0, x_of_y, y)
@@ -63,15 +63,15 @@ class PairSums:
         self.xy += x.T @ y_sums
 
     def plus(self, other: "PairSums") -> Self:
-        """Return the sums over the pairs of both objects."""
+        """Return the sums over the pairs of this object and of another one."""
         return type(self)(*(one + another for one, another in zip(self.tensors, other.tensors, strict=True)))
 
     def cpu(self) -> Self:
-        """Return the sums on the CPU."""
+        """Return a copy of the sums on the CPU."""
         return type(self)(*(one.cpu() for one in self.tensors))
 
     def of(self, x_columns: Int[Tensor, " v"], y_columns: Int[Tensor, " w"]) -> Self:
-        """Return the sums for some of the columns."""
+        """Return the sums for some columns (dimensions) of x and of y."""
         xx, yy, xy = (
             self.xx[x_columns][:, x_columns],
             self.yy[y_columns][:, y_columns],
@@ -80,7 +80,7 @@ class PairSums:
         return type(self)(self.count, self.x[x_columns], self.y[y_columns], xx, yy, xy)
 
     def covariances(self, dtype: torch.dtype = torch.float64) -> "Covariances":
-        """Return the means in float64, and the covariances, computed in float64 and converted to `dtype`."""
+        """Return the means (float64) and the covariances (in `dtype`) of the pairs."""
         x_mean, y_mean = self.x / self.count, self.y / self.count
         xx, yy, xy = (
             torch.addr(total / self.count, one, other, alpha=-1).to(dtype)
@@ -91,7 +91,7 @@ class PairSums:
 
 @dataclass(frozen=True)
 class Covariances:
-    """Means and covariances of pairs (x, y)."""
+    """Means and covariances of pairs of feature vectors (x, y)."""
 
     x_mean: Float[Tensor, " V"]
     y_mean: Float[Tensor, " W"]
@@ -102,7 +102,7 @@ class Covariances:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Linear map L⁻¹ · diag(scale), after which the regularized covariance of features is the identity."""
+    """Whitening of features: a linear map L⁻¹ · diag(scale) that makes their regularized covariance the identity."""
 
     mean: Float[Tensor, " V"]
     scale: Float[Tensor, " V"]
@@ -110,25 +110,25 @@ class Whitening:
     """Cholesky factor L of the regularized covariance of the scaled features."""
 
     def apply(self, covariance: Float[Tensor, "V W"]) -> Float[Tensor, "V W"]:
-        """Return the covariance of the whitened features with other features."""
+        """Return the covariance of whitened features with other features, given the covariance before the whitening."""
         scaled = covariance * self.scale.to(covariance)[:, None]
         return torch.linalg.solve_triangular(self.lower, scaled, upper=False)
 
     def map_to(self, directions: Float[Tensor, "V K"]) -> Float[Tensor, "V K"]:
-        """Return the map from features to their coordinates along directions of the whitened features, in float64."""
+        """Return the matrix, in float64, that maps features to coordinates along K directions of the whitened space."""
         return torch.linalg.solve_triangular(self.lower.T, directions, upper=True).double() * self.scale[:, None]
 
 
 def whitening(
     mean: Float[Tensor, " V"], covariance: Float[Tensor, "V V"], ridge: float, blocks: Sequence[int] | None = None
 ) -> Whitening:
-    """Return the whitening of features.
+    """Return the whitening of features with a given mean and covariance.
 
     Args:
         mean, covariance: mean and covariance of the features.
         ridge: variance that is added to each column, in units of the mean variance of the columns.
-        blocks: widths of blocks of columns that are scaled to a total variance of 1 first; None: columns are used as
-            they are.
+        blocks: widths of blocks of columns. Each block is scaled to a total variance of 1 before the ridge is added.
+            None: columns are not scaled.
     """
     scale = _scale(mean, covariance.diagonal().double(), blocks)
     regularized = covariance * scale.to(covariance)[:, None]
@@ -140,10 +140,10 @@ def whitening(
 
 @dataclass(frozen=True)
 class CanonicalCorrelation:
-    """Maps from both kinds of features to canonical coordinates, the most correlated first, in float64.
+    """Linear maps from two kinds of features, x and y, to K canonical coordinates, in float64.
 
-    The coordinates of x are (x − x_mean) · x_map. Coordinate k of x and of y have regularized correlation
-    `correlations[k]`.
+    The coordinates of x are (x − x_mean) · x_map, those of y are (y − y_mean) · y_map. The regularized correlation of
+    coordinate k of x with coordinate k of y is `correlations[k]`, in descending order.
     """
 
     x_mean: Float[Tensor, " V"]
@@ -163,19 +163,20 @@ def canonical_correlation(
     y_blocks: Sequence[int] | None = None,
     approximate: bool = False,
 ) -> CanonicalCorrelation:
-    """Return regularized canonical correlations (Hotelling 1936; Vinod 1976, ridge).
+    """Return the regularized canonical correlation analysis of pairs (Hotelling 1936; Vinod 1976 for the ridge).
 
-    The maps U and V maximize the trace of Uᵀ Cxy V subject to Uᵀ (Cxx + a I) U = I and Vᵀ (Cyy + b I) V = I.
+    The maps U of x and V of y maximize the trace of Uᵀ Cxy V subject to Uᵀ (Cxx + a I) U = I and
+    Vᵀ (Cyy + b I) V = I, where Cxx, Cyy and Cxy are the covariances.
 
     Args:
         sums: sums over the pairs.
         x_ridge, y_ridge: a and b, in units of the mean variance of the columns.
-        count: number of coordinates K; None: as many as the narrower features have columns.
+        count: number of coordinates K; None: the smaller of the dimensions of x and y.
         x_blocks, y_blocks: widths of blocks of columns, such as layers of a network. Before the ridge is added, each
             block is scaled to a total variance of 1 (block scaling, Westerhuis et al. 1998), so that the ridge has the
-            same effect on layers with small and with large values. None: columns are used as they are.
-        approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011): takes
-            a fifth of the time if K is much smaller than the widths of the features.
+            same effect on layers with small and with large values. None: columns are not scaled.
+        approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011). This
+            takes a fifth of the time if K is much smaller than the dimensions of x and y.
 
     Raises:
         ValueError: a ridge is not positive, or there are fewer than two pairs.
@@ -197,10 +198,10 @@ def canonical_correlation(
 def correlation_of_whitened(
     x: Whitening, y: Whitening, covariance: Float[Tensor, "V W"], count: int | None = None, *, approximate: bool = False
 ) -> CanonicalCorrelation:
-    """Return canonical correlations, computed from the covariance between whitened features.
+    """Return the canonical correlation analysis of features that are already whitened.
 
     Args:
-        x, y: the whitenings.
+        x, y: whitenings of both kinds of features.
         covariance: covariance of the whitened x with the whitened y.
         count, approximate: as for `canonical_correlation`.
     """
@@ -212,7 +213,7 @@ def correlation_of_whitened(
 def _scale(
     mean: Float[Tensor, " V"], variances: Float[Tensor, " V"], blocks: Sequence[int] | None
 ) -> Float[Tensor, " V"]:
-    """Return the factor of each column that gives each block a total variance of 1; 1 for constant blocks."""
+    """Return the factor of each column that scales its block to a total variance of 1; 1 if the block is constant."""
     factors = torch.ones_like(mean)
     first = 0
     for width in blocks or ():
@@ -225,15 +226,15 @@ def _scale(
 
 
 def _singular(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading singular vectors and values, from the eigenvectors of the smaller Gram matrix."""
+    """Return the leading `count` left singular vectors, singular values and right singular vectors, exactly."""
     wide = matrix.shape[0] <= matrix.shape[1]
     small = matrix if wide else matrix.T
     squares, left = torch.linalg.eigh(small @ small.T)
     squares, left = squares[-count:].flip(0).clamp(min=0), left[:, -count:].flip(1)
-    # The sign of an eigenvector is arbitrary: its largest value is made positive.
+    # The sign of an eigenvector is arbitrary. The element with the largest absolute value is made positive.
     left = left * left.gather(0, left.abs().argmax(dim=0)[None]).sign()
     values = squares.sqrt()
-    # Directions without any correlation have no counterpart on the other side: they are zero on both.
+    # For a singular value of about 0, the other singular vector is undefined: both are set to 0.
     used = values > 1e-7 * values[:1].clamp(min=1e-12)
     right = small.T @ left / values.where(used, torch.ones_like(values)) * used
     left, values = left * used, values * used
@@ -241,7 +242,7 @@ def _singular(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor,
 
 
 def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return approximate leading singular vectors and values."""
+    """Return the leading `count` left singular vectors, singular values and right singular vectors, approximately."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, values, right = torch.svd_lowrank(matrix, q=min(count + 32, *matrix.shape), niter=2)
@@ -249,7 +250,7 @@ def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, 
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add one triangle of the symmetric matrix rowsᵀ · rows to `total`."""
+    """Add the Gram matrix rowsᵀ · rows to `total`; only one of its two triangles is computed, since it is symmetric."""
     for start in range(0, rows.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         product = rows[:, start:].T @ rows[:, block]

@@ -1,4 +1,4 @@
-"""Classification metrics from scores, for one label or several labels per image."""
+"""Classification metrics, computed from the scores of classes; images have one label or several labels."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from clipkit.metrics.arrays import takes_arrays
 def classification(
     scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"] | Bool[Tensor, "N C"]
 ) -> dict[str, float | None]:
-    """Return acc1, acc5 and mean_per_class_recall; for several labels per image, mean_average_precision.
+    """Return accuracies for one label per image, or the mean average precision for several labels per image.
 
-    Names and definitions follow CLIP_benchmark 1.6: `acc5` is None with fewer than five classes;
-    `mean_per_class_recall` is the mean over the classes that occur in `labels`; a class without images has an average
-    precision of 0. Ties go to the lower index.
+    Names and definitions follow CLIP_benchmark 1.6. With one label: `acc1`, `acc5` (None with fewer than five classes),
+    and `mean_per_class_recall`, the mean over the classes that occur in `labels`. With several labels:
+    `mean_average_precision`, to which a class without images adds 0. Of equal scores, the lower index ranks first.
 
     Args:
-        scores: score of each class, higher for likelier ones.
-        labels: class index of each image; or a boolean matrix of the classes of each image.
+        scores: score of each class for each image, higher for more probable classes.
+        labels: class index of each image; or a mask (True: the image belongs to the class).
 
     Raises:
         ValueError: a score is NaN, or the labels do not fit the scores.
@@ -56,7 +56,7 @@ def classification(
 
 @takes_arrays
 def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Return the rank of the true class: 1 + number of higher scores + number of equal scores at a lower index."""
+    """Return the rank of the true class of each image: 1 + number of higher scores + number of equal ones before it."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     target = labels[:, None]
     true_score = scores.gather(1, target)
@@ -67,7 +67,10 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
 
 @takes_arrays
 def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
-    """Return for each class the mean precision at the ranks of its images; 0 for a class without images."""
+    """Return the average precision of each class: the mean of the precisions at the ranks of its images.
+
+    It is 0 for a class without images. `labels` is True where an image belongs to a class.
+    """
     _, classes, precision = precision_at_right(scores, labels)
     total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device).index_add(0, classes, precision)
     return total / labels.sum(dim=0).clamp(min=1)
@@ -77,10 +80,16 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Return the precision at the rank of each image of each class: the share of correct images up to this rank.
+    """Rank all images by the score of each class; return the precision at the rank of each image of the class.
+
+    The precision at a rank is the share of images up to this rank that belong to the class.
+
+    Args:
+        scores: score of each class for each image.
+        labels: True where an image belongs to a class: P times.
 
     Returns:
-        Image, class and precision of the P correct (image, class) pairs.
+        Image, class and precision of each of the P correct (image, class) combinations.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     ranks = torch.arange(1, len(scores) + 1, device=scores.device)
@@ -96,13 +105,13 @@ def precision_at_right(
 
 @takes_arrays
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
-    """Return the confusion matrix: counts of images by true class (row) and predicted class (column)."""
+    """Return the confusion matrix: the number of images by true class (row) and predicted class (column)."""
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
 
 @takes_arrays
 def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
-    """Return the mean F1 score of the classes that occur in `labels`, as WILDS (Koh et al. 2021) does for iWildCam.
+    """Return the mean F1 score of the classes that occur in `labels`, as in WILDS (Koh et al. 2021) for iWildCam.
 
     Example:
         >>> round(macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1])), 4)
@@ -116,10 +125,13 @@ def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
 
 
 def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return for each group the number of its images, and their top-1 and top-5 accuracy.
+    """Return for each group of images their number, top-1 accuracy and top-5 accuracy.
 
-    The lowest of these accuracies is the worst-group accuracy of WILDS (Koh et al. 2021). Images without a group ("")
-    are ignored.
+    The lowest top-1 accuracy is the worst-group accuracy of WILDS (Koh et al. 2021).
+
+    Args:
+        ranks: rank of the true class of each image, from 1.
+        groups: group of each image; images without a group ("") are ignored.
 
     Example:
         >>> group_accuracies([1, 3, 1], ["a", "a", "b"])["a"]
@@ -135,14 +147,20 @@ def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, d
 
 @takes_arrays
 def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], bins: int = 15) -> float:
-    """Return the expected calibration error: weighted mean of |accuracy − confidence| over bins of equal width.
+    """Return the expected calibration error: the weighted mean of |accuracy − confidence| over bins of equal width.
 
     Guo et al. 2017, section 3.
+
+    Args:
+        confidence: probability of the predicted class, in [0, 1].
+        correct: True if the prediction is correct.
+        bins: number of bins of the confidence.
 
     >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
     0.3000000119...
     """
-    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # bins (0, 1/bins], … as in the paper
+    # As in the paper, bins include their upper end: (0, 1/bins], …
+    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64, device=number.device).index_add(
         0, number, correct.double() - confidence.double()
     )

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from clipkit.metrics.arrays import takes_arrays
 
-_STEPS = 100  # of Lloyd's algorithm, which usually converges much earlier
+_STEPS = 100  # maximum number of steps of Lloyd's algorithm, which usually converges much earlier
 
 
 @takes_arrays
 def kmeans(features: Float[Tensor, "N D"], clusters: int, *, seed: int = 0) -> Int[Tensor, " N"]:
-    """Return the cluster of each row by Lloyd's algorithm, started by k-means++ (Arthur and Vassilvitskii 2007).
+    """Return the k-means cluster of each row: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's algorithm.
 
     Args:
-        features: N rows.
-        clusters: number of clusters, at most N. Equal rows may leave some of them empty.
-        seed: determines the start.
+        features: N rows to cluster.
+        clusters: number of clusters, at most N. Some may be empty if rows are equal.
+        seed: seed of the initial centers.
 
     Example:
         >>> kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2).unique(return_counts=True)[1].sort().values.tolist()
@@ -48,19 +48,22 @@ def kmeans(features: Float[Tensor, "N D"], clusters: int, *, seed: int = 0) -> I
 
 
 def _distances(features: Tensor, norms: Tensor, centers: Tensor) -> Float[Tensor, "N K"]:
-    """Return squared Euclidean distances."""
+    """Return the squared Euclidean distance of each row to each center; `norms` are the squared norms of the rows."""
     return (norms[:, None] - 2 * features @ centers.T + (centers * centers).sum(dim=1)).clamp(min=0)
 
 
 @takes_arrays
 def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> dict[str, float]:
-    """Return how well clusters agree with classes, from their contingency table.
+    """Return measures of the agreement of clusters with classes; each is 1 for equal partitions.
+
+    Args:
+        cluster: cluster of each row.
+        labels: class of each row.
 
     Returns:
-        `nmi`: mutual information divided by the mean of both entropies, equal to the V-measure (Rosenberg and
-        Hirschberg 2007). `ami`: mutual information adjusted for chance (Vinh et al. 2010), 0 on average for random
-        clusters of the same sizes. `ari`: Rand index adjusted for chance (Hubert and Arabie 1985), from the pairs of
-        rows that are in one cluster and in one class.
+        `nmi`: normalized mutual information, divided by the mean of both entropies; equal to the V-measure (Rosenberg
+        and Hirschberg 2007). `ami`: adjusted mutual information (Vinh et al. 2010). `ari`: adjusted Rand index (Hubert
+        and Arabie 1985). Adjusted measures are 0 on average for random clusters of the same sizes.
 
     Example:
         >>> cluster_agreement(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))
@@ -71,7 +74,8 @@ def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> 
     table = np.zeros((first.max() + 1, second.max() + 1))
     np.add.at(table, (first, second), 1)
     rows, columns, total = table.sum(axis=1), table.sum(axis=0), table.sum()
-    if len(rows) == len(columns) == 1 or len(rows) == len(columns) == total:  # both are trivial and equal
+    # One cluster and one class for all rows, or one per row.
+    if len(rows) == len(columns) == 1 or len(rows) == len(columns) == total:
         return {"nmi": 1.0, "ami": 1.0, "ari": 1.0}
     some = table > 0
     information = float((table[some] / total * np.log(table[some] * total / np.outer(rows, columns)[some])).sum())
@@ -93,7 +97,7 @@ def _entropy(share: NDArray[np.float64]) -> float:
 
 
 def _expected_information(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> float:
-    """Return the expected mutual information of random clusters of these sizes (Vinh et al. 2010, equation 24a)."""
+    """Return the expected mutual information of random partitions with given sizes (Vinh et al. 2010, equation 24a)."""
     total = int(rows.sum())
     log_factorial = np.array([lgamma(n + 1) for n in range(total + 1)])
     value = 0.0

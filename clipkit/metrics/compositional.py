@@ -1,4 +1,4 @@
-"""Compositional tests: matching a few images with a few captions that differ in one detail."""
+"""Metrics of compositional tests, in which captions differ from each other in one detail."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -8,18 +8,19 @@ from clipkit.metrics.arrays import takes_arrays
 
 @takes_arrays
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
-    """Return for each instance whether every image scores highest with its caption, and every caption with its image.
+    """Return for each instance if all its images select the correct caption, and if all captions select their image.
 
-    The i-th image belongs to the i-th caption. With one image and two captions (SugarCrepe, Hsieh et al. 2023) the
-    first caption is correct; with two images and two captions (Winoground, Thrush et al. 2022) both are. Definitions
-    follow CLIP_benchmark 1.6: ties go to the lower index.
+    Image i belongs to caption i. With one image and two captions (SugarCrepe, Hsieh et al. 2023), the first caption is
+    correct; with two images and two captions (Winoground, Thrush et al. 2022), each image has one. An image selects the
+    caption with the highest score; of equal scores, the lower index (as in CLIP_benchmark 1.6).
 
     Args:
-        scores: scores of K instances, each of I images and C captions.
+        scores: scores of K instances, each with I images and C captions.
 
     Returns:
-        Two flags per instance: the highest score of every image is its caption (mean: `text_acc`), and the highest
-        score of every caption is its image (mean: `image_acc`). `acc` is the share of instances in which both hold.
+        Two masks: instances in which all images select the correct caption (their share is the metric `text_acc`), and
+        instances in which all captions select the correct image (`image_acc`). The metric `acc` is the share of
+        instances in both.
 
     Example:
         >>> import torch
@@ -36,12 +37,12 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
 
 @takes_arrays
 def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
-    """Return for each instance whether both correct captions score higher than the incorrect one.
+    """Return for each instance True if both correct captions score higher than the incorrect caption.
 
     This is the image-to-text metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
 
     Args:
-        scores: scores of a correct caption, an incorrect one, and another correct one.
+        scores: scores of a correct caption, the incorrect caption, and the other correct caption, for the image.
 
     Example:
         >>> import torch
@@ -53,9 +54,14 @@ def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
 
 @takes_arrays
 def closest_pair(first: Float[Tensor, "K D"], negative: Float[Tensor, "K D"], second: Float[Tensor, "K D"]) -> Tensor:
-    """Return for each instance whether its correct captions are more similar to each other than to the incorrect one.
+    """Return for each instance True if both correct captions are more similar to each other than to the incorrect one.
 
     This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
+
+    Args:
+        first: features of a correct caption, unit length.
+        negative: features of the incorrect caption, unit length.
+        second: features of the other correct caption, unit length.
 
     Example:
         >>> import torch

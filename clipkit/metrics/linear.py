@@ -12,13 +12,13 @@ from clipkit.metrics.arrays import takes_arrays
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A linear classifier with scores features @ weight.T + bias."""
+    """Linear classifier with logits features @ weight.T + bias."""
 
     weight: Float[Tensor, "C D"]
     bias: Float[Tensor, " C"]
 
     def __call__(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
+        """Return the logits of C classes for N feature vectors."""
         return features @ self.weight.T + self.bias
 
 
@@ -32,15 +32,15 @@ def logistic_regression(
     *,
     iterations: int = 1000,
 ) -> LinearClassifier:
-    """Minimize mean cross-entropy + weight_decay / 2 · ‖weight‖² by L-BFGS, on the device of the features.
+    """Train a linear classifier: minimize mean cross-entropy + weight_decay / 2 · ‖weight‖² by L-BFGS.
 
-    Equal to scikit-learn's `LogisticRegression(C=1 / (weight_decay · N))`; the bias is not decayed.
+    This is scikit-learn's `LogisticRegression(C=1 / (weight_decay · N))`, on the device of the features.
 
     Args:
-        features: inputs.
-        labels: class of each input, below `classes`.
+        features: N feature vectors.
+        labels: class of each feature vector, from 0 to C − 1.
         classes: number of classes C.
-        weight_decay: strength of the penalty; above 0 the minimum is unique.
+        weight_decay: weight of the penalty, at least 0; not applied to the bias.
         start: starting point, e.g. the solution for a similar weight decay; default: zeros.
         iterations: maximum number of iterations.
 

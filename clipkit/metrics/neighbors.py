@@ -1,4 +1,4 @@
-"""Classification by nearest neighbors."""
+"""Classification by k-nearest neighbors."""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from torch import Tensor
 from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.order import first_columns
 
-_ROWS = 1024  # number of queries scored at once
+_ROWS = 1024  # number of images that are classified at once
 
 
 @takes_arrays
@@ -19,17 +19,17 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "N C"]:
-    """Return the votes of the k most similar training images; each has the weight exp(cosine / temperature).
+    """Return a score for each class: the sum of exp(cosine / temperature) over its images among the k neighbors.
 
     Wu et al. 2018, section 3.4.
 
     Args:
-        features: unit length.
-        train_features: unit length.
+        features: features of N images to classify, unit length.
+        train_features: features of T training images, unit length.
         train_labels: class of each training image.
         classes: number of classes C.
         k: number of neighbors, at most T; ties go to the lower index.
-        temperature: at a lower temperature, the nearest neighbors have more weight.
+        temperature: at a lower temperature, the nearest of the k neighbors have more weight.
 
     Example:
         >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()

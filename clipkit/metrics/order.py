@@ -1,4 +1,4 @@
-"""Total order of scores: higher scores first; of equal scores, the lower index first."""
+"""Order of scores without ties: higher scores first; of equal scores, the one with the lower index first."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,20 +10,20 @@ _INDICES = 1 << 32
 
 
 def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C"]:
-    """Return an integer key for each score: keys are unique within a row, and greater keys come first.
+    """Return an integer key for each score; a greater key ranks first. Of equal scores, the lower column ranks first.
 
     Args:
-        scores: float32.
-        first: index of the first column.
+        scores: scores in float32.
+        first: index of the first column, if `scores` contains only some columns.
     """
-    bits = (scores + 0.0).view(torch.int32).long()  # converts −0 to 0
-    rising = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # integers in the order of the scores
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 converts −0 to 0
+    rising = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # integers in the same order as the scores
     index = torch.arange(first, first + scores.shape[1], device=scores.device)
     return rising * _INDICES + (_INDICES - 1 - index)
 
 
 def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """Convert the keys of `order_keys` back to scores and column indices."""
+    """Convert integer keys of scores, as `order_keys` returns them, back to scores and column indices."""
     index = _INDICES - 1 - (keys & (_INDICES - 1))
     rising = keys >> 32
     bits = torch.where(rising < 0, -rising | 0x80000000, rising)
@@ -32,7 +32,9 @@ def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor,
 
 @takes_arrays
 def first_columns(scores: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """Return the highest scores of each row with their columns, in order; exact for ties, unlike `topk`.
+    """Return the `count` highest scores of each row and their column indices, the highest score first.
+
+    Of equal scores, the one with the lower index comes first; `torch.topk` does not guarantee this.
 
     >>> first_columns(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), 3)[1].tolist()
     [[1, 0, 2]]

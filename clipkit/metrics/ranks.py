@@ -1,4 +1,7 @@
-"""Ranks of correct answers among all candidates, in both directions, without keeping the score matrix."""
+"""Ranks of correct answers in retrieval, from images to texts and from texts to images, without the score matrix.
+
+A query is an image or a text. Its candidates are all texts or all images, and its correct answers the matching ones.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +13,26 @@ from torch import Tensor
 from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.order import of_keys, order_keys
 
-# A tile holds side × side scores. The side is fixed, so that metrics do not depend on a batch size: a matrix product of
-# another shape may round differently and break a tie the other way. At this size, comparing and counting stay in the
-# cache and take a tenth of the time of the product.
+# Rows and columns of a tile of the score matrix. The size is fixed, because matrix products of other shapes may be
+# rounded differently, so that metrics would depend on it. Tiles of this size fit into the cache of a CPU: comparisons
+# then take a tenth of the time of the product.
 _SIDE = 1024
-# A query with at most this many correct answers is compared with each of them separately.
+# For a query with at most this many correct answers, candidates are compared with each correct answer separately.
 _LAYERS = 32
 
-# Scores and rows of the top answers.
+# Scores and indices of the K best candidates of Q queries.
 Answers = tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]
 
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Ranks of all matching pairs. A rank is 1 + number of higher scores + number of equal scores at a lower index."""
+    """Ranks of all matching (image, text) pairs in retrieval.
+
+    A rank is 1 + the number of candidates with a higher score + the number with an equal score and a lower index.
+    """
 
     pairs: Int[Tensor, "P 2"]
-    """(image, text) rows that belong together."""
+    """(image, text) indices of the matching pairs."""
     among_images: Int[Tensor, " P"]
     """Rank of the pair's image among all images, with its text as the query."""
     among_texts: Int[Tensor, " P"]
@@ -37,22 +43,22 @@ class RetrievalRanks:
 
     @property
     def of_texts(self) -> Int[Tensor, " M"]:
-        """Best rank of each text's images; 0 for a text without images."""
+        """For each text as the query, the best rank of its images; 0 for a text without images."""
         return _best(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def of_images(self) -> Int[Tensor, " N"]:
-        """Best rank of each image's texts; 0 for an image without texts."""
+        """For each image as the query, the best rank of its texts; 0 for an image without texts."""
         return _best(self.pairs[:, 0], self.among_texts, self.images)
 
     @property
     def precision_of_texts(self) -> Float[Tensor, " M"]:
-        """Average precision at R of each text, where R is its number of images (MAP@R, Musgrave et al. 2020)."""
+        """For each text as the query, average precision at R, its number of images (MAP@R, Musgrave et al. 2020)."""
         return _average_precision_at_r(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def precision_of_images(self) -> Float[Tensor, " N"]:
-        """Average precision at R of each image, where R is its number of texts."""
+        """For each image as the query, average precision at R, its number of texts (MAP@R, Musgrave et al. 2020)."""
         return _average_precision_at_r(self.pairs[:, 0], self.among_texts, self.images)
 
 
@@ -66,18 +72,18 @@ def retrieval_ranks(
     part: tuple[int, int] = (0, 1),
     summed: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RetrievalRanks:
-    """Return the ranks of all matching pairs, in memory O(N + M + P) beyond the features.
+    """Return the ranks of all P matching (image, text) pairs in image and text retrieval.
 
-    Scores are float32 (float64 for float64 features). All scores come from products of the same shape, so that equal
-    features have bitwise equal scores and ties are exact.
+    In addition to the features, the memory is O(N + M + P). Scores are float32 (float64 for float64 features). All
+    scores come from matrix products of the same shape, so that equal features have bitwise equal scores.
 
     Args:
         image_features: unit length.
         text_features: unit length.
-        image_of_text: row of each text's image; or (image, text) pairs, if a text belongs to several images.
-        on_scores: called with the number of scores of each finished tile, for a progress bar.
-        part: (index, number) of the share of tiles to compute, if several processes share the work.
-        summed: function that returns the sum of the counts (P,) of all processes.
+        image_of_text: index of each text's image; or (image, text) pairs, if a text belongs to several images.
+        on_scores: function for a progress bar, called with the number of scores that were just computed.
+        part: (i, n): compute part i of n, counted from 0, if n processes divide the work.
+        summed: function that adds a tensor (P,) of all n processes.
 
     Raises:
         ValueError: `image_of_text` does not fit the features.
@@ -114,7 +120,7 @@ def retrieval_ranks(
 
 @takes_arrays
 def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
-    """Return all scores, computed as in `retrieval_ranks`: equal rows have bitwise equal scores."""
+    """Return the matrix of all scores x · y, rounded as in `retrieval_ranks`: equal rows have bitwise equal scores."""
     tiles = Tiles(x, y)
     scores = tiles.dtype_of(x).new_empty(len(x), len(y))
     for rows in tiles.images:
@@ -129,8 +135,13 @@ def top_answers(
 ) -> tuple[Answers, Answers]:
     """Return the images with the highest scores for each text, and the texts with the highest scores for each image.
 
+    Args:
+        image_features: unit length.
+        text_features: unit length.
+        count: number of results per query, K; fewer if there are fewer images or texts.
+
     Returns:
-        (M, K) scores and rows of images, (N, K) scores and rows of texts.
+        For each text: (M, K) scores and indices of images. For each image: (N, K) scores and indices of texts.
     """
     tiles = Tiles(image_features.float(), text_features.float())
     least = torch.iinfo(torch.int64).min
@@ -149,14 +160,21 @@ def top_answers(
 
 
 def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Tensor, "P 2"]:
-    """Return all matching (image, text) pairs, each once."""
+    """Return all matching (image, text) pairs, each of them once.
+
+    `image_of_text` is the index of each text's image, or a matrix of (image, text) pairs.
+    """
     if image_of_text.ndim == 2:
         return image_of_text.cpu().unique(dim=0)
     return torch.stack([image_of_text.cpu(), torch.arange(len(image_of_text))], dim=1)
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Raise ValueError if the pairs do not fit the features; otherwise some features would silently be ignored."""
+    """Check that matching pairs refer to existing images and texts, and with `one_per_text` that each text has a pair.
+
+    Raises:
+        ValueError: the pairs do not fit.
+    """
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
     if not len(pairs):
@@ -168,25 +186,25 @@ def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text:
 
 
 class Tiles:
-    """Score matrix of images (rows) and texts (columns), computed one tile at a time in the same memory.
+    """Score matrix of images (rows) and texts (columns), computed one tile at a time. A tile overwrites the last one.
 
-    The last tile of a row or column is padded with zeros to full size. A product of another shape would round
-    differently, so that equal features would not have equal scores.
+    The features of the last rows and columns are padded with zeros to a full tile. A product of another shape may be
+    rounded differently, so that equal features would have different scores.
     """
 
     def __init__(self, images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"]) -> None:
         self._images, self._texts = self.dtype_of(images), self.dtype_of(texts)
-        # If there are few features, tiles are smaller.
+        # With few features, all tiles are smaller.
         self.side = side = min(_SIDE, 1 << max(len(images), len(texts), 2).bit_length())
         self.images, self.texts = _bands(len(images), side), _bands(len(texts), side)
         self._padded = {id(x): _padded(x[side * (len(x) // side) :], side) for x in (self._images, self._texts)}
         self._scores = self._images.new_empty(side, side)
         self.compared = self._images.new_empty(side, side)
-        """Memory for the comparisons of a tile."""
+        """Memory for the results of comparisons in a tile."""
 
     @staticmethod
     def dtype_of(features: Tensor) -> Tensor:
-        """Return the features in the dtype of their scores: at least float32."""
+        """Return features in the type in which scores are computed: float32, or float64 if they are float64."""
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "h w"]:
@@ -197,7 +215,7 @@ class Tiles:
         return features[band] if band.stop - band.start == self.side else self._padded[id(features)]
 
     def scores_of(self, image: Int[Tensor, " P"], text: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """Return the scores of single pairs, each computed in its tile."""
+        """Return the scores of P (image, text) pairs. Each is computed in its tile, so that rounding is the same."""
         scores = self._images.new_empty(len(image))
         tile_of_pair = (image // self.side) * len(self.texts) + text // self.side
         order = tile_of_pair.argsort()
@@ -209,25 +227,25 @@ class Tiles:
 
 
 class _Queries:
-    """One direction of retrieval: counts for each (query, correct answer) pair the candidates that rank before it.
+    """Counts, for each (query, correct answer) pair, of the candidates that rank before the correct answer.
 
-    Pairs are grouped by the band of their query. Within a band they form layers that contain each query at most once,
-    so that a layer needs only one comparison, with one score per row. Queries with many correct answers are counted
-    one by one, by binary search.
+    Tiles are compared with the scores of the pairs. The pairs of a tile's queries are split into layers with at most
+    one pair per query, so that the tile is compared only once per layer. For queries with many correct answers,
+    candidates are counted by binary search instead.
 
     Args:
         queries: query of each pair.
-        correct: correct answer of each pair, an index among the candidates.
+        correct: correct answer of each pair: an index among the candidates.
         scores: score of each pair.
-        bands: slices of the queries, equal to the slices by which the tiles are computed.
+        bands: slices of the queries in the tiles.
     """
 
     def __init__(self, queries: Tensor, correct: Tensor, scores: Tensor, bands: list[slice]) -> None:
         self.before = torch.zeros_like(queries)
-        """Number of candidates that rank before each pair's correct answer, so far."""
+        """Number of candidates that rank before the correct answer of each pair, in all tiles so far."""
         self._layers: dict[int, list[_Layer]] = {band.start: [] for band in bands}
         self._many: dict[int, list[_Many]] = {band.start: [] for band in bands}
-        # Integer keys exist for float32 scores only.
+        # The binary search uses integer keys, which exist for float32 scores only.
         most = _LAYERS if scores.dtype == torch.float32 else len(scores)
         order = queries.argsort(stable=True)
         ordered = queries[order]
@@ -235,7 +253,7 @@ class _Queries:
         ends = torch.searchsorted(ordered, torch.tensor([band.stop for band in bands], device=queries.device)).tolist()
         for band, start, stop in zip(bands, [0, *ends], ends, strict=False):
             in_band = order[start:stop]
-            # Number of the pair among the pairs of its query.
+            # Index of each pair among the pairs of its query: the number of its layer.
             number = torch.arange(start, stop, device=queries.device) - first[start:stop]
             few = (last - first)[start:stop] <= most
             many = in_band[~few]
@@ -252,9 +270,15 @@ class _Queries:
                 self._layers[band.start].append(_Layer(None if whole else rows, pairs, correct[pairs], scores[pairs]))
 
     def count(self, tile: Tensor, compared: Tensor, queries: slice, candidates: slice) -> None:
-        """Count the candidates of a tile (queries, candidates) that rank before the correct answers."""
+        """Count the candidates of a tile of scores that rank before the correct answers.
+
+        Args:
+            tile: scores (queries, candidates).
+            compared: memory of the same shape for the comparisons.
+            queries, candidates: rows and columns of the tile.
+        """
         for layer in self._layers[queries.start]:
-            # An equal score ranks before the correct one if its index is lower.
+            # A candidate with an equal score ranks before the correct answer if its index is lower.
             limit = torch.where(layer.correct >= candidates.stop, layer.just_below, layer.score)[:, None]
             if layer.rows is None:
                 scores = tile
@@ -278,18 +302,18 @@ class _Queries:
 @dataclass
 class _Layer:
     rows: Tensor | None
-    """Rows of the band; None: all rows, in order."""
+    """Rows of the tile, one per pair; None: all rows, in order."""
     pairs: Tensor
     correct: Tensor
     score: Tensor
 
     def __post_init__(self) -> None:
-        # score > just_below is the same as score >= this score.
+        # x > just_below is the same as x >= score.
         self.just_below = torch.nextafter(self.score, torch.full_like(self.score, -torch.inf))
 
 
 class _Many:
-    """A query with many correct answers, sorted by their keys (`order_keys`), from the lowest key to the highest."""
+    """Query with many correct answers, which are sorted from the last rank to the first for a binary search."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

@@ -1,4 +1,4 @@
-"""Retrieval metrics between images and texts, with any number of texts per image and images per text."""
+"""Retrieval metrics between images and texts. An image can have several texts, and a text several images."""
 
 from collections.abc import Sequence
 from math import comb
@@ -18,23 +18,23 @@ def retrieval(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Return recall at k, median and mean rank, and mean average precision at R, in both directions.
+    """Return recall at k, median rank, mean rank and MAP@R of image retrieval (by text) and text retrieval (by image).
 
-    `image_retrieval_recall@k`: share of texts with *any* of their images among the k highest-scored images.
-    `text_retrieval_recall@k`: share of images with *any* of their texts among the k highest-scored texts.
-    `mean_recall`: mean of all recalls. (Names and definitions follow CLIP_benchmark 1.6; ties go to the lower index.)
-    `…_median_rank`, `…_mean_rank`: rank of the best correct answer, from 1; the median of an even number of ranks is
-    rounded down. `…_map@r`: mean average precision at R (Musgrave et al. 2020).
+    `image_retrieval_recall@k`: share of texts with *any* of their images among the k images with the highest scores.
+    `text_retrieval_recall@k`: share of images with *any* of their texts among the k texts with the highest scores.
+    `mean_recall`: mean of all recalls. (Names and definitions follow CLIP_benchmark 1.6; of equal scores, the lower
+    index ranks first.) `…_median_rank`, `…_mean_rank`: median and mean, over the queries, of the rank of the best
+    correct answer, from 1; the median is rounded down. `…_map@r`: mean average precision at R (Musgrave et al. 2020),
+    where R is the number of correct answers of a query.
 
     Args:
         image_features: unit length; tensors or NumPy arrays, as for all metrics.
         text_features: unit length.
-        image_of_text: row of each text's image; or (image, text) pairs.
-        ks: cut-offs of the recalls.
+        image_of_text: index of each text's image; or (image, text) pairs.
+        ks: values of k for the recalls.
 
     Raises:
-        ValueError: a feature is not finite (no score is greater than NaN, so NaN would get rank 1), or
-            `image_of_text` does not fit the features.
+        ValueError: a feature is not finite, or `image_of_text` does not fit the features.
 
     Example:
         >>> x = torch.eye(3)
@@ -51,7 +51,10 @@ def retrieval(
 
 
 def recalls(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Return recalls in both directions and their mean, over the queries that have a correct answer."""
+    """Return recall at each k of image retrieval and text retrieval, and the mean of all recalls.
+
+    Queries without a correct answer are left out.
+    """
     figures: dict[str, float] = {}
     for name, of_queries in (("image_retrieval", ranks.of_texts), ("text_retrieval", ranks.of_images)):
         queries = of_queries[of_queries > 0]
@@ -74,9 +77,9 @@ def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
 
 @takes_arrays
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
-    """Return the median rank.
+    """Return the median of ranks; for an even number of ranks, the mean of the two middle ones, rounded down.
 
-    For an even number of ranks it is the mean of the two middle ranks, rounded down (as in open_clip).
+    This is the definition of open_clip.
     """
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
@@ -84,14 +87,15 @@ def median_rank(ranks: Int[Tensor, " Q"]) -> float:
 
 @takes_arrays
 def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> float:
-    """Return the expected share of queries whose correct answer ranks first in a batch with random other candidates.
+    """Return the expected top-1 accuracy in a batch of the correct answer and random other candidates.
 
-    With rank r among n candidates, none of the other G − 1 ranks higher with probability C(n−r, G−1) / C(n−1, G−1).
+    If the correct answer has rank r among n candidates, it is the first of a batch of G candidates with probability
+    C(n−r, G−1) / C(n−1, G−1).
 
     Args:
-        ranks: rank of each query's correct answer, from 1; queries without a correct answer have 0 and are left out.
-        candidates: number of candidates, n.
-        size: candidates in a batch, G; at most n.
+        ranks: rank of each query's correct answer, from 1; queries with 0, without a correct answer, are left out.
+        candidates: total number of candidates, n.
+        size: number of candidates in a batch, G; at most n.
 
     Example:
         >>> batch_accuracy(torch.tensor([1, 2]), candidates=3, size=2)
@@ -112,10 +116,16 @@ def retrieval_chance(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float | None]:
-    """Return the expected metrics of random scores.
+    """Return the chance level of retrieval metrics: their expected values for random scores.
 
-    With c correct answers among n candidates: recall 1 − C(n−c, k)/C(n, k); best rank (n+1)/(c+1); average precision
-    at R = c as in `precision_by_chance`. None for median ranks.
+    For c correct answers among n candidates, recall at k is 1 − C(n−c, k)/C(n, k), the best rank is (n+1)/(c+1), and
+    average precision at R = c is computed by `precision_by_chance`. Median ranks are None.
+
+    Args:
+        images: number of images.
+        texts: number of texts.
+        image_of_text: index of each text's image; or (image, text) pairs.
+        ks: values of k for the recalls.
     """
     pairs = right_pairs(image_of_text)
     figures: dict[str, float | None] = {}
@@ -145,11 +155,14 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the expected average precision of candidates in random order, of which R = `correct` are correct.
+    """Return the chance level of average precision: its expected value for candidates in random order.
 
-    Only the first `among` candidates count. This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of
-    correct answers among the first k) / k. With `among` = R it is the chance level of average precision at R; with
-    `among` = all candidates, the chance level of average precision.
+    The average precision is 1/R Σ_k [candidate k is correct] · (number of correct ones among the first k) / k.
+
+    Args:
+        candidates: number of candidates.
+        correct: number of correct candidates, R.
+        among: number of first candidates to sum over: R for average precision at R, `candidates` for average precision.
     """
     if candidates == 1:
         return 1.0

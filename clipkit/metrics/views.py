@@ -1,4 +1,4 @@
-"""Alignment and uniformity of features on the unit sphere."""
+"""Alignment and uniformity of features of unit length."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipkit.metrics.arrays import takes_arrays
 
-_ROWS = 1024  # number of rows compared at once
+_ROWS = 1024  # number of rows that are compared with all rows at once
 
 
 @takes_arrays
@@ -16,8 +16,8 @@ def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Floa
     Wang and Isola 2020, equation 5 with α = 2.
 
     Args:
-        first: unit length.
-        second: unit length; row i is another view of row i of `first`.
+        first: features x, unit length.
+        second: features y, unit length; row i is another view of row i of `first`.
 
     Example:
         >>> alignment(torch.eye(2), torch.eye(2).flip(0)).tolist()
@@ -28,7 +28,7 @@ def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Floa
 
 @takes_arrays
 def uniformity(features: Float[Tensor, "N D"]) -> float:
-    """Return log mean exp(−2‖x_i − x_j‖²) over i ≠ j: 0 if all features are equal, about −4 if spread evenly.
+    """Return log mean exp(−2‖x_i − x_j‖²) over i ≠ j: 0 if all features are equal, about −4 if they are spread evenly.
 
     Wang and Isola 2020, equation 6 with t = 2.
 

@@ -1,24 +1,32 @@
-"""Placeholder for the missing tower of a model with a single tower; using it raises ModelError."""
+"""Placeholder for the missing tower of a model with a single tower, or for one that was not loaded.
+
+Using it raises ModelError.
+"""
 
 from pathlib import Path
 from typing import Any, NoReturn
 
-from PIL import Image
 from torch import nn
 
 from clipkit.errors import ModelError
-from clipkit.models.preprocess import Inputs, Preprocess
+from clipkit.models.preprocess import Preprocess
 from clipkit.models.towers import ImageTower, TextTower
 
 
-def absent_image_tower() -> ImageTower:
-    """Return a placeholder for an image tower."""
-    return ImageTower(_Absent("image"), nn.Identity(), [], Preprocess(_no_image, None, (0, 0, 0), (1, 1, 1)))
+def absent_image_tower(left_out: bool = False) -> ImageTower:
+    """Return a placeholder for an image tower.
+
+    Args:
+        left_out: the model has the tower, but it was not loaded.
+    """
+    absent = _Absent("image", left_out)
+    return ImageTower(absent, nn.Identity(), [], Preprocess(absent.refuse, None, (0, 0, 0), (1, 1, 1)))
 
 
-def absent_text_tower() -> TextTower:
-    """Return a placeholder for a text tower."""
-    return TextTower(_Absent("text"), nn.Identity(), [], _NoTokenizer())
+def absent_text_tower(left_out: bool = False) -> TextTower:
+    """Return a placeholder for a text tower; the argument is that of `absent_image_tower`."""
+    absent = _Absent("text", left_out)
+    return TextTower(absent, nn.Identity(), [], _NoTokenizer(absent))
 
 
 def is_absent(tower: nn.Module) -> bool:
@@ -36,30 +44,31 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
     Raises:
         ModelError: a tower is a placeholder.
     """
-    for side, tower in towers.items():
-        if is_absent(tower):
-            _refuse(side, model_name)
-
-
-def _refuse(side: str, model_name: str = "this model") -> NoReturn:
-    inputs = {"image": "captions", "text": "images"}[side]
-    raise ModelError(
-        f"{model_name}: has no {side} tower, so it encodes only {inputs}; use a model with an image tower and a "
-        "text tower"
-    )
-
-
-def _no_image(image: Image.Image) -> Inputs:
-    _refuse("image")
+    for tower in towers.values():
+        if isinstance(tower.trunk, _Absent):
+            tower.trunk.refuse(model_name=model_name)
 
 
 class _Absent(nn.Module):
-    def __init__(self, side: str) -> None:
+    def __init__(self, side: str, left_out: bool) -> None:
         super().__init__()
         self.side = side
+        self.left_out = left_out
+
+    def refuse(self, inputs: Any = None, model_name: str = "this model") -> NoReturn:
+        """Raise ModelError; the first argument is ignored."""
+        other, others = {"image": ("text", "captions"), "text": ("image", "images")}[self.side]
+        if self.left_out:
+            raise ModelError(
+                f"{model_name}: was loaded with only={other!r}, so it encodes only {others}; load it without only"
+            )
+        raise ModelError(
+            f"{model_name}: has no {self.side} tower, so it encodes only {others}; use a model with an image tower and "
+            "a text tower"
+        )
 
     def forward(self, **inputs: Any) -> NoReturn:
-        _refuse(self.side)
+        self.refuse()
 
 
 class _NoTokenizer:
@@ -68,11 +77,14 @@ class _NoTokenizer:
     pad_id = 0
     source = None
 
+    def __init__(self, absent: _Absent) -> None:
+        self.absent = absent
+
     def __call__(self, texts: list[str]) -> NoReturn:
-        _refuse("text")
+        self.absent.refuse()
 
     def count(self, texts: list[str]) -> NoReturn:
-        _refuse("text")
+        self.absent.refuse()
 
     def save(self, folder: Path) -> None:
-        """Write nothing."""
+        """Write nothing, because a missing text tower has no tokenizer."""

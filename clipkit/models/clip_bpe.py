@@ -15,8 +15,8 @@ _MOST_WORDS = 200_000
 class ClipBpe:
     """Tokenizer that splits each text at spaces and looks up the IDs of each word in a cache.
 
-    open_clip's object cleans the texts and splits the words into tokens. The IDs are the same by construction, because
-    open_clip's pattern for words matches no spaces and does not depend on the text around a match.
+    open_clip's `SimpleTokenizer` cleans the texts and splits the words into tokens. The IDs always equal those of
+    `SimpleTokenizer`, because its pattern for words matches no spaces and does not depend on the text around a match.
 
     Args:
         native: tokenizer that `supports` accepts.

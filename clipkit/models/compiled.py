@@ -21,9 +21,10 @@ def compile_trunk(tower: Tower) -> None:
 
 
 def repeated_blocks(trunk: nn.Module) -> list[nn.Module]:
-    """Return the largest sequence of modules of one class in the trunk, by number of weights.
+    """Return the modules of the largest `ModuleList` or `Sequential` whose modules all have the same class.
 
-    The result is empty if the sequence has less than half of the weights of the trunk.
+    The largest one is the one with the most weights. The result is empty if it has at most half of the weights of the
+    trunk, or only one module.
     """
     stacks = [m for m in trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
     blocks = max(([*stack] for stack in stacks), key=_weights, default=[])

@@ -1,7 +1,6 @@
 """Composed models: any timm image tower and any transformers text encoder, with projections into a shared space."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Save the text tower; return its entry of the layout file."""
+    """Save the text tower; return its settings for `clipkit.json`."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -94,7 +93,7 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 def compose(recipe: ModelRecipe) -> DualEncoder:
     """Build the towers given in the recipe, with new projections.
 
-    A model with a single tower has a projection only if the recipe sets its dimension.
+    A model with a single tower has a projection only if the recipe sets `embed_dim`.
 
     New weights come from torch's global random generator: seed it first.
 
@@ -128,13 +127,13 @@ def _projection_of_coordinates(count: int, recipe: ModelRecipe) -> nn.Module:
     return projection_of_coordinates(count, recipe.space, recipe.projection, recipe.dropout)
 
 
-def load_composed(folder: Path, name: str, sides: Collection[str] = ("image", "text")) -> DualEncoder:
+def load_composed(folder: Path, name: str, only: str | None = None) -> DualEncoder:
     """Load a model that `Composed.save` wrote, or only one of its towers.
 
     Args:
-        folder: its folder.
+        folder: folder of the model.
         name: the model's name as the user gave it.
-        sides: towers to load, if the model has them; the files of the other one are not read.
+        only: tower to load alone, image or text; the files of the other one are not read.
 
     Raises:
         ModelError: a file is missing or invalid.
@@ -155,8 +154,8 @@ def load_composed(folder: Path, name: str, sides: Collection[str] = ("image", "t
         start, options = "random" if coordinates is None else "cca", {key: layout[key] for key in _PROJECTION}
         recipe = ModelRecipe.model_validate({"image": image, "text": text, "start": start, **options})
         changes: dict[str, Any] = {"start": "random", "projection": "linear"} if coordinates else {}
-        changes |= {"image": image if "image" in sides else ImageTowerRecipe()}
-        changes |= {"text": text if "text" in sides else TextTowerRecipe()}
+        changes |= {"image": image if only != "text" else ImageTowerRecipe()}
+        changes |= {"text": text if only != "image" else TextTowerRecipe()}
         model = compose(recipe.model_copy(update=changes))
         check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)

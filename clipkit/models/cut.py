@@ -66,8 +66,9 @@ class Cut:
         """Run the lower part; return what the upper part needs.
 
         Returns:
-            `activations` (B, …), the small inputs of the trunk and, if some columns of the output come from below the
-            cut, these columns as `outside` (B, C); only then does the whole trunk run.
+            `activations` (B, …), and the inputs of the trunk that are not in `left_out`, such as masks. If the lower
+            part computes some columns of the output, also these columns as `outside` (B, C); in this case, the whole
+            trunk runs.
         """
         reached: dict[str, Tensor] = {}
 
@@ -111,7 +112,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns of the features (B, W) at one point of the trunk that come from the lower part."""
+    """Columns of features (B, W) that the lower part of a trunk computes; the upper part computes the other columns."""
 
     module: nn.Module | None
     """Module whose input contains the features; None: the features are the output of the trunk."""
@@ -130,10 +131,10 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Context in which `change` is applied to the features with outside columns.
+    """Context in which `change` is applied to the features that contain the columns of `outside`.
 
-    The context returns a function for the trunk's output, which applies `change` there if the columns are in the
-    output.
+    Call the function that the context returns on the output of the trunk: it applies `change` if these features are the
+    output, and otherwise returns the output unchanged.
     """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
@@ -170,7 +171,7 @@ class _Skip:
 
 
 class _Blank:
-    """Shape, type and device of a tensor."""
+    """Shape, type and device of a tensor, from which its placeholder is made."""
 
     def __init__(self, tensor: Tensor) -> None:
         if not tensor.is_floating_point():
@@ -200,7 +201,7 @@ def _is_plain(leaf: object) -> bool:
 
 @contextmanager
 def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
-    """Context in which the modules return placeholders."""
+    """Context in which the modules of `skips` return placeholders without computing."""
     for skip in skips:
         skip.module.forward = skip
     try:
@@ -223,7 +224,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with `activations` instead of the first tensor among them."""
+    """Return the arguments of a module with `activations` instead of the tensor that `first_tensor` returns."""
     for position, value in enumerate(args):
         if is_activation(value):
             return (*args[:position], activations, *args[position + 1 :]), kwargs

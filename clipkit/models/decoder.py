@@ -19,7 +19,7 @@ _MOST_BYTES = 4 << 20  # bytes of the pixels of an image that an accelerator res
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Inputs or pixels of a batch of images, and the errors of unreadable images by position among all images."""
+    """Inputs or pixels of a batch of images, and the errors of unreadable images by position in `Decoder.images`."""
 
     inputs: dict[str, Tensor]
     """The tower's inputs by name; or `content`, the pixels (H, W, 3) of one image after another as bytes."""
@@ -33,7 +33,10 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Inputs of an image; or `content`, its pixels as bytes, with width and height if the accelerator resizes it."""
+    """Inputs of the tower for one image; or `content`, the pixels of the image as bytes.
+
+    `size` is the width and height of an image that the accelerator resizes, otherwise None.
+    """
 
     inputs: Inputs
     size: tuple[int, int] | None = None
@@ -83,7 +86,7 @@ class Decoder:
         return self._prepared(Image.new("RGB", (224, 224)), 0)
 
     def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:
-        """Return the inputs of a batch."""
+        """Combine the inputs of several images to the inputs of a batch."""
         inputs = [image.inputs for image in images]
         if self.as_pixels:
             return {"content": torch.cat([each["content"] for each in inputs])}

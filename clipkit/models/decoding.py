@@ -42,7 +42,7 @@ def decoded(
 
 
 def _workers() -> int:
-    """Return the number of processes: one less than this process's share of the cores."""
+    """Return the number of processes that decode images: the cores per process of a distributed run, minus one."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     return min(_MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 

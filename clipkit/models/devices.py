@@ -1,4 +1,4 @@
-"""Kinds of devices."""
+"""Checks whether a device is an accelerator, and whether a tensor is distributed over processes."""
 
 import torch
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import DataError
-from clipkit.files import as_os_errors, replacing
+from clipkit.files import as_os_errors, replacing, share_files
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.adapters.attach import merged
@@ -234,6 +234,7 @@ class DualEncoder(nn.Module):
             with merged(self):
                 self.backend.save(self, written)
             save_view_heads(self.view_heads, written)
+            share_files(written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
         """Return the facts about the saved model for its model card.
@@ -255,7 +256,7 @@ class DualEncoder(nn.Module):
     def push(self, repository: str, *, private: bool = False) -> str:
         """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
 
-        If the weights have not changed since the model was loaded, its card is kept too.
+        If the weights have not changed since the model was loaded, its existing card is uploaded, not a new one.
 
         Args:
             repository: `org/name`; created if it does not exist.

@@ -283,7 +283,7 @@ class _Copies:
 
 
 class _Rows:
-    """Features that stay on the device until many are copied at once, because each copy waits for the device."""
+    """Features that stay on the device until many are copied to the CPU at once: each copy waits for the device."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
@@ -305,7 +305,10 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return the lengths and positions of rows, sorted by length; in original order if padding is never removed."""
+    """Return the numbers of tokens of strings, in ascending order, and the positions of these strings in the batch.
+
+    If padding cannot be removed, each string has L tokens. Without an attention mask, the order does not change.
+    """
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
         return [full] * count, torch.arange(count)
@@ -314,7 +317,7 @@ def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Te
 
 
 def _parts(lengths: list[int], most_rows: int, most_tokens: int | None) -> list[int]:
-    """Split rows, sorted by length, into parts with at most `most_tokens` tokens after padding."""
+    """Return the sizes of batches of strings, sorted by length, with at most `most_tokens` tokens including padding."""
     sizes = [0]
     for length in lengths:
         if sizes[-1] == most_rows or (most_tokens and sizes[-1] and (sizes[-1] + 1) * length > most_tokens):

@@ -87,8 +87,8 @@ def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtyp
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
     """Return the tower's input for each pixel value of each channel; None if the input also depends on other pixels.
 
-    The table contains the library's results. Images of odd sizes verify that the table gives the library's results, bit
-    by bit.
+    The values of the table are results of the library. For test images of several sizes, the table must give the same
+    results as the library, bit by bit; otherwise the result is None.
     """
     if preprocess.pixels is None or preprocess.image_size is None:
         return None

@@ -92,7 +92,7 @@ class ExactResize:
         return (((high << _LOW) + low + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).float()
 
     def _parts(self, table: Int[np.ndarray, "after before"], start: int) -> Int[Tensor, "before 2*side"]:
-        """Return the high and the low parts of the coefficients of the crop's pixels, on the device."""
+        """Return the coefficients for the pixels inside the crop, on the device: all high parts, then all low parts."""
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
         copy = torch.from_numpy(np.ascontiguousarray(parts))

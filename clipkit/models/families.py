@@ -1,4 +1,4 @@
-"""Table of the model families of transformers; a row contains all differences between families.
+"""Table of the model families of transformers; each row holds the properties in which a family differs from others.
 
 To add a dual encoder, add a row to `FAMILIES`; to add a text encoder for composed models, a row to `TEXT_ENCODERS`.
 """

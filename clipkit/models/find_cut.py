@@ -1,4 +1,4 @@
-"""Search for the point at which a trunk can be cut: before its first trained parameter, with equal results."""
+"""Search for the point at which a trunk can be cut: before its first trained parameter, with unchanged features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +21,8 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
 
     Args:
         trunk: trunk with the parameters that are trained; it can have any structure.
-        inputs: inputs of a few rows (B, …), in the trunk's precision; texts have different lengths. On these rows,
-            features and gradients above the cut are compared with those of the whole trunk.
+        inputs: inputs of a few rows (B, …), in the trunk's precision; texts must have different lengths. On these
+            rows, features and gradients above the cut are compared with those of the whole trunk.
         may_cut_padding: True if padding has no effect on the features, so that the activations of padding are not
             needed.
 
@@ -198,7 +198,7 @@ def _features(cut: Cut, stored: Inputs) -> Tensor | None:
 
 
 def _without_padding(stored: Inputs) -> Inputs | None:
-    """Return the stored inputs with zeros instead of the activations of padding; None if they are not per token."""
+    """Return the stored inputs with zeros as activations of padding; None if activations have no row per token."""
     mask, activations = stored.get("attention_mask"), stored[ACTIVATIONS]
     if mask is None or activations.ndim != 3 or activations.shape[:2] != mask.shape:
         return None

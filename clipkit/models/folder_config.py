@@ -38,7 +38,7 @@ def check_config(folder: Path, name: str) -> None:
 
 
 def _choices(values: Any) -> Iterator[tuple[str, object]]:
-    """Yield the attention implementations that a configuration and its parts choose, by key."""
+    """Yield the keys and values that choose attention implementations, at any depth of a configuration."""
     waiting = [values]
     while waiting:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""Folding of coordinates and a linear projection into one matrix, for export."""
+"""Combination of the affine map to coordinates and a linear projection into one linear layer, for export."""
 
 import copy
 from typing import TypeVar
@@ -14,10 +14,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def folded(tower: Tower) -> Tower:
-    """Return an equivalent tower whose trunk returns its layers, and whose projection includes the map to coordinates.
+    """Return an equivalent tower whose projection includes the affine map from concatenated layers to coordinates.
 
-    (x − mean) · matrix · Wᵀ = x · (matrix · Wᵀ) − mean · (matrix · Wᵀ), computed in float64. A tower without
-    coordinates, or with a projection that is not linear, is returned unchanged.
+    (x − mean) · matrix · Wᵀ = x · (matrix · Wᵀ) − mean · (matrix · Wᵀ), computed in float64, where W is the weight of
+    the projection. A tower without coordinates, or with a projection that is not linear, is returned unchanged.
     """
     trunk = tower.trunk
     if not isinstance(trunk, Layered) or trunk.coordinates is None or isinstance(tower.head, ResidualProjection):
@@ -35,7 +35,7 @@ def folded(tower: Tower) -> Tower:
 
 
 def _copied(module: M) -> M:
-    """Return a copy of a module that shares its parts and parameters."""
+    """Return a shallow copy of a module, with the same submodules and parameters."""
     shallow = copy.copy(module)
     shallow._modules = dict(module._modules)
     return shallow

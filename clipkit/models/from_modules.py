@@ -238,7 +238,10 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
 
 
 def _not_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
-    """Return the name of a tensor that is not saved under any of its names, or None."""
+    """Return the name of a tensor of the model that is missing in `saved`, or None.
+
+    A tensor with several names is not missing if one of them is saved.
+    """
     state = model.state_dict()
     covered = {(state[name].data_ptr(), tuple(state[name].shape)) for name in saved}
     missing = (

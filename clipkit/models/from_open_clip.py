@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.absent import absent_image_tower, absent_text_tower
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.fit import check_fit
 from clipkit.models.hub import OPEN_CLIP_WEIGHTS
 from clipkit.models.open_clip_towers import image_tower, text_tower
-from clipkit.models.open_clip_weights import Weights
+from clipkit.models.open_clip_weights import Weights, weights_of_tag
 from clipkit.models.projections import Projection
 from clipkit.models.quiet import as_model_error, without_root_messages
-from clipkit.models.tokenizer import OpenClipTokenizer, refuse_code
+from clipkit.models.tokenizer import refuse_code
 from clipkit.models.weights import save_tensors
 from clipkit.parsing import parse_json
 
@@ -23,6 +24,15 @@ log = logging.getLogger("clipkit")
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+
+# Parts of open_clip's configuration: one that a tower has, and the smallest one.
+_CONFIGS = {"image": "vision_cfg", "text": "text_cfg"}
+_LAYER = {"width": 8, "layers": 1, "heads": 1, "context_length": 1}
+_SMALL = {
+    "vision_cfg": {"width": 8, "layers": 1, "head_width": 8, "image_size": 8, "patch_size": 8},
+    "text_cfg": _LAYER | {"vocab_size": 1},
+    "multimodal_cfg": _LAYER,
+}
 
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
@@ -33,7 +43,7 @@ class FromOpenClip:
     library = "open_clip"
     class_name = None
 
-    def __init__(self, native: Any, config: dict[str, Any], tokenizer: OpenClipTokenizer) -> None:
+    def __init__(self, native: Any, config: dict[str, Any], tokenizer: Any) -> None:
         self.native = native
         self.config = config
         self.tokenizer = tokenizer
@@ -57,8 +67,12 @@ class FromOpenClip:
         self.tokenizer.save(folder)
 
 
-def load_open_clip(name: str) -> DualEncoder:
+def load_open_clip(name: str, only: str | None = None) -> DualEncoder:
     """Load `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or `open_clip:ARCH?weights=FILE` for evaluation.
+
+    Args:
+        name: one of these names.
+        only: tower to load alone, image or text, if the weights permit it.
 
     Raises:
         ModelError: the architecture or tag does not exist, the weights do not fit, or they need a different activation.
@@ -83,13 +97,20 @@ def load_open_clip(name: str) -> DualEncoder:
             )
         _match_activation(name, architecture, tag, config)
     weights = Weights(Path(file).expanduser(), name) if file else None
-    native = _create(name, architecture, tag or None, config, weights)
-    tokenizer = _tokenizer_of(architecture, name, config)
-    return _dual_encoder(native, config, tokenizer, f"open_clip:{architecture}", name)
+    if tag and only:
+        weights = weights_of_tag(architecture, tag, only, name)
+    native = _create(name, architecture, tag or None, config, weights, only)
+    tokenizer = None if only == "image" else _tokenizer_of(architecture, name, config)
+    return _dual_encoder(native, config, tokenizer, f"open_clip:{architecture}", name, only)
 
 
-def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
+def load_open_clip_folder(folder: Path, name: str, only: str | None = None) -> DualEncoder:
     """Load a folder with open_clip_config.json, as open_clip and clipkit write it.
+
+    Args:
+        folder: the folder.
+        name: the model's name as the user gave it.
+        only: tower to load alone, image or text.
 
     Raises:
         ModelError: a file is missing, invalid or does not fit.
@@ -106,13 +127,19 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
     if not files:
         raise ModelError(f"{folder}: has no weights; it needs {WEIGHTS} or open_clip_pytorch_model.bin")
     refuse_code(folder / "tokenizer_config.json")
-    native = _create(name, f"local-dir:{folder}", None, config, Weights(files[0], name))
-    tokenizer = _tokenizer_of(f"local-dir:{folder}", name, config)
-    return _dual_encoder(native, config, tokenizer, None, name)
+    native = _create(name, f"local-dir:{folder}", None, config, Weights(files[0], name), only)
+    tokenizer = None if only == "image" else _tokenizer_of(f"local-dir:{folder}", name, config)
+    return _dual_encoder(native, config, tokenizer, None, name, only)
 
 
-def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: Weights | None) -> Any:
-    """Build the open_clip model. Settings that it needs are added to `config`, which is saved with the model later."""
+def _create(
+    name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: Weights | None, only: str | None
+) -> Any:
+    """Build the open_clip model. Settings that it needs are added to `config`, which is saved with the model later.
+
+    With `only`, the other tower and CoCa's decoder have one small layer, and its weights are not read. Weights that are
+    random, or under the names of another library, are loaded whole.
+    """
     import open_clip
 
     text = config["text_cfg"]
@@ -121,26 +148,31 @@ def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any
         config["custom_text"] = True
     if weights is not None and "logit_bias" in weights.shapes:
         config.setdefault("init_logit_bias", -10.0)  # comes from --siglip of its trainer; no architecture file has it
-    bias = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
+    options = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
+    alone = only if only and weights is not None and weights.has_tower(only) else None
+    if alone is not None:
+        options |= {part: small for part, small in _SMALL.items() if part in config and part != _CONFIGS[alone]}
     # open_clip warns about random weights, which are replaced below.
     with (
         as_model_error(f"{name}: open_clip cannot build the model", "; check its configuration"),
         without_root_messages(),
     ):
-        if text.get("hf_model_name"):
+        if text.get("hf_model_name") and only != "image":
             from transformers import AutoConfig
 
             AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # otherwise it asks the user
         native = open_clip.create_model(
             architecture,
             pretrained=tag,
-            load_weights=tag is not None,
+            load_weights=tag is not None and alone is None,
             force_quick_gelu=bool(config.get("quick_gelu")),
-            force_custom_text=bool(config.get("custom_text")),
+            force_custom_text=bool(config.get("custom_text") or alone),
             pretrained_text=False,
-            **bias,
+            **options,
         ).eval()
-    if weights is not None:
+    if weights is not None and alone is not None:
+        weights.load_tower(native, alone)
+    elif weights is not None:
         weights.load(native)
     return native
 
@@ -176,11 +208,14 @@ def _match_activation(name: str, architecture: str, tag: str, config: dict[str, 
         )
 
 
-def _dual_encoder(native: Any, config: Any, tokenizer: Any, source: str | None, name: str) -> DualEncoder:
+def _dual_encoder(
+    native: Any, config: Any, tokenizer: Any, source: str | None, name: str, only: str | None
+) -> DualEncoder:
     config = copy.deepcopy(config)
-    backend_tokenizer, text = text_tower(native, tokenizer, source)
-    image = image_tower(native.visual, name)
+    backend_tokenizer, text = (None, None) if only == "image" else text_tower(native, tokenizer, source)
+    image = None if only == "text" else image_tower(native.visual, name)
     check_fit(image, text, name)
+    image, text = image or absent_image_tower(), text or absent_text_tower()
     scale = (
         native.logit_scale if native.logit_scale.ndim == 0 else nn.Parameter(native.logit_scale.detach().reshape(()))
     )

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError
+from clipkit.models.absent import absent_image_tower, absent_text_tower
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
@@ -30,7 +31,7 @@ class FromTransformers:
 
     library = "transformers"
 
-    def __init__(self, native: Any, processor: Any, tokenizer: TransformersTokenizer) -> None:
+    def __init__(self, native: Any, processor: Any, tokenizer: Any) -> None:
         self.native = native
         self.processor = processor
         self.tokenizer = tokenizer
@@ -60,13 +61,18 @@ class FromTransformers:
         self.tokenizer.save(folder)
 
 
-def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
+# Names of the encoder and the projection of each tower in all classes of `FAMILIES`.
+_PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+
+
+def load_transformers(folder: Path, name: str, model_type: str, only: str | None = None) -> DualEncoder:
     """Load the model saved in `folder`, in float32 and evaluation mode.
 
     Args:
         folder: folder with config.json, weights, preprocessing and tokenizer.
         name: the model's name as the user gave it.
         model_type: `model_type` in config.json.
+        only: tower to load alone, image or text; the weights of the other one are not read.
 
     Raises:
         ModelError: the model type is not in `FAMILIES`, or a file is missing or invalid.
@@ -79,20 +85,51 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
         raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
     check_config(folder, name)
     names = check_weights(folder)
-    native = _native(getattr(transformers, family.class_name), folder, name, names)
-    processor = _processor(folder, name)
-    tokenizer = _tokenizer(native, family, folder)
+    native = _native(getattr(transformers, family.class_name), folder, name, names, only)
+    processor = None if only == "text" else _processor(folder, name)
+    tokenizer = None if only == "image" else _tokenizer(native, family, folder)
+    image = None if only == "text" else _image_tower(native, family, processor, name)
+    text = None if tokenizer is None else _text_tower(native, family, tokenizer)
+    check_fit(image, text, name)
+    backend = FromTransformers(native, processor, tokenizer)
+    return DualEncoder(
+        image or absent_image_tower(),
+        text or absent_text_tower(),
+        _logit_scale(native),
+        _scalar(getattr(native, "logit_bias", None)),
+        backend,
+        name,
+    )
+
+
+def _without(model_class: Any, encoder: str) -> Any:
+    """Return a class whose models lack an encoder, so that `from_pretrained` does not read its weights."""
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)  # on the meta device: no memory is allocated
+        setattr(self, encoder, nn.Identity())
+
+    ignored = {"_keys_to_ignore_on_load_unexpected": [rf"^{encoder}\."]}
+    return type(
+        model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__, **ignored}
+    )
+
+
+def _image_tower(native: Any, family: Family, processor: Any, name: str) -> ImageTower:
     size = getattr(native.vision_model.config, "image_size", None)
     with as_model_error(f"{name}: its image preprocessing is not valid", "; correct its preprocessor_config.json"):
         preprocess = _preprocess(processor, size, name)
-    image = ImageTower(
+    return ImageTower(
         family.image(native.vision_model),
         getattr(native, "visual_projection", nn.Identity()),
         _blocks(native.vision_model),
         preprocess,
         head_names=_pooling_head(native.vision_model),
     )
-    text = TextTower(
+
+
+def _text_tower(native: Any, family: Family, tokenizer: TransformersTokenizer) -> TextTower:
+    return TextTower(
         family.text(native.text_model),
         getattr(native, "text_projection", nn.Identity()),
         _blocks(native.text_model, with_pooler=family.text is Pooled),
@@ -100,12 +137,13 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
         head_names=_pooling_head(native.text_model),
         padding_may_be_cut=not tokenizer.fixed,
     )
-    check_fit(image, text, name)
-    backend = FromTransformers(native, processor, tokenizer)
-    return DualEncoder(image, text, _logit_scale(native), _scalar(getattr(native, "logit_bias", None)), backend, name)
 
 
-def _native(model_class: Any, folder: Path, name: str, names: list[str]) -> Any:
+def _native(model_class: Any, folder: Path, name: str, names: list[str], only: str | None) -> Any:
+    unneeded: tuple[str, ...] = ()
+    if only is not None:
+        encoder, projection = _PARTS["text" if only == "image" else "image"]
+        model_class, unneeded = _without(model_class, encoder), (f"{projection}.",)
     advice = "; check config.json and the weights"
     with (
         as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", advice),
@@ -120,7 +158,7 @@ def _native(model_class: Any, folder: Path, name: str, names: list[str]) -> Any:
             local_files_only=True,
             key_mapping=key_mapping(names),
         )
-    check_loaded(info, folder)
+    check_loaded(info, folder, unneeded)
     return native.eval()
 
 
@@ -158,7 +196,10 @@ def _scalar(parameter: nn.Parameter | None) -> nn.Parameter | None:
 
 
 def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
-    """Return the blocks of an encoder, without its pooling head, with names relative to its trunk."""
+    """Return the parameter names of an encoder by block, relative to its trunk, without SigLIP's pooling head.
+
+    With `with_pooler`, the last block also contains the parameters of `pooler`.
+    """
     head = set(_pooling_head(native))
     blocks = prefixed(transformers_blocks(native))
     if with_pooler:

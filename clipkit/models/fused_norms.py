@@ -41,7 +41,10 @@ def with_fused_norms(tower: ImageTower) -> ImageTower:
 
 
 def _pairs(trunk: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str, nn.BatchNorm2d]]:
-    """Yield each convolution with the batch normalization that is registered after it, its name and its parent."""
+    """Yield (parent, convolution, name, norm) for each batch normalization registered directly after a convolution.
+
+    `parent` is the module that contains both; `name` is the name of the normalization in `parent`.
+    """
     for parent in trunk.modules():
         parts = list(parent.named_children())
         for (_, convolution), (name, norm) in pairwise(parts):

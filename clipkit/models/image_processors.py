@@ -1,4 +1,7 @@
-"""Image processors of transformers that resize with Pillow; names and arguments depend on transformers' version."""
+"""Image processors of transformers that resize with Pillow.
+
+Their class names, and the arguments that choose them, depend on the version of transformers.
+"""
 
 from pathlib import Path
 from typing import Any

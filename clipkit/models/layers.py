@@ -60,7 +60,7 @@ class Layered(nn.Module):
         self.layers, self.widths = tuple(layers), tuple(widths[name] for name in layers)
 
     def _leave_out_wide(self) -> None:
-        """Leave out layers with which the features would have more than `_MOST_COLUMNS` columns, except the first."""
+        """Leave out each layer, except the first one, with which the total width would exceed `_MOST_COLUMNS`."""
         kept, total = [self.layers[0]], self.widths[0]
         for name, width in zip(self.layers[1:], self.widths[1:], strict=True):
             if total + width <= _MOST_COLUMNS:
@@ -73,7 +73,7 @@ class Layered(nn.Module):
         return wide if self.coordinates is None else self.coordinates(wide)
 
     def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
-        """Return the layers one by one."""
+        """Return the output of each layer, in the order of `layers`."""
         raise NotImplementedError
 
     def _measure(self, inputs: Mapping[str, Tensor]) -> None:
@@ -124,7 +124,7 @@ class LayeredImage(Layered):
             self._leave_out_wide()
 
     def _outputs(self, pixels: Tensor, indices: list[int] | None = None) -> tuple[Any, Sequence[Any]]:
-        """Return the output before the head, and the outputs of the stages or blocks `indices`, from 0; None: all."""
+        """Return the output before the head and the outputs of the stages or blocks `indices` (0: first; None: all)."""
         if not hasattr(self.native, "forward_intermediates"):
             return self.native.forward_features(pixels), []
         last, maps = self.native.forward_intermediates(pixels, indices=indices, **self._options)
@@ -224,7 +224,7 @@ def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[T
 
 
 def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
-    """Return the listed layers, or None if the recipe says `auto`, which means all layers."""
+    """Return the layers that a recipe lists; None for `auto`, so that a trunk returns all layers to choose from."""
     return None if isinstance(layers, str) else layers
 
 
@@ -234,7 +234,7 @@ def has_classifier(layers: str | Sequence[str] | None) -> bool:
 
 
 def columns(layers: Sequence[str], widths: Sequence[int], chosen: Sequence[str]) -> Tensor:
-    """Return the numbers of the chosen layers' columns in the output of all layers."""
+    """Return the indices of the columns of the chosen layers in the concatenated output of all layers."""
     parts = dict(zip(layers, torch.arange(sum(widths)).split(list(widths)), strict=True))
     return torch.cat([parts[name] for name in chosen])
 
@@ -246,7 +246,10 @@ def _spaced(first: int, last: int) -> list[int]:
 
 
 def _options_of(native: Any) -> dict[str, bool]:
-    """Return options of `forward_intermediates`: all blocks run (Hiera stops early), and class tokens are returned."""
+    """Return options with which `forward_intermediates` returns class tokens and runs all blocks of Hiera.
+
+    Options that the model does not have are left out.
+    """
     if not hasattr(native, "forward_intermediates"):
         return {}
     options = {"stop_early": False}

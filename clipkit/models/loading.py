@@ -17,8 +17,10 @@ from clipkit.models.from_modules import PreprocessFunction, check_parts, load_we
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
+from clipkit.models.one_tower import check_side, keep_only
 from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
+from clipkit.recipe import Side
 from clipkit.run_files import RunFiles, read_object
 
 _DTYPES = {
@@ -36,6 +38,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = torch.float32,
+    only: Side | None = None,
     image_tower: nn.Module | None = None,
     text_tower: nn.Module | None = None,
     preprocess: PreprocessFunction | None = None,
@@ -50,6 +53,8 @@ def load(
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
         dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights; a CUDA GPU encodes with
             bfloat16 autocast, which is several times as fast, other devices in float32. Features are always float32.
+        only: image or text: load this tower alone, which is faster and needs less memory. Its features are the same;
+            the model encodes only images or texts, and cannot be saved.
         image_tower, text_tower, preprocess, tokenizer: parts of a model that `DualEncoder.from_modules` built: the
             folder has only its weights. Not for other models.
 
@@ -61,9 +66,12 @@ def load(
     """
     weights = torch.float32 if dtype == "auto" else _dtype(dtype)
     target = _device(device)
+    check_side(only)
     parts = {"image_tower": image_tower, "text_tower": text_tower, "preprocess": preprocess, "tokenizer": tokenizer}
-    model, folder = _open(str(name), parts)
-    if folder is not None:
+    model, folder = _open(str(name), parts, only)
+    if only is not None:
+        model = keep_only(model, only)
+    elif folder is not None:
         model.view_heads = load_view_heads(folder)
     if dtype == "auto" and _has_bfloat16(target):
         for tower in model.sides.values():
@@ -97,12 +105,15 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> tuple[DualEncoder, Path | None]:
+def _open(
+    name: str, parts: Mapping[str, Any], only: Side | None = None, above: tuple[str, ...] = ()
+) -> tuple[DualEncoder, Path | None]:
     """Return a model, and its folder if it has one.
 
     Args:
         name: as for `load`.
         parts: modules and functions of a model that `DualEncoder.from_modules` built, by argument of `load`.
+        only: tower that is needed; the weights of the other one are not read if the layout permits it.
         above: folders with adapters whose base is this model.
     """
     folder = None if name.startswith("open_clip:") else _folder(name)
@@ -124,15 +135,16 @@ def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> t
             "build the model with DualEncoder.from_modules"
         )
     if folder is None:
-        return load_open_clip(name), None
+        return load_open_clip(name, only), None
     if is_adapter_folder(folder) and not has_weights(folder):
         if name in above:
             raise ModelError(
                 f"{name}: adapter_config.json gives the folder of the adapters as their base model; correct "
                 "adapter_config.json"
             )
-        return load_adapters(folder, name, lambda base: _open(base, {}, (*above, name))[0], compose), None
-    return _open_folder(folder, name), folder
+        # The whole base model is read: the hash that the adapters record covers both towers.
+        return load_adapters(folder, name, lambda base: _open(base, {}, above=(*above, name))[0], compose), None
+    return _open_folder(folder, name, only), folder
 
 
 def _folder(name: str) -> Path:
@@ -146,16 +158,16 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _open_folder(folder: Path, name: str) -> DualEncoder:
+def _open_folder(folder: Path, name: str, only: Side | None) -> DualEncoder:
     if (folder / LAYOUT_FILE).is_file():
-        return load_composed(folder, name)
+        return load_composed(folder, name, only)
     model_type = read_object(folder / "config.json").get("model_type")
     # A repository with both layouts holds the same model twice; transformers' layout also contains its class.
     if (folder / CONFIG_FILE).is_file() and not (str(model_type) in FAMILIES and has_weights(folder)):
-        return load_open_clip_folder(folder, name)
+        return load_open_clip_folder(folder, name, only)
     if model_type is None:
         raise ModelError(
             f"{name}: contains no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
             "config.json (transformers)"
         )
-    return load_transformers(folder, name, str(model_type))
+    return load_transformers(folder, name, str(model_type), only)

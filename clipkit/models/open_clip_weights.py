@@ -2,19 +2,23 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.weights import check_safetensors, read_pickle
 from clipkit.models.wrappers import check_merged, unknown_prefix, unwrapped, warn_unused
+
+_PREFIXES = {"image": "visual.", "text": "text."}
+_PLAIN_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+_SCALARS = ("logit_scale", "logit_bias")
 
 
 class Weights:
@@ -33,6 +37,19 @@ class Weights:
         check_merged(shapes, file)
         self.is_wrapped = any(unwrapped(key) != key.removeprefix("module.") for key in shapes)
         self.shapes = {unwrapped(key): shape for key, shape in shapes.items()}
+        self._names = {unwrapped(key): key for key in shapes}
+
+    def has_tower(self, side: str) -> bool:
+        """Return whether the weights of a tower have open_clip's names, not those of another library."""
+        return bool(self._of_tower(side))
+
+    def _of_tower(self, side: str) -> dict[str, str]:
+        """Return the names of a tower's weights in the file, by their names in open_clip's model with a text module."""
+        prefix = _PREFIXES[side]
+        names = {name: name for name in self.shapes if name.startswith(prefix)}
+        if side == "text" and not names:  # a class without a text module
+            names = {prefix + name: name for name in self.shapes if name.startswith(_PLAIN_TEXT)}
+        return names
 
     def _read(self) -> dict[str, tuple[int, ...]]:
         if self.file.suffix == ".safetensors":
@@ -71,6 +88,26 @@ class Weights:
             result = load_checkpoint(native, str(file), strict=False, weights_only=True)
         self._check(list(native.state_dict()), result.missing_keys, result.unexpected_keys)
 
+    def load_tower(self, native: Any, side: str) -> None:
+        """Copy the weights of one tower, the scale and the bias into open_clip's model; read no others if possible.
+
+        Args:
+            native: model with a text module.
+            side: image or text.
+        """
+        names = self._of_tower(side) | {name: name for name in _SCALARS if name in self.shapes}
+        tensors = self._tensors({self._names[name] for name in names.values()})
+        targets = native.state_dict()
+        loaded = {name: tensors[self._names[saved]] for name, saved in names.items()}
+        loaded |= {name: loaded[name].reshape(targets[name].shape) for name in _SCALARS if name in loaded}
+        with as_model_error(
+            f"{self.file}: the weights do not match {self.name}", "; use the architecture that the weights belong to"
+        ):
+            result = native.load_state_dict(loaded, strict=False)
+        own = _PREFIXES[side]
+        missing = [name for name in result.missing_keys if name.startswith(own)]
+        self._check([name for name in targets if name.startswith(own)], missing, result.unexpected_keys)
+
     @contextmanager
     def _unwrapped(self) -> Iterator[Path]:
         """Context that gives a file whose tensor names contain no wrapper prefixes: this file, or a temporary copy."""
@@ -82,9 +119,11 @@ class Weights:
             torch.save({unwrapped(key): value for key, value in self._tensors().items()}, file)
             yield file
 
-    def _tensors(self) -> Mapping[str, Tensor]:
+    def _tensors(self, names: Collection[str] | None = None) -> Mapping[str, Tensor]:
+        """Return the tensors with these names, or all; of safetensors, the others are not read."""
         if self.file.suffix == ".safetensors":
-            return load_file(self.file)
+            with safe_open(self.file, framework="pt") as opened:
+                return {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
         content: Any = read_pickle(self.file)
         return {key: value for key, value in content.get("state_dict", content).items() if isinstance(value, Tensor)}
 
@@ -105,3 +144,15 @@ class Weights:
                 f"{len(missing) + len(deeper)}); use the architecture that the weights belong to"
             )
         warn_unused(unexpected, self.file)
+
+
+def weights_of_tag(architecture: str, tag: str, side: str, name: str) -> Weights | None:
+    """Return the file of pretrained weights, from the Hub or its cache; None if one tower cannot be loaded from it."""
+    import open_clip
+
+    try:
+        file = open_clip.download_pretrained(open_clip.get_pretrained_cfg(architecture, tag))
+        weights = Weights(Path(file), name)
+    except Exception:  # loading the whole model reports why
+        return None
+    return weights if weights.has_tower(side) else None

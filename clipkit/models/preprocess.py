@@ -41,9 +41,9 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Evaluation preprocessing of a tower, with the parts that training needs for its random crops.
+    """Evaluation preprocessing of a tower, and the settings with which training preprocesses random crops.
 
-    The tower's own library does the preprocessing (`evaluate`), so that the pixels are equal.
+    The tower's own library does the evaluation preprocessing (`evaluate`), so that the inputs equal the library's.
     """
 
     evaluate: Callable[[Image.Image], Inputs]
@@ -143,7 +143,7 @@ class TransformCall:
 
     @property
     def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of the last step."""
+        """Mean and standard deviation of the last step, the normalization."""
         last = self._steps[-1]
         mean, std = (np.asarray(of, dtype=np.float64).ravel().tolist() for of in (last.mean, last.std))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -24,9 +24,9 @@ class Projection(nn.Module):
 
 
 class ResidualProjection(nn.Module):
-    """Linear layer plus a hidden layer with GELU and dropout, whose output starts at zero.
+    """Sum of a linear layer and a residual branch (He et al. 2016): a hidden layer with GELU and dropout.
 
-    He et al. 2016; Goyal et al. 2017, section 5.1.
+    The output of the branch is zero at the start of training, as in Goyal et al. 2017, section 5.1.
 
     Args:
         width: dimension of the input.

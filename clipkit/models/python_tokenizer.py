@@ -20,7 +20,7 @@ class PythonTokenizer:
     them.
 
     Args:
-        function: the function; with an `attention_mask` in its dict, L may be the length of the longest string.
+        function: the function; L must be constant unless the function also returns an `attention_mask`.
 
     Raises:
         ModelError: the function fails, returns something else, or pads to different lengths without a mask.

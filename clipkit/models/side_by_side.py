@@ -29,7 +29,7 @@ _AHEAD = 2
 def threads_for(module: nn.Module, batches: int) -> int:
     """Return the number of threads for a number of batches on a CPU; 1 for few batches and modules with shards.
 
-    Modules with shards communicate while they run, and the order must be the same on all processes.
+    Modules with shards exchange data between processes, so all processes must run the batches in the same order.
     """
     several = min(_MOST_THREADS, torch.get_num_threads())
     has_shards = any(is_shard(parameter) for parameter in module.parameters())
@@ -41,14 +41,14 @@ def side_by_side(
 ) -> Generator[R, None, None]:
     """Yield `run(module, batch)` for each batch, in order.
 
-    Each thread has a copy of the module, because a module may keep values between its parts while it runs. The copies
-    share parameters and buffers.
+    Each thread has a copy of the module, because a module may store intermediate values in its attributes while it
+    runs. The copies share parameters and buffers.
 
     Args:
         module: module in evaluation mode.
-        batches: the batches, taken in this thread.
+        batches: the batches; the calling thread iterates over them.
         run: computes the result of a batch, in one of the threads; inference mode and autocast begin in it.
-        threads: result of `threads_for`; 1: this thread runs the module itself.
+        threads: result of `threads_for`; 1: the calling thread runs the module.
         shared: parts of the module that all threads may use at once, and that are not copied.
 
     Example:

@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Return the number of tokens of each string before truncation, including start and end tokens."""
 
     def save(self, folder: Path) -> None:
-        """Write the files that reload the tokenizer, if it has any."""
+        """Write the files from which the tokenizer can be loaded again, if it has any."""
 
 
 class TransformersTokenizer:

@@ -93,7 +93,7 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """Module that contains the parts of the transformer: this module itself."""
+        """This module itself, because it contains the parts that other trunks have in `native`."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Tuning methods, which select the parameters of a tower that are trained.
+"""Tuning methods: functions that make some parameters of a tower trainable and freeze the others.
 
 To add a method, write a function with its name here, and add a row to `recipe.model.TUNE_METHODS`.
 """
@@ -31,12 +31,12 @@ def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:
 
 
 def full(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
-    """Train all parameters."""
+    """Make all parameters trainable."""
     tower.set_trainable([*(name for block in tower.blocks for name in block), *tower.head_names], head=True)
 
 
 def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
-    """Train the last `count` blocks and the projection."""
+    """Make the last `count` blocks and the projection trainable; freeze all other parameters."""
     if count > len(tower.blocks):
         raise ModelError(
             f"model.{tower.side}.tune: last:{count} is more than the {len(tower.blocks)} blocks of the {tower.side} "
@@ -47,7 +47,7 @@ def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
 
 
 def head(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
-    """Train the projection only."""
+    """Make only the projection trainable."""
     if not tower.has_head:
         raise ModelError(
             f"model.{tower.side}.tune is head, but the {tower.side} tower has no projection to train; use last:1 or "
@@ -57,12 +57,15 @@ def head(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
 
 
 def lora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
-    """Train low-rank adapters of linear layers, and a new projection."""
+    """Add low-rank adapters (LoRA) to linear layers; make only the adapters and a new projection trainable."""
     attach_adapters(tower, settings, with_magnitude=False)
 
 
 def dora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
-    """Train low-rank adapters and the norms of the rows of the adapted weights, and a new projection."""
+    """Add low-rank adapters, and norms of the rows of the adapted weights (DoRA), to linear layers.
+
+    Only the adapters, these norms and a new projection become trainable.
+    """
     attach_adapters(tower, settings, with_magnitude=True)
 
 

@@ -29,7 +29,10 @@ def _check_size(size: str) -> str:
 
 
 def bytes_of(size: str) -> int:
-    """Convert a size such as 20GB to bytes.
+    """Return the number of bytes of a size such as 20GB; the units are MB, GB and TB.
+
+    Raises:
+        ValueError: the size is not a number with a unit.
 
     >>> bytes_of("1.5GB")
     1500000000
@@ -51,7 +54,7 @@ def _check_score(score: float | str | None) -> float | str | None:
 
 
 def _share_of(score: str) -> float | None:
-    """Convert a percentage such as 10% to a share; None for other texts, and outside of 0 to 100 %.
+    """Convert a percentage such as 10% to a share between 0 and 1; return None for any other text.
 
     >>> _share_of("10%"), _share_of("10")
     (0.1, None)
@@ -64,34 +67,33 @@ def _share_of(score: str) -> float | None:
 
 
 class StoreRecipe(Section):
-    """Storage of the outputs of frozen tower parts: they are computed once, and read from disk in each epoch."""
+    """Settings for stored outputs of frozen tower parts: they are computed once, and read from disk in each epoch."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of stored activations. auto: as the tower computes them (float32 on a CPU), or fp16 if only this fits."""
+    """Type of stored outputs. auto: as the tower computes them, or a 16-bit type if only this fits into `disk`."""
     disk: Annotated[str, AfterValidator(_check_size)] = "20GB"
-    """Maximum total size of the stored files on this machine. The least recently used files are removed for new files.
-    """
+    """Maximum total size of the stored files on this machine; the least recently used files are removed first."""
 
 
 class HardNegativesRecipe(Section):
-    """Batches composed of groups of pairs that the starting model can hardly tell apart."""
+    """Settings of batches with hard negatives: groups of pairs that are similar for the model before training."""
 
     group: int = Field(default=4, ge=2, le=64)
-    """Maximum number of pairs in a group: one pair, and its hardest negatives that are in no other group yet."""
+    """Maximum number of pairs in a group: a pair, and its hardest negatives that are not yet in another group."""
     margin: float = Field(default=0.02, ge=0, le=2)
-    """Cosine by which a negative must be less similar than the positive. Others are
-    probably false negatives; they are in the same batch only by chance."""
+    """Minimum difference between the cosine similarity of a pair and the similarities of its hard negatives. More
+    similar images and captions are probably false negatives; groups do not contain them."""
 
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
 
 
 class Source(Section):
-    """A data source with its weight, if there are several."""
+    """Data source with a weight, for runs with several sources."""
 
     source: str
     weight: float = Field(default=1.0, ge=1e-6, le=10_000)
-    """Number of times that a run sees each image of the source per epoch; 0.5: in every other epoch."""
+    """Number of times that each image of the source is used per epoch; 0.5: in every other epoch."""
 
 
 def _auto_or_policy(value: Any, policy: ValidatorFunctionWrapHandler) -> Any:
@@ -103,48 +105,49 @@ def _source_alone(source: object) -> object:
 
 
 class DataRecipe(Section):
-    """Training and validation data of a run."""
+    """Settings of the training and validation data of a run."""
 
     train: Annotated[
         Annotated[str, Tag("one")]
         | Annotated[list[Annotated[Source, BeforeValidator(_source_alone)]], MinLen(1), Tag("several")],
         Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
     ]
-    """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
-    a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
+    """Source of images with captions; for the objective views, also of images without captions, e.g. a folder of
+    images. A list mixes several sources with weights: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
     """Number of pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true); at most the stream's length."""
     validation: str | float | None = None
-    """Validation pairs, or a share of the training images to hold out, e.g. 0.1. Only the image names determine which
-    images are held out, so the order of the rows does not matter."""
+    """Source of validation pairs; or a share, e.g. 0.1, of the training images that are used for validation instead of
+    training. The image names determine which ones, so the order of the rows does not matter."""
     labelled: str | None = None
     """Labeled images for evaluation by k-nearest neighbors and a linear probe during training. Alias: `labeled`."""
     labelled_test: str | None = None
     """Labeled test images for the evaluations on `labelled`. null: one fifth of each class of `labelled`."""
     min_score: Annotated[float | str | None, AfterValidator(_check_score)] = None
-    """Minimum cosine similarity of an image and its caption by the starting model, e.g. 0.2, or a share of the captions
-    with the lowest similarities, e.g. 10%. A run leaves out the captions below it, and images that have no other
-    caption. null: all captions are used."""
+    """Minimum cosine similarity of image and caption, e.g. 0.2, for the model at the start of the run. Captions below
+    it are left out, and images without another caption. A percentage, e.g. 10%, leaves out this share of the captions:
+    the ones with the lowest similarity. null: all captions are used."""
     hard_negatives: HardNegativesRecipe | None = None
     """Compose batches of hard negatives, e.g. {group: 4}; null: all batches are random."""
     captions: Literal["auto", "one", "all"] = "auto"
-    """one: one caption of each image per epoch, a different one in each epoch; all: every caption in each epoch. auto:
-    all for two frozen towers with a closed-form start and captions that are not made from labels, otherwise one."""
+    """Captions of an image that are used per epoch. one: one caption, a different one in each epoch; all: every
+    caption. auto: all if both towers are frozen, `model.start` is cca and captions are not made from labels; otherwise
+    one."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
-    preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that it runs only once per
-    image."""
+    preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that its outputs are computed
+    only once per image."""
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
-    """Minimum and maximum share of the image area that `augment: crop` keeps."""
+    """Minimum and maximum share of the image area in a crop of `augment: crop`."""
     views: int | None = Field(default=None, ge=1, le=1000)
     """Number of augmented views of each image that are stored; each epoch draws one of them. Stored views need frozen
     first blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch.
     """
     mixup: float | None = Field(default=None, ge=1e-3, le=1e3)
-    """Mix the stored outputs of both frozen trunks for a pair with those of another pair, with the same weights λ and
-    1 − λ (FuseMix). The value is α in λ ~ Beta(α, α), e.g. 1.0. null: pairs are not mixed."""
+    """FuseMix: mix the outputs of both frozen trunks for two pairs, λ · pair + (1 − λ) · other pair. The value is α in
+    λ ~ Beta(α, α), e.g. 1.0. null: pairs are not mixed."""
     store: StoreRecipe | None = StoreRecipe()
-    """Storage of the outputs of frozen tower parts, which are the same in each epoch. null: store nothing."""
+    """Settings for stored outputs of frozen tower parts, which are equal in each epoch. null: nothing is stored."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     max_bad: float = Field(default=0.01, ge=0, le=1e12)
@@ -152,10 +155,9 @@ class DataRecipe(Section):
     and bad_samples.jsonl lists them."""
     max_pixels: int = Field(default=178_956_970, ge=1, le=10**10)
     """Maximum number of pixels (width × height) of an image. Larger images count as unreadable: they could be malicious
-files that fill the memory.
-"""
+    files that fill the memory."""
     workers: int = Field(default=4, ge=0, le=1024)
-    """Number of loader processes per process of the run; 0: load in the process of the run."""
+    """Number of processes that load images, for each training process; 0: the training process loads them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -212,17 +214,17 @@ files that fill the memory.
 
     @property
     def sources(self) -> list[Source]:
-        """Sources of `train` as a list, even if there is only one."""
+        """Sources of the training data with their weights, as a list even if there is only one."""
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property
     def least_score(self) -> float | None:
-        """Minimum similarity of `min_score`; None if it is a share, or not set."""
+        """Minimum cosine similarity of image and caption, if `min_score` is a similarity; otherwise None."""
         return self.min_score if isinstance(self.min_score, float) else None
 
     @property
     def lowest_share(self) -> float | None:
-        """Share of the captions that `min_score` leaves out; None if it is a similarity, or not set."""
+        """Share of the captions to leave out, if `min_score` is a percentage; otherwise None."""
         return _share_of(self.min_score) if isinstance(self.min_score, str) else None
 
     @property
@@ -230,13 +232,13 @@ files that fill the memory.
         return self.crop_scale != type(self).model_fields["crop_scale"].default
 
     def policy(self, model: ModelRecipe) -> Policy:
-        """Return the augmentation policy. `auto` selects it for the model; if crop_scale is set, it selects crop."""
+        """Return the augmentation policy of training images; `auto` is replaced by the policy for the given model."""
         if self.augment != "auto":
             return self.augment
         frozen = model.image.tune in ("frozen", "head") and self.views is None
         return "none" if frozen and not self._has_crop_scale else "crop"
 
     def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:
-        """Return the augmentation steps of `augment`."""
+        """Return the augmentation steps of training images; they may depend on the given model."""
         policy = self.policy(model)
         return (Crop(scale=self.crop_scale),) if policy == "crop" else steps_of(policy)

@@ -1,4 +1,4 @@
-"""Names of the layers of a tower that feed its projection, such as `mean:6`, `cls` or `probabilities`."""
+"""Names of layers whose pooled outputs are the input of a projection, such as `mean:6`, `cls` or `probabilities`."""
 
 import re
 from collections.abc import Sequence
@@ -16,18 +16,19 @@ POOLINGS = {
     "last": "the last token before the padding (text only)",
     "probabilities": "the square roots of the class probabilities of a timm model with a classifier (image only)",
 }
-"""Poolings of a layer. mean, max, cls and last may name an earlier layer, as in mean:4: a stage of a convolutional
-tower or a block of a transformer, from 1; for text, 0 are the token embeddings."""
+"""Poolings of a layer, with descriptions. A number after mean, max, cls or last selects an earlier layer, as in mean:4:
+a stage of a convolutional tower or a block of a transformer, from 1. In a text tower, 0 is for the token embeddings.
+"""
 
 _NUMBERED = ("mean", "max", "cls", "last")
 _ONLY = {"last": "text", "probabilities": "image"}
 
 
 def parse_layer(name: str) -> tuple[str, int | None]:
-    """Split the name of a layer into its pooling and its number, None for the last layer.
+    """Split the name of a layer into its pooling and the number of the layer, which is None for the last layer.
 
     Raises:
-        ValueError: there is no layer with this name.
+        ValueError: the name is invalid.
 
     >>> parse_layer("mean:4"), parse_layer("cls")
     (('mean', 4), ('cls', None))
@@ -49,7 +50,7 @@ def _check(layers: list[str]) -> list[str]:
 
 
 def shortened(layers: Sequence[str]) -> str:
-    """Return a short text that lists layers; consecutive numbers of a pooling are combined.
+    """Return a short list of layers as text; numbers of the same pooling are combined.
 
     >>> shortened(["output", "mean:3", "mean:2", "mean:1", "max:8", "max:6"])
     'output, mean:3…1, max:8/6'
@@ -69,7 +70,11 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def check_tower(layers: object, tower: str) -> None:
-    """Check that each layer exists in this kind of tower, `image` or `text`.
+    """Check that all named layers can exist in a tower.
+
+    Args:
+        layers: list of names; other values (`auto` or None) are not checked.
+        tower: `image` or `text`.
 
     Raises:
         ValueError: a layer exists only in the other kind of tower.

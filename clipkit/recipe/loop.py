@@ -14,13 +14,12 @@ Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
 class LearningRates(Section):
-    """Peak learning rates by the kind of the weights."""
+    """Peak learning rates of pretrained weights, new weights and adapters."""
 
     pretrained: Rate = 1e-5
     """Learning rate of pretrained weights."""
     new: Rate = 1e-3
-    """Learning rate of randomly initialized weights: new projections and view heads, towers from scratch, a new scale.
-    """
+    """Learning rate of new weights: projections, heads for views, towers without pretrained weights, a new scale."""
     adapter: Rate = 1e-4
     """Learning rate of the adapters of `tune: lora` and `tune: dora`."""
 
@@ -58,8 +57,8 @@ class OptimRecipe(Section):
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Factor of the learning rate from each block of a tower to the block before it, toward the input, e.g. 0.75. null:
-    1."""
+    """Layer-wise decay: the learning rate of a block is that of the next block (toward the output) times this factor,
+    e.g. 0.75. null: all blocks have the same learning rate."""
     unfreeze: (
         Annotated[
             Annotated[Share, Tag("one")]
@@ -68,15 +67,16 @@ class OptimRecipe(Section):
         ]
         | None
     ) = None
-    """Share of the run after which trained blocks start to learn, e.g. {last:2: 0.1, full: 0.3}; a number: blocks start
-    one after the other, from the last to the first; the first block starts at this share. Projections learn from the
-    first step. null: all learn from the first step.
+    """Gradual unfreezing: the share of the run after which blocks start to learn, e.g. {last:2: 0.1, full: 0.3}. With a
+    number, blocks start one after another, from the last block to the first, which starts at this share. Projections
+    always learn from the first step. null: blocks also learn from the first step.
     """
     pull_to_start: float | None = Field(default=None, gt=0, le=1e6)
     """Weight of the squared distance between the pretrained weights and their values at the start, which is added to
     the loss (L2-SP). null: 0."""
     warm_moments: Count | None = None
-    """Number of first steps in which AdamW estimates its moments and the weights do not change (TuneCLIP). null: 0."""
+    """Number of steps at the start in which AdamW only estimates its moments, without weight changes (TuneCLIP). null:
+    0."""
 
     @model_validator(mode="after")
     def _sgd_has_no_moments(self) -> Self:
@@ -88,7 +88,7 @@ class OptimRecipe(Section):
 
     @property
     def rates(self) -> LearningRates:
-        """Peak learning rates of all kinds of weights; they are equal if `lr` is a number."""
+        """Peak learning rates of pretrained weights, new weights and adapters; they are equal if `lr` is a number."""
         if isinstance(self.lr, LearningRates):
             return self.lr
         return LearningRates(pretrained=self.lr, new=self.lr, adapter=self.lr)
@@ -148,7 +148,7 @@ class CheckpointRecipe(Section):
     every_steps: Count = 500
     """Steps between checkpoints; one is also written before each evaluation and at the end."""
     every_minutes: Minutes | None = 15.0
-    """Also write a checkpoint when the last one is older than this number of minutes; null: only by steps."""
+    """Also write a checkpoint if the last one is older than this number of minutes; null: only by `every_steps`."""
     keep_last: Count = 2
     keep_best: Count = 1
     """Number of checkpoints with the best evaluations that are kept in addition to the last checkpoints."""
@@ -162,7 +162,7 @@ LABEL_METRICS = ("knn_acc1", "lp_acc1", "knn_mean_per_class_recall", "lp_mean_pe
 
 
 def view_metrics(tower: str) -> tuple[str, ...]:
-    """Return the metrics of image views (`image`) or text views (`text`) for which a higher value is better."""
+    """Return the names of metrics of image views (`image`) or text views (`text`); higher values are better."""
     return tuple(f"{tower}_view_recall@{k}" for k in (1, 5, 10))
 
 
@@ -184,8 +184,9 @@ class EvalRecipe(Section):
     metric: Annotated[str, AfterValidator(_check_metric)] = "auto"
     """Metric that selects the best weights. auto: mean_recall with captions, otherwise the recall of views."""
     retention: str | None = None
-    """A small dataset, labeled or with captions, on which the model should not get worse; evaluated at the start
-    and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
+    """Source of a small dataset, labeled or with captions, on which the model should not get worse. It is evaluated at
+    the start and at each evaluation. null: instead, similarities on held-out pairs are compared with those of the
+    pretrained model."""
     patience: Count | None = None
     """End the run after this many evaluations without a new best result; null: run all epochs."""
     interpolate: bool | Annotated[int, Field(ge=2, le=1001)] = False

@@ -41,21 +41,21 @@ class LossOptions(Section):
     """Teacher model, whose similarities are the target; any value that model.name accepts."""
 
     def unused_options(self, names: Sequence[str]) -> list[str]:
-        """Return the options that the user set but none of these losses uses."""
+        """Return the options that the user set, but that none of the named losses uses."""
         used = {option for name in names for option in LOSSES[name].options}
         fields = LossOptions.model_fields
         return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
 
 
 class LossTerm(LossOptions):
-    """One loss of a weighted sum."""
+    """Loss with a weight, as a part of a weighted sum of losses."""
 
     name: LossName
     weight: Weight = 1.0
 
 
 class LossRecipe(LossOptions):
-    """One loss, or the sum of several losses with weights and options."""
+    """Settings of the loss: one loss with options, or a weighted sum of several losses."""
 
     name: Annotated[
         Annotated[LossName, Tag("one")] | Annotated[list[LossTerm], Tag("several")], Discriminator(_one_or_several)
@@ -63,7 +63,7 @@ class LossRecipe(LossOptions):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """Losses as a list, even if there is only one."""
+        """Losses with their options and weights, as a list even if there is only one."""
         if isinstance(self.name, list):
             return self.name
         return [LossTerm(name=self.name, **{key: getattr(self, key) for key in LossOptions.model_fields})]
@@ -75,7 +75,7 @@ class LossRecipe(LossOptions):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Additional inputs that the losses need."""
+        """Inputs that the losses need in addition to the features, e.g. the scale of the model."""
         return frozenset(need for name in self.names for need in LOSSES[name].needs)
 
     @model_validator(mode="after")
@@ -106,7 +106,11 @@ class LossRecipe(LossOptions):
 
 
 def _fixed(value: Any, low: float, high: float) -> Any:
-    """Check the value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`."""
+    """Return a valid value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`.
+
+    Raises:
+        ValueError: the value is invalid.
+    """
     if value in ("train", "freeze"):
         return value
     try:
@@ -126,14 +130,14 @@ _Bias = Annotated[Fixed, BeforeValidator(partial(_fixed, low=-1e3, high=1e3))]
 
 
 class CaptionLossRecipe(LossRecipe):
-    """Loss of the objective captions, and the scale and bias of the model that it uses."""
+    """Settings of the loss of the objective captions, and of the model's scale and bias."""
 
     logit_scale: _Scale = "train"
-    """Scale that multiplies the cosines, exp(logit_scale): train, freeze (at the value of the model), or a number at
-    which it is fixed, e.g. 100."""
+    """Scale that multiplies the cosines, exp(logit_scale). train: it is trained; freeze: it stays at the value of the
+    model; a number: it is fixed at this value, e.g. 100."""
     logit_bias: _Bias = "train"
-    """Bias that is added to the scaled cosines, for the sigmoid loss: train, freeze, or a number at which it is
-    fixed."""
+    """Bias that is added to the scaled cosines, for the sigmoid loss. train: it is trained; freeze: it stays at the
+    value of the model; a number: it is fixed at this value."""
 
     @model_validator(mode="after")
     def _scale_and_bias_apply(self) -> Self:

@@ -1,4 +1,4 @@
-"""Recipe section `model`: a whole dual encoder, or two towers with new projections."""
+"""Recipe section `model`: a complete dual encoder, or two towers with new projections."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +24,7 @@ ADAPTER_METHODS = ("lora", "dora")
 
 
 def parse_tune(tune: str) -> tuple[str, int]:
-    """Split a tuning method into its key in `TUNE_METHODS` and its number N, or 0 if it has no number.
+    """Split a tuning method into its key in `TUNE_METHODS` and its number N; methods without a number have 0.
 
     >>> parse_tune("last:2")
     ('last:N', 2)
@@ -49,7 +49,8 @@ class ImageTowerRecipe(Section):
     """Settings of the image tower."""
 
     name: str | None = None
-    """`timm:NAME` or a folder written by timm; image.name and text.name together define a composed model."""
+    """`timm:NAME` or a folder written by timm. `image.name` and `text.name` together define a new model of two towers.
+    """
     pretrained: bool = True
     tune: Tune = "full"
     lora: LoraRecipe = LoraRecipe()
@@ -58,8 +59,8 @@ class ImageTowerRecipe(Section):
     """Side of the square input in pixels. null: the default size of the tower."""
     layers: Layers | None = None
     """Layers whose concatenated outputs are the input of the projection, e.g. [output, mean:4, probabilities]; see
-    docs/two_towers.md. auto: chosen on a part of the training pairs. null: auto with `start: cca`, otherwise only the
-    tower's output.
+    docs/two_towers.md. auto: selected by the retrieval results on a part of the training pairs. null: auto with
+    `start: cca`, otherwise only the tower's output.
     """
 
 
@@ -77,8 +78,8 @@ class TextTowerRecipe(Section):
     context_length: int | None = Field(default=None, ge=1, le=10**6)
     """Maximum number of tokens; longer captions are truncated. null: the limit of the tokenizer."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    """Pooling of the token states into one vector. auto: as configured in the folder (sentence-transformers), else
-    mean."""
+    """Pooling of the token states into one vector. auto: the pooling configured in a sentence-transformers folder,
+    otherwise mean."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Rate of the tower's dropout layers in training. If above 0, the result depends on micro_batch_size."""
     layers: Layers | None = None
@@ -86,22 +87,21 @@ class TextTowerRecipe(Section):
     image tower.
     """
     config: dict[str, Any] = Field(default={})
-    """Values of the transformers configuration, e.g. hidden_size; only with `pretrained: false`."""
+    """Values of the configuration in transformers, e.g. {hidden_size: 256}; only with `pretrained: false`."""
 
 
 class ModelRecipe(Section):
-    """A whole dual encoder (`name`), two towers with new projections, or, for views, a single tower."""
+    """Settings of the model: a complete dual encoder (`name`), or one or two towers with new projections."""
 
     name: str | None = None
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: Width | None = None
-    """Dimension of the shared feature space of a composed model. null: 512 with two towers, 256 with `start: cca`; with
-    one tower, no projection."""
+    """Dimension of the features that new projections compute. null: 512 with two towers (256 with `start: cca`); no
+    projection with one tower."""
     projection: Literal["linear", "mlp", "residual"] = "linear"
-    """Projection of a composed model. linear: one linear layer; mlp: two with a GELU between them, both after a
-    LayerNorm. With `start: cca`, linear has no LayerNorm; residual is linear plus two layers whose output starts at
-    zero.
+    """New projections. linear: LayerNorm, linear layer (with `start: cca`, without LayerNorm); mlp: LayerNorm, linear
+    layer, GELU, linear layer; residual, only with `start: cca`: linear, plus two layers whose output is initially 0.
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate of new projections with `start: cca`: on the input features of `projection: linear`, or in the
@@ -111,9 +111,9 @@ class ModelRecipe(Section):
     of all training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is
     captions, otherwise random."""
     temperature: Temperature | None = None
-    """Initial temperature of a composed model, 1 / exp(logit_scale). null: 0.07."""
+    """Initial temperature of a model of two towers, 1 / exp(logit_scale). null: 0.07."""
     bias: float | None = Field(default=None, ge=-1000, le=1000)
-    """Initial logit bias of a composed model, for the sigmoid loss; -10 in SigLIP. null: no bias."""
+    """Initial logit bias of a model of two towers, for the sigmoid loss; -10 in SigLIP. null: no bias."""
 
     @model_validator(mode="after")
     def _one_way_to_name_a_model(self) -> Self:
@@ -195,7 +195,7 @@ class ModelRecipe(Section):
 
     @property
     def space(self) -> int:
-        """Dimension of the shared feature space of two towers."""
+        """Dimension of the features that new projections of two towers compute."""
         return self.embed_dim or (256 if self.starts_with_cca else 512)
 
     def has(self, tower: str) -> bool:

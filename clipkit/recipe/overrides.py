@@ -12,12 +12,16 @@ from clipkit.recipe.section import Section, contains, kind_of_key
 def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = None) -> dict[str, Any]:
     """Convert overrides such as `["optim.lr=1e-5", "data.validation=null"]` to a dict.
 
-    Numbers, true, false, null, quoted texts, [lists] and {mappings} are read as YAML. Every other value is a text and
-    stays unchanged, e.g. `output=runs/a #2`.
+    Numbers, true, false, null, quoted strings, [lists] and {mappings} are read as YAML. Every other value is a string
+    and stays unchanged, e.g. `output=runs/a #2`.
 
     Args:
-        overrides: texts KEY=VALUE.
-        recipe: class of the recipe; if given, keys that accept only texts get texts, e.g. `output=007`.
+        overrides: strings KEY=VALUE.
+        recipe: class of the recipe; if given, the value of a key that accepts only strings stays a string, e.g.
+            `output=007`.
+
+    Raises:
+        RecipeError: an override has no key or no `=`.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -29,7 +33,13 @@ def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = Non
 
 
 def _fitting(value: Any, typed: str, kind: Any) -> Any:
-    """Return the parsed value, or the text as typed if the key accepts texts but not the type of the parsed value."""
+    """Return a parsed value; or the string that the user typed, if the key accepts strings and not the parsed type.
+
+    Args:
+        value: the parsed value.
+        typed: the string that the user typed.
+        kind: type annotation of the key; None: unknown key.
+    """
     if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
         return value
     if isinstance(value, list | dict):
@@ -47,19 +57,23 @@ def _value(typed: str) -> Any:
         return typed
     text = typed.strip()
     if isinstance(value, str):
-        # A quoted text is YAML: after its second quotation mark, only a comment may follow.
+        # A string in quotation marks is read as YAML; any other string stays as typed.
         return value if text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1 else typed
     if isinstance(value, list | dict):
         return value if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else typed
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # YAML would read 12:30 as a number in base 60 and 2024-01-01 as a date, and would drop the text after a #.
+    # YAML would read 12:30 as a number in base 60 and 2024-01-01 as a date, and would ignore the text after a #.
     if "#" in text or (is_number and ":" in text) or not isinstance(value, int | float | None):
         return typed
     return value
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested values in which overrides such as `{"key.sub": value}` replace values."""
+    """Return a copy of nested dicts in which overrides such as `{"key.sub": value}` replace values.
+
+    Raises:
+        RecipeError: an override sets a key below a value that is not a dict.
+    """
     result = dict(values)
     for dotted, value in changes.items():
         section, dot, rest = dotted.partition(".")

@@ -1,7 +1,7 @@
-"""Augmentation policies: lists of steps with their parameters. Some policies have a name.
+"""Augmentation policies of images: lists of steps with parameters. Some policies have a name.
 
 To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input and angles in degrees; p is
-the probability of applying a step to an image.
+the probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
 ['crop', 'jitter', 'grayscale', 'blur', 'flip']
@@ -53,7 +53,7 @@ class Crop(Section):
 
 
 class Flip(Section):
-    """Mirror the image."""
+    """Mirror the image horizontally or vertically."""
 
     name: Literal["flip"] = "flip"
     direction: Literal["horizontal", "vertical"] = "horizontal"
@@ -70,7 +70,11 @@ class Rotate(Section):
 
 
 class Jitter(Section):
-    """Change the colors randomly: a value x means a factor in [1 − x, 1 + x]; hue is a share of the color circle."""
+    """Change brightness, contrast, saturation and hue randomly.
+
+    A brightness, contrast or saturation of x means a random factor in [1 − x, 1 + x]; the hue is rotated by a random
+    share of the color circle in [−hue, hue].
+    """
 
     name: Literal["jitter"] = "jitter"
     brightness: Strength = 0.4
@@ -81,7 +85,7 @@ class Jitter(Section):
 
 
 class Grayscale(Section):
-    """Remove the color."""
+    """Convert the image to grayscale."""
 
     name: Literal["grayscale"] = "grayscale"
     p: Probability = 0.2
@@ -114,7 +118,7 @@ class Cutout(Section):
 
 
 class RandAugment(Section):
-    """Apply a few of fourteen operations, drawn at random (Cubuk et al. 2020)."""
+    """Apply `count` operations to the image, drawn at random from fourteen (RandAugment, Cubuk et al. 2020)."""
 
     name: Literal["randaugment"] = "randaugment"
     count: int = Field(default=2, ge=1, le=100)
@@ -124,7 +128,7 @@ class RandAugment(Section):
 Step = Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize | Cutout | RandAugment
 
 POLICIES: dict[str, tuple[Step, ...]] = {
-    # The model's own evaluation preprocessing.
+    # Only the evaluation preprocessing of the model.
     "none": (),
     # A weak policy for fine-tuning. For the objective captions, data.crop_scale sets its scale.
     "crop": (Crop(),),
@@ -142,7 +146,7 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
     # Mu et al. 2022 (SLIP), for the two views that are trained in addition to the captions.
     "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
-    # Grill et al. 2020, appendix B: one for each view.
+    # Grill et al. 2020 (BYOL), appendix B: the policies of its first and second view.
     "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=1.0)),
     "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=0.1), Solarize()),
 }
@@ -159,7 +163,7 @@ _SPELLINGS = {"grey": "grayscale", "gray": "grayscale", "solarise": "solarize"}
 
 
 def _with_name(step: object) -> object:
-    """Convert a step given only by its name to a mapping, and normalize the spelling of its name."""
+    """Convert an augmentation step that is only a name to a mapping, and normalize the spelling of the name."""
     if isinstance(step, str):
         step = {"name": step}
     if isinstance(step, dict) and isinstance(name := step.get("name"), str):
@@ -178,12 +182,12 @@ Policy = Annotated[
 
 
 def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
-    """Return the steps of a policy."""
+    """Return the augmentation steps of a policy, given as its name or as a list of steps."""
     return POLICIES[policy] if isinstance(policy, str) else tuple(policy)
 
 
 def parse_policy(text: str) -> tuple[Step, ...]:
-    """Parse a policy from the command line: a name, or a list of steps in YAML.
+    """Return the steps of an augmentation policy from the command line: a name, or a list of steps in YAML.
 
     Raises:
         RecipeError: `text` is neither a known name nor a valid list.
@@ -198,7 +202,7 @@ def parse_policy(text: str) -> tuple[Step, ...]:
 
 
 def table() -> str:
-    """Return the named policies with their steps and parameters, formatted for a terminal."""
+    """Return text for a terminal: all named augmentation policies with their steps and parameters."""
     rows = []
     for name, steps in POLICIES.items():
         line = f"{name}: {', '.join(map(_written, steps)) or 'no steps'}"

@@ -21,12 +21,12 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """Return the alternative types of an annotation; types inside lists are not included."""
+    """Return a type annotation and all members of its unions, e.g. int and None of `int | None`, without list items."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
     return [annotation, *(kind for part in parts for kind in _kinds(part))]
 
 
-# Key names from other tools -> keys of a recipe.
+# Key names in other tools -> keys of a recipe.
 _ELSEWHERE = {
     "learning_rate": "optim.lr",
     "wd": "optim.weight_decay",
@@ -40,11 +40,11 @@ _ELSEWHERE = {
 
 
 def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return a message about the most likely cause, with the key and advice."""
-    # An unknown key first: a misspelled key is often why another one is missing.
+    """Return a one-line message about the first problem of an invalid recipe, with the key and advice."""
+    # Unknown keys are reported first: often a required key is only missing because it is misspelled.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    # The tags of a union are not part of the key.
+    # `one` and `several` are tags of unions, not parts of the key.
     key = ".".join(shortened(str(part)) for part in problem["loc"] if part not in ("one", "several"))
     match problem["type"]:
         case "extra_forbidden":
@@ -67,7 +67,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             return f"{key} is missing; add this key, which is always needed"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
-            # A message of a section that starts with one of its keys.
+            # If the message starts with a key of the section, both are joined to section.key.
             joint = "." if f"{key}.{re.split('[ :]', message)[0]}" in _known_keys(recipe) else " "
             return shortened(f"{key}{joint}{message}".strip())
         case "value_of_key":
@@ -77,7 +77,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text for an error message. Python's repr fails for an integer with thousands of digits."""
+    """Return a value as text for an error message. It may be an integer with thousands of digits: `repr` fails then."""
     try:
         return shortened(repr(value))
     except ValueError:
@@ -85,5 +85,5 @@ def _shown(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Shorten a very long text: an ellipsis replaces its middle."""
+    """Replace the middle of a text of more than 600 characters by an ellipsis."""
     return text if len(text) <= 600 else f"{text[:300]} … {text[-200:]}"

@@ -16,9 +16,9 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """Read-only base class of recipe sections.
+    """Base class of recipe sections. Its instances are read-only.
 
-    Unknown keys are errors, numbers must be finite, and `true` does not count as the number 1.
+    Unknown keys are errors, numbers must be finite, and `true` is not accepted as the number 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -47,19 +47,19 @@ class Section(BaseModel):
 
 
 def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
-    """Return the error for an invalid value. `first_problem` puts the section's key and a dot before the message."""
+    """Return the error for an invalid value of the key `name`. `first_problem` adds the name of the section."""
     return PydanticCustomError(
         "value_of_key", "{name} is {value}: {reason}", {"name": name, "value": repr(value), "reason": reason}
     )
 
 
 def contains(kind: Any, *sought: Any) -> bool:
-    """Return whether a type annotation contains one of the types `sought`, e.g. as part of a union."""
+    """Return whether a type annotation is or contains one of the types `sought`, e.g. as a member of a union."""
     return kind in sought or get_origin(kind) in sought or any(contains(part, *sought) for part in get_args(kind))
 
 
 def kind_of_key(section: type[Section], key: str) -> Any:
-    """Return the annotation of a key such as `data.train`; None if it is unknown."""
+    """Return the type annotation of a recipe key such as `data.train`; None for an unknown key."""
     name, _, rest = key.partition(".")
     field = section.model_fields.get(name)
     if field is None or not rest:

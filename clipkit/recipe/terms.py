@@ -21,7 +21,7 @@ Side = Literal["image", "text"]
 
 
 class Sections(Protocol):
-    """Sections of a recipe from which terms are built."""
+    """Sections of a recipe from which the terms of its objective are built."""
 
     @property
     def model(self) -> ModelRecipe: ...
@@ -37,7 +37,7 @@ class Sections(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the objective, e.g. captions or image views."""
+    """Term of a training objective, e.g. captions or image views."""
 
     name: str
     """Name of the file in `clipkit/training/objectives` that implements the term."""
@@ -53,7 +53,8 @@ class Term:
     metrics: tuple[str, ...] = ()
     """Metrics that can select the best weights, the default first."""
     heads: Mapping[Side, HeadRecipe] = field(default_factory=dict)
-    """Projection heads between a trunk and the loss; without a head, the loss uses the features of the tower."""
+    """Projection heads between the trunk of a tower and the loss; without a head, the loss uses features of the tower.
+    """
     augmentation: tuple[Step, ...] = ()
     """Augmentation of the images of this term, for the report."""
     safe: bool = False
@@ -70,7 +71,7 @@ class Term:
 
     @property
     def teachers(self) -> list[str]:
-        """Names of the models whose features are targets."""
+        """Names of the teachers: models whose features are targets of the losses."""
         return [loss.teacher for loss in self.losses if loss.teacher is not None]
 
     @property
@@ -95,13 +96,13 @@ class TextViewsTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationsTerm(Term):
-    """Term that pulls captions and their translations to the features of a teacher."""
+    """Term that makes features of captions and their translations similar to a teacher's features of the captions."""
 
     teacher: str
 
     @property
     def teachers(self) -> list[str]:
-        """Name of the model whose features are the target."""
+        """List with the name of the teacher: the model whose text features are the target."""
         return [self.teacher]
 
 
@@ -145,7 +146,7 @@ def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
         weight=weight,
         towers=("image",),
         reads=frozenset({"images", "captions"} if named else {"images"}),
-        needs=views.loss.needs - {Need.SCALE},  # the temperature of this loss is fixed
+        needs=views.loss.needs - {Need.SCALE},  # the temperature of views is a constant
         losses=tuple(views.loss.terms),
         metrics=view_metrics("image"),
         heads={} if views.head is None else {"image": views.head},
@@ -198,12 +199,13 @@ def _translations(sections: Sections, weight: float) -> list[Term]:
 
 @dataclass(frozen=True)
 class ObjectiveRow:
-    """Definition of one name in `objective: {NAME: weight}`."""
+    """Definition of a training objective, which recipes select by its name: `objective: {NAME: weight}`."""
 
     terms: Callable[[Sections, float], list[Term]]
-    """Function (recipe sections, weight) -> terms; raises ValueError if the sections do not fit."""
+    """Function that takes the recipe sections and the weight, and returns the terms. It raises ValueError if the
+    sections do not fit the objective."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply only to objectives that list them."""
+    """Keys of the recipe that apply only to this objective, and to other objectives with the same key here."""
 
 
 OBJECTIVES = {

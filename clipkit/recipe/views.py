@@ -22,16 +22,16 @@ def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
     return loss
 
 
-# Recipes from before version 0.1 use "picture".
+# Recipes of versions before 0.1 contain "picture" instead of "image".
 _IMAGE = BeforeValidator(lambda value: "image" if value == "picture" else value)
 LossOfViews = Annotated[LossRecipe, AfterValidator(_check_loss_of_views)]
 
 
 class HeadRecipe(Section):
-    """A projection head between the trunk and the loss of the views (Chen et al. 2020, section 4.2).
+    """Settings of a projection head between the trunk and the loss of the views (Chen et al. 2020, section 4.2).
 
-    It runs on the gathered features of the whole batch, so that BatchNorm uses the complete batch for any number of
-    processes and micro-batches.
+    The features of all processes and micro-batches are gathered before the head, so that a BatchNorm in it uses the
+    complete batch.
     """
 
     layers: int = Field(default=2, ge=1, le=100)
@@ -46,23 +46,21 @@ class HeadRecipe(Section):
 
 
 class ImageViewsRecipe(Section):
-    """Settings for two or more augmented views of each image."""
+    """Settings of the objective views for images, with two or more augmented views of each image."""
 
     policies: list[Policy] = Field(default=["simclr", "simclr"], min_length=2)
-    """One augmentation policy per view. With more than two views the loss is the mean over all pairs of views."""
+    """One augmentation policy per view. With more than two views, the loss is the mean over all pairs of views."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     positives: Annotated[Literal["image", "caption"], _IMAGE] = "image"
     """Positives of a view. image: the other views of the image; caption: the views of all images with the same caption
-or class.
-"""
+    or class."""
     loss: LossOfViews = LossRecipe(name="ntxent")
     temperature: Temperature = 0.1
     """Fixed temperature, for losses that use a scale."""
     head: HeadRecipe | None = HeadRecipe()
     """Projection head. null: the loss uses the features of the tower. With a head, the loss of the views does not train
-    the tower's
-    projection; only the objective captions does."""
+    the tower's projection, but the objective captions does."""
 
     @model_validator(mode="after")
     def _views_differ(self) -> Self:
@@ -75,13 +73,14 @@ or class.
 
 
 class TextViewsRecipe(Section):
-    """Settings for two or more views of each caption (Gao et al. 2021, SimCSE)."""
+    """Settings of the objective views for texts, with two or more views of each caption (Gao et al. 2021, SimCSE)."""
 
     policies: list[Literal["same", "crop", "paraphrase", "sibling"]] = Field(default=["same", "same"], min_length=2)
-    """One policy per view. same: the unchanged caption (with model.text.dropout the features differ); crop: some
-    consecutive words; paraphrase: the data's column of that name; sibling: another caption of the image."""
+    """One policy per view. same: the unchanged caption (with model.text.dropout, the features of two views differ);
+    crop: some consecutive words of the caption; paraphrase: the column `paraphrase` of the data; sibling: another
+    caption of the image."""
     crop: Shares = (0.5, 0.9)
-    """Minimum and maximum share of the words that a crop keeps."""
+    """Minimum and maximum share of the words in a crop of the policy crop."""
     positives: Annotated[Literal["caption", "image"], _IMAGE] = "caption"
     """Positives of a view. caption: the other views of the same string; image: the views of all captions of the
     image."""

@@ -23,11 +23,11 @@ from clipkit.recipe.views import ViewsRecipe
 
 SIDES: tuple[Side, ...] = ("image", "text")
 _BY_START = ("min_score", "hard_negatives")
-"""Keys of the section `data` by which the starting model chooses pairs."""
+"""Keys of the section `data` for which the model at the start of the run compares images with captions."""
 
 
 def _with_weights(objective: object) -> object:
-    """Return a single objective name as a mapping with weight 1."""
+    """Convert the name of a single objective to a mapping with weight 1; return other values unchanged."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
     if not isinstance(weights, dict) or not weights or not set(weights) <= set(OBJECTIVES):
         *names, last = OBJECTIVES
@@ -92,10 +92,10 @@ class Recipe(Section):
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
     def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
-        """Return the captions of an image per epoch: the value of `data.captions`, or the one that `auto` selects.
+        """Return `one` or `all`: the captions of an image that an epoch uses (`data.captions`, or what auto selects).
 
-        After a closed-form start with frozen trunks, one caption per epoch gives too few steps. The many prompts of a
-        class are no such captions.
+        auto selects all captions after a closed-form start with frozen trunks, because one caption per image gives too
+        few steps there. Otherwise, and for captions made from labels, it selects one.
 
         Args:
             labeled: True if the captions are prompts made from labels.
@@ -182,7 +182,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stored_outputs_can_be_mixed(self) -> Self:
-        """Refuse options without stored outputs of both trunks, or with targets of a single pair, for `data.mixup`."""
+        """Raise ValueError for options that `data.mixup` does not support. It mixes stored outputs of two trunks."""
         if self.data.mixup is None:
             return self
         tuned = {f"model.{side}.tune": getattr(self.model, side).tune for side in SIDES}
@@ -204,7 +204,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
-        """Refuse options that `train.shard` does not support, because they change a trunk or read its layers."""
+        """Raise ValueError for options that `train.shard` does not support. They change a trunk or read its layers."""
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,
@@ -287,7 +287,7 @@ class Recipe(Section):
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def without_credentials(self) -> Self:
-        """Return the recipe without the user names and passwords of its URLs, for the files of a run."""
+        """Return the recipe without the user names and passwords in its URLs, so that a run does not write them."""
         return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
@@ -304,14 +304,16 @@ def _without_credentials(value: Any) -> Any:
 
 
 def _changed(section: Section, key: str) -> str:
-    """Return `key`, or the first key below it, whose value differs from its default.
+    """Return the first key, `key` itself or a key below it, whose value differs from its default; otherwise "".
 
-    The result is an empty string if there is no such key.
+    Args:
+        section: section that contains the key.
+        key: name of a key, with dots for keys below it.
     """
     name, _, rest = key.partition(".")
     value, default = getattr(section, name), type(section).model_fields[name].default
     if not rest and not isinstance(default, Section):
-        # Earlier versions wrote augment: crop, their default, into the recipe of every run.
+        # augment: crop counts as a default, because earlier versions wrote it into the recipe of every run.
         return "" if value == default or (name == "augment" and value == "crop") else name
     for sub in [rest] if rest else type(value).model_fields:
         if changed := _changed(value, sub):

@@ -62,7 +62,9 @@ def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 class Pair:
-    """Two indexes whose rows are matched by the content of the images, or by their locations if no content matches.
+    """Two indexes whose rows are matched by the content of the image.
+
+    If the other index has no image with the same content, rows are matched by the location of the image.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -83,20 +85,23 @@ class Pair:
             )
 
     def row_in_other(self, row: int) -> int | None:
-        """Return the row of the second index with the image of a row of the first one; None if there is none."""
+        """Return the row of the second index with the same image as `row` of the first index; None if there is none."""
         found = int(self._row_in_other[self.rows[0][self.indexes[0].row_of(row)]])
         return found if found >= 0 else None
 
     def agreement(self, one: Sequence[int], other: Sequence[int]) -> tuple[float, int]:
-        """Return the rank-biased overlap and the number of common images of ranked rows of both indexes."""
+        """Compare the first ten distinct images of two ranked lists of rows, one list per index.
+
+        Returns:
+            The rank-biased overlap, and the number of images that both lists have.
+        """
         names = [self._names(0, one), self._names(1, other)]
         return rank_biased_overlap(*names), len(set(names[0]) & set(names[1]))
 
     def _names(self, number: int, rows: Sequence[int]) -> list[int]:
-        """Return numbers for the first ten distinct images of ranked rows.
+        """Return IDs of the first ten distinct images in a ranked list of rows of the index `number` (0 or 1).
 
-        An image that both indexes have gets the same number in both. An image that only one index has gets a negative
-        number.
+        The ID is the row of the image in the first index. An image that only the second index has gets a negative ID.
         """
         matched = [int(self.rows[number][row]) for row in rows]
         named = [name if name >= 0 else -1 - row for name, row in zip(matched, rows, strict=True)]
@@ -119,7 +124,7 @@ class Pair:
             texts, features, images = self._captions()
         else:
             texts = list(queries)
-            features = (self.indexes[0].model.encode_text(texts), self.indexes[1].model.encode_text(texts))
+            features = (self.indexes[0].encoder.encode_text(texts), self.indexes[1].encoder.encode_text(texts))
             images = [None] * len(texts)
         found = []
         for start in range(0, len(texts), _BLOCK):
@@ -143,7 +148,9 @@ class Pair:
     def _captions(
         self,
     ) -> tuple[list[str], tuple[Float[Tensor, "Q D"], Float[Tensor, "Q E"]], list[int | None]]:
-        """Return captions of both indexes with their features in both, and the row of their image in the first one."""
+        """Return up to 2,000 captions that both indexes have, their features in each index, and the row of each
+        caption's image in the first index.
+        """
         one, other = self.indexes
         number_in_other = {text: number for number, text in enumerate(other.texts)}
         captions = one.rows[CAPTIONS].combine_chunks()

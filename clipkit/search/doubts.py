@@ -2,8 +2,9 @@
 
     fit        (s - m) / d with the cosine similarity s of the caption and its image, and the median m and the lower
                spread d, (median - lower quartile) / 0.6745, of the caption's similarities with a sample of images
-    agreement  (s - m) / d with the mean similarity s to the two most similar other captions of the image, and m and d
-               of the caption's similarities with a sample of captions; two, because others of the image may be wrong
+    agreement  (s - m) / d with the mean similarity s to the two most similar other captions of the image (only two,
+               because some captions of the image may be wrong), and m and d of the caption's similarities with a sample
+               of captions
 
 The lower fit + agreement, the more doubtful is the caption; without other captions, the agreement counts as 0.
 
@@ -97,7 +98,7 @@ def doubts_of_exchanged(
     image_of: NDArray[np.int64],
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return fit + agreement of one random caption per image that is exchanged for a caption of another image.
+    """Exchange one random caption of each image for one of another image; return fit + agreement of the new captions.
 
     Args:
         images, texts, text_of, image_of: as for `doubts_of`.

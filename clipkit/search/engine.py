@@ -30,7 +30,7 @@ _CANDIDATES = 200
 
 
 def build(features: NDArray[np.float16], file: Path) -> None:
-    """Build the search engine for the features, and write it to a file.
+    """Build a FAISS search engine for the features, and write it to a file.
 
     Raises:
         DataError: FAISS is not installed.
@@ -97,7 +97,7 @@ class FaissEngine:
     def top(
         self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
-        """Return the scores and rows of the best rows of each query; see `Nearest`."""
+        """Return the scores and row numbers of the best rows for each query; see `Nearest`."""
         import faiss
 
         candidates = max(_CANDIDATES, 4 * count)

@@ -26,7 +26,7 @@ _ABOUT = "clipkit.index"
 
 
 class Exported(Protocol):
-    """Parts of `clipkit.search.Index` that are exported."""
+    """Attributes of `clipkit.search.Index` that an export reads."""
 
     path: Path
     manifest: dict[str, Any]
@@ -56,7 +56,7 @@ def export(index: Exported, to: str, out: Path) -> None:
 
 
 def column_of_features(index: Exported) -> str:
-    """Return the name of the column of features in a table; not "features" if the data has such a column."""
+    """Return "features" as the name of the column of features; if the data has this column, append underscores."""
     name = _FEATURES
     while name in index.rows.column_names:
         name += "_"

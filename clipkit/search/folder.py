@@ -1,5 +1,6 @@
 """Checks of an index folder that need no heavy library."""
 
+import os
 from pathlib import Path
 
 from clipkit.errors import DataError, OutputError
@@ -45,6 +46,9 @@ def check_index_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: is not a folder; give a new folder")
     if not folder.absolute().parent.is_dir():
         raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
+    existing = folder if folder.is_dir() else folder.absolute().parent
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written to: {existing} is read-only; give another folder")
     if folder.is_dir() and any(folder.iterdir()) and not _is_index_or_begun(folder):
         raise OutputError(f"{folder}: is not an index, but contains files; give a new or empty folder")
 

@@ -1,6 +1,6 @@
 """Index: search the images of a dataset by words, images and columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,11 @@ from clipkit.search.engine import is_installed, open_engine
 from clipkit.search.hit import Hit, hits_of
 from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, damaged, file_of, open_array, open_table, read_manifest
+from clipkit.search.location import row_at
 from clipkit.search.nearest import Exact, Nearest, as_float32
-from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
-from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
 from clipkit.search.qdrant import QdrantEngine, server
 from clipkit.search.query import Term, check_vectors, combined, terms_of
-from clipkit.search.quick_text import QuickText, quick_text
+from clipkit.search.query_encoder import QueryEncoder
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from clipkit.models import DualEncoder
+    from clipkit.search.onnx_encoder import OnnxEncoder
 
 
 _LONGEST = 1.01  # largest length of a unit vector after rounding to half precision, with a margin
@@ -61,7 +61,7 @@ class Index:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         check_content(self.path, self.manifest, whole=check)
-        self._model = model
+        self.encoder = QueryEncoder(self.path, self.manifest, model)
         self.features: NDArray[np.float16] = open_array(
             self.path, self.manifest, "features", np.float16, (len(self), self.manifest["width"])
         )
@@ -106,19 +106,15 @@ class Index:
         shape = (int(self.manifest["texts"]), self.features.shape[1])
         return open_array(self.path, self.manifest, "textfeatures", np.float16, shape)
 
-    @cached_property
+    @property
     def model(self) -> "DualEncoder | OnnxEncoder":
-        """The model for queries, or its ONNX export.
+        """The whole model for queries, or its ONNX export. A search loads only the tower that it needs.
 
         Raises:
             ModelError: the model cannot be loaded.
             DataError: the model is not the one that made the index.
         """
-        model = _opened(self.manifest["model"]["name"] if self._model is None else self._model)
-        if "text" in model.sides:
-            probes = model.encode_text(list(PROBE_TEXTS))
-            check_same_model(self.manifest["probes"], "text", probes, str(self.path), model.name)
-        return model
+        return self.encoder.model
 
     def search(
         self,
@@ -151,10 +147,10 @@ class Index:
         several = [images] if isinstance(images, str | Path | Stored) or not isinstance(images, Sequence) else images
         rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
         terms = terms_of(query, several, minus, rows)
+        words = _one_text(terms)
+        self._check_options(where, k, precision, words)  # loading the model takes seconds
         vector = self.vector_of(terms)
-        return self.search_vectors(
-            vector[None], where=where, k=k, precision=precision, without=rows, words=_one_text(terms)
-        )[0]
+        return self.search_vectors(vector[None], where=where, k=k, precision=precision, without=rows, words=words)[0]
 
     def search_many(
         self, queries: Iterable[str], *, where: str | None = None, k: int = 20, precision: float | None = None
@@ -164,7 +160,8 @@ class Index:
         if not several:
             return []
         texts = [str(terms[0].what) for terms in several]
-        return self.search_vectors(self.model.encode_text(texts), where=where, k=k, precision=precision, words=texts)
+        self._check_options(where, k, precision, texts)
+        return self.search_vectors(self.encoder.encode_text(texts), where=where, k=k, precision=precision, words=texts)
 
     def search_vectors(
         self,
@@ -186,20 +183,13 @@ class Index:
             without: rows that are left out.
             words: texts of the queries, if the queries are texts; results then have a relevance.
         """
-        if k < 1:
-            raise UserError(f"k is {k}; give 1 or more results")
-        if precision is not None and not 0 < precision < 1:
-            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        mask = self._check_options(where, k, precision, words)
         check_vectors(vectors, self.features.shape[1])
-        mask = None if where is None else rows_where(self.rows, where)
         if without:
             mask = np.ones(len(self), bool) if mask is None else mask
             mask[list(without)] = False
         allowed = None if mask is None else np.flatnonzero(mask)
         calibrations = self.calibrations if words is not None else {}
-        if precision is not None and not calibrations:
-            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
-            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
         self._check_lengths(scores.abs() / vectors.norm(dim=1, keepdim=True))
@@ -217,6 +207,19 @@ class Index:
             results.append(hits_of(self.rows, row_scores, rows, relevance, shown))
         return results
 
+    def _check_options(
+        self, where: str | None, k: int, precision: float | None, words: Sequence[str] | None
+    ) -> NDArray[np.bool_] | None:
+        """Check the options of a search, and return a mask of the rows that fulfill the filter; None without one."""
+        if k < 1:
+            raise UserError(f"k is {k}; give 1 or more results")
+        if precision is not None and not 0 < precision < 1:
+            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        if precision is not None and (words is None or not self.calibrations):
+            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
+            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
+        return None if where is None else rows_where(self.rows, where)
+
     def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> Float[Tensor, "... D"]:
         """Return features of images ("features") or of captions ("textfeatures") in float32, of exactly unit length.
 
@@ -228,13 +231,13 @@ class Index:
         return torch.nn.functional.normalize(features, dim=-1)
 
     def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
-        """Check that no feature is longer than 1, up to rounding: it is damaged, and would be the best result."""
+        """Check that no feature is longer than 1, up to rounding. A longer one is damaged and would be ranked first."""
         if not (lengths <= _LONGEST).all():
             raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """Calibrations of the relevance by kind of query; empty for an index with few captions or none."""
+        """Calibrations of the relevance for short and for long queries; empty for an index with few or no captions."""
         return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
 
     @cached_property
@@ -245,30 +248,16 @@ class Index:
     def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
         """Return the unit vector of a query."""
         features = torch.empty(len(terms), self.features.shape[1])
-        for kind, encode in (("text", self._encode_texts), ("image", self._encode_images), ("row", self._stored)):
+        encoders: dict[str, Callable[[list[Any]], Tensor]] = {
+            "text": self.encoder.encode_short,
+            "image": self.encoder.encode_image,
+            "row": self._stored,
+        }
+        for kind, encode in encoders.items():
             positions = [position for position, term in enumerate(terms) if term.kind == kind]
             if positions:
                 features[positions] = encode([terms[position].what for position in positions])
         return combined(features, [term.weight for term in terms])
-
-    def _encode_texts(self, texts: list[Any]) -> Tensor:
-        encoder = self._quick_text if "model" not in self.__dict__ else None
-        return (encoder or self.model).encode_text(texts)
-
-    @cached_property
-    def _quick_text(self) -> "QuickText | DualEncoder | None":
-        """Text tower, which loads faster than the model; None if it is not of the model that made the index."""
-        name = self.manifest["model"]["name"] if self._model is None else self._model
-        encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
-        is_same = encoder is not None and same_model(
-            self.manifest["probes"], "text", encoder.encode_text(list(PROBE_TEXTS))
-        )
-        return encoder if is_same else None
-
-    def _encode_images(self, images: list[Any]) -> Tensor:
-        probes = self.model.encode_image(probe_images())
-        check_same_model(self.manifest["probes"], "image", probes, str(self.path), self.model.name)
-        return self.model.encode_image(images)
 
     def _stored(self, rows: list[Any]) -> Tensor:
         return self.unit_features(np.array(rows))
@@ -304,7 +293,9 @@ class Index:
         export(self, to, Path(out))
 
     def row_of(self, image: str | int) -> int:
-        """Return the row of an image, given its location, the end of its location, or the row itself.
+        """Return the row of an image, given its location, the end of its location, a path to it, or the row itself.
+
+        A path to a file is used if no location matches: the image has the same content as the file.
 
         Raises:
             DataError: the index has no such image, or several.
@@ -313,29 +304,12 @@ class Index:
             if not 0 <= image < len(self):
                 raise DataError(f"{self.path}: has no row {image}; it has rows 0 to {len(self) - 1}")
             return image
-        import pyarrow.compute as pc
-
-        names = self.rows[IMAGE]
-        row = pc.index(names, image).as_py()
-        if row >= 0:
-            return int(row)
-        matches = np.flatnonzero(pc.ends_with(names, f"/{image}").to_numpy())
-        if len(matches) != 1:
-            what = "no image" if not len(matches) else f"{len(matches)} images"
+        row = row_at(self.rows, image)
+        if row is None:
             raise DataError(
-                f"{self.path}: has {what} with the location {image[:200]}; copy the location from a search result"
+                f"{self.path}: has no image with the location {image[:200]}; copy the location from a search result"
             )
-        return int(matches[0])
-
-
-def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":
-    if not isinstance(model, str | Path):
-        return model
-    if is_onnx(model):
-        return OnnxEncoder(model)
-    from clipkit.models import load
-
-    return load(model)
+        return row
 
 
 def _one_text(terms: Sequence[Term]) -> list[str] | None:

@@ -40,12 +40,15 @@ class DoubtfulLabel:
 
     @property
     def doubt(self) -> float:
-        """Share of the suggested label minus share of the image's label, in (0, 1]."""
+        """Share of votes for the suggested label minus share of votes for the image's label, in (0, 1]."""
         return self.suggested_share - self.share
 
 
 def label_columns(table: pa.Table) -> list[str]:
-    """Return the columns of an index that may hold labels: text, integers or booleans; likely names come first."""
+    """Return the columns of an index that may hold labels: text, integers or booleans.
+
+    Columns with the names label, class and category come first.
+    """
     types = pa.types
     found = [
         field.name

@@ -82,7 +82,7 @@ class Encoded:
 
 
 def _records(file: Path) -> Iterator[tuple[list[bytes], NDArray[np.float16], float]]:
-    """Yield keys, features and rounding error of each complete record."""
+    """Yield the keys, the features, and the maximum rounding error (fp32 to fp16) of each complete record."""
     if file.stat().st_size < _HEAD.itemsize:
         return
     content = np.memmap(file, np.uint8, "r")

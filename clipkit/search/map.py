@@ -39,7 +39,7 @@ _COLORS = 9
 
 @dataclass(frozen=True)
 class Map:
-    """Positions of S rows."""
+    """Positions of S images of an index on its map."""
 
     rows: NDArray[np.int64]
     """(S,) rows of the index, ascending."""
@@ -50,9 +50,9 @@ class Map:
 def map_of(index: Index) -> Map:
     """Return the map of an index; it is read from the folder of the index if it was made before.
 
-    It is kept in the folder as `map-….parquet` with the columns row, x and y, and with the method, the seed and the
-    checksum of the features in the file's metadata; `clipkit.embed` removes it when it writes the index again. If the
-    folder is not writable, the map is made again each time.
+    The map is kept in the folder as `map-….parquet` with the columns row, x and y, and with the method, the seed and
+    the checksum of the features in the file's metadata; `clipkit.embed` removes it when it writes the index again. If
+    the folder is not writable, each call computes the map again.
 
     Raises:
         DataError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""Exact nearest neighbors in memory-mapped features, in tiles."""
+"""Exact nearest neighbors in memory-mapped features, computed in blocks of 2,048 rows."""
 
 from typing import Protocol
 
@@ -21,7 +21,8 @@ class Nearest(Protocol):
     def top(
         self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
-        """Return the scores and rows of the best rows of each query, the best first; of equal scores the lower row.
+        """Return the scores and row numbers of the best rows for each query, the best first; at equal scores, the lower
+        row first.
 
         Args:
             queries: unit vectors.

@@ -55,7 +55,7 @@ class OnnxEncoder:
 
         Raises:
             DataError: an image cannot be read.
-            ModelError: the export has no image tower, or its preprocessing cannot be described.
+            ModelError: the export has no image tower, or does not describe its preprocessing.
         """
         return self._run(self._code.encode_images, [open_image(image) for image in images])
 
@@ -69,7 +69,10 @@ class OnnxEncoder:
 
 
 def _code_for(folder: Path) -> ModuleType:
-    """Return a copy of the module `onnx_example` for a folder, loaded without its package, which would import torch."""
+    """Return a new copy of the module `onnx_example` that encodes with the ONNX export in `folder`.
+
+    Importing the module from its package would import torch.
+    """
     assert clipkit.models.__file__ is not None
     file = Path(clipkit.models.__file__).parent / "export" / "onnx_example.py"
     spec = importlib.util.spec_from_file_location("clipkit_onnx_code", file)

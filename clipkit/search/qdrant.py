@@ -123,7 +123,7 @@ class QdrantEngine:
     def top(
         self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
-        """Return the scores and rows of the best rows of each query; see `Nearest`.
+        """Return the scores and row numbers of the best rows for each query; see `Nearest`.
 
         Raises:
             DataError: the server does not answer, or has lost the collection.

@@ -1,14 +1,14 @@
-"""Text tower of a model, loaded without its image tower.
+"""Text tower of a CLIP, loaded without its image tower, transformers, open_clip and timm.
 
-A single search in a new process spends most of its time on importing transformers and timm, and on loading the image
-tower. All models of `transformers.CLIPModel` have the same text architecture, which is implemented here without
-transformers. From clipkit's layout of two towers, only the text tower is loaded. In both cases, it is used only if its
-features of a few fixed texts equal those stored in the index; otherwise the whole model is loaded.
+A single search in a new process spends most of its time on importing these libraries. All models of
+`transformers.CLIPModel` and the usual ones of open_clip have the same text architecture, which is implemented here. It
+is used only if its features of a few fixed texts equal those stored in the index.
 """
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,29 +17,31 @@ from torch import Tensor
 
 from clipkit.run_files import RunFiles, read_object
 
-if TYPE_CHECKING:
-    from clipkit.models import DualEncoder
-
 _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
-COMPOSED = "clipkit.json"
-_NOT_PLAIN = ("adapter_config.json", COMPOSED, "view_heads.safetensors")
+_NOT_PLAIN = ("adapter_config.json", "clipkit.json", "view_heads.safetensors")
+# Keys of open_clip's configuration that models of this architecture have.
+_OPEN_CLIP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+_OPEN_CLIP_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
+_HIGHEST = 2
+"""End token in old configurations of transformers; the tower is read at the token with the highest ID instead."""
+
+Tokenize = Callable[[str], Sequence[int]]
 
 
-def quick_text(name: str | Path) -> "QuickText | DualEncoder | None":
+def quick_text(name: str | Path) -> "QuickText | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache.
 
-    The result is None if the tower is of another kind or cannot be read; loading the whole model then reports why.
+    The result is None if the tower is of another kind or cannot be read; loading the usual text tower then reports why.
     """
     try:
         folder = _folder(str(name))
-        if read_object(folder / COMPOSED).get("layout") == "clipkit-composed":
-            from clipkit.models.composed import load_composed
-
-            return load_composed(folder, str(name), ("text",)).eval()
-        config = read_object(folder / "config.json")
-        if config.get("model_type") != "clip" or any((folder / file).exists() for file in _NOT_PLAIN):
+        if any((folder / file).exists() for file in _NOT_PLAIN):
             return None
-        return QuickText(folder, config["text_config"], str(name))
+        config = read_object(folder / "config.json")
+        if config.get("model_type") == "clip":
+            return _from_transformers(folder, config["text_config"], str(name))
+        is_open_clip = (folder / "open_clip_config.json").is_file() and not config
+        return _from_open_clip(folder, str(name)) if is_open_clip else None
     except Exception:  # errors of safetensors and tokenizers have no common base
         return None
 
@@ -55,33 +57,111 @@ def _folder(name: str) -> Path:
     return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
 
 
+def _from_transformers(folder: Path, config: Mapping[str, Any], name: str) -> "QuickText":
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(int(config["max_position_embeddings"]))
+    weights = _read(folder / "model.safetensors", ("text_",))
+    return QuickText(name, config, weights, lambda text: tokenizer.encode(text).ids)
+
+
+def _from_open_clip(folder: Path, name: str) -> "QuickText | None":
+    model = read_object(folder / "open_clip_config.json")["model_cfg"]
+    text = model["text_cfg"]
+    if not (_OPEN_CLIP.issuperset(model) and _OPEN_CLIP_TEXT.issuperset(text)):
+        return None
+    config = {
+        "num_hidden_layers": text["layers"],
+        "num_attention_heads": text["heads"],
+        "layer_norm_eps": 1e-5,
+        "eos_token_id": _HIGHEST,
+        "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
+    }
+    saved = _read(
+        folder / "open_clip_model.safetensors", ("transformer.", "token_", "positional_", "ln_final.", "text_")
+    )
+    tokenizer = _open_clip_tokenizer()(context_length=text["context_length"])
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text)[0].tolist()
+        return ids[: ids.index(tokenizer.eot_token_id) + 1]
+
+    return QuickText(name, config, dict(_renamed(saved)), tokenize)
+
+
+def _open_clip_tokenizer() -> Any:
+    """Return open_clip's class of CLIP's tokenizer, from its file: importing open_clip would take seconds."""
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    file = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("clipkit_open_clip_tokenizer", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer
+
+
+def _read(file: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        names = [name for name in opened.keys() if name.startswith(prefixes)]  # noqa: SIM118
+        return {name: opened.get_tensor(name).float() for name in names}
+
+
+_PARTS = {
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".attn.": ".self_attn.",
+    ".c_fc.": ".fc1.",
+    ".c_proj.": ".fc2.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
+    "ln_final.": "text_model.final_layer_norm.",
+}
+
+
+def _renamed(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of open_clip under the names of transformers."""
+    for key, value in saved.items():
+        name = key
+        for old, new in _PARTS.items():
+            name = name.replace(old, new)
+        block, is_fused, kind = name.partition("in_proj_")
+        if is_fused:
+            yield from zip((f"{block}{part}_proj.{kind}" for part in "qkv"), value.chunk(3), strict=True)
+        elif name == "positional_embedding":
+            yield "text_model.embeddings.position_embedding.weight", value
+        elif name == "text_projection":
+            yield "text_projection.weight", value.T
+        else:
+            yield name, value
+
+
 class QuickText:
     """Text tower of a CLIP: a causal transformer, read at the end token.
 
     Args:
-        folder: has model.safetensors and tokenizer.json.
-        config: `text_config` of config.json.
         name: the model's name, for messages.
+        config: `text_config` of transformers.
+        weights: weights by their names in transformers.
+        tokenize: function from a text to its token IDs, truncated to the context, without padding.
 
     Raises:
-        Exception: of any type, if a file is missing or a setting is unsupported.
+        Exception: of any type, if a setting is missing or unsupported.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], name: str) -> None:
-        from safetensors import safe_open
-        from tokenizers import Tokenizer
-
+    def __init__(self, name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], tokenize: Tokenize) -> None:
         self.name = name
         self.sides = {"text": None}
         self._layers, self._heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         self._epsilon, self._end = float(config["layer_norm_eps"]), int(config["eos_token_id"])
         self._activation = _ACTIVATIONS[config["hidden_act"]]
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            names = [key for key in file.keys() if key.startswith("text_")]  # noqa: SIM118
-            self._weights = {key: file.get_tensor(key).float() for key in names}
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(int(config["max_position_embeddings"]))
+        self._weights, self._tokenize = weights, tokenize
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Return unit-length features of texts."""
@@ -89,14 +169,13 @@ class QuickText:
             return torch.stack([self._encode(text) for text in texts])
 
     def _encode(self, text: str) -> Float[Tensor, " D"]:
-        ids = torch.tensor(self._tokenizer.encode(text).ids)
+        ids = torch.tensor(self._tokenize(text))
         embeddings = "text_model.embeddings."
         x = self._weights[f"{embeddings}token_embedding.weight"][ids]
         x = x + self._weights[f"{embeddings}position_embedding.weight"][: len(ids)]
         for layer in range(self._layers):
             x = self._block(x, f"text_model.encoder.layers.{layer}.")
-        # Old configurations name a wrong end token, 2; the end token has the largest ID.
-        end = int(ids.argmax() if self._end == 2 else (ids == self._end).nonzero()[0])
+        end = int(ids.argmax() if self._end == _HIGHEST else (ids == self._end).nonzero()[0])
         pooled = self._norm(x[end], "text_model.final_layer_norm")
         return F.normalize(F.linear(pooled, self._weights["text_projection.weight"]), dim=-1)
 

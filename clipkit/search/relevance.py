@@ -8,10 +8,10 @@ match.
                             (median - lower quartile) / 0.6745, which relevant images cannot widen
     h = (s - m_i) / d_i     m_i, d_i: mean and standard deviation of the scores of image i with a sample of captions
 
-Five further numbers describe the result in relation to the others: e = log(r / (N · (1 - Φ(z)))), how many times more
-images reach z than under a normal null distribution (r: rank, N: images searched, clipped to -3 … 12); g, the
-difference in z to the best other result; the mean z of the five best results; s itself; and d_q. A logistic regression
-combines the seven numbers f:
+Five further numbers describe the result in relation to the others: e, the logarithm of r / (N · (1 - Φ(z))), clipped to
+-3 … 12; g, the difference in z to the best other result; the mean z of the five best results; s itself; and d_q. In e,
+r is the rank of the result, i.e. the number of images that reach z, and N · (1 - Φ(z)) is the expected number if the z
+of all N searched images are normally distributed. A logistic regression combines the seven numbers f:
 
     P(relevant) = 1 / (1 + exp(-(b + Σ w_f f)))
 
@@ -265,7 +265,15 @@ def fit(
 
 
 def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.bool_]]) -> Calibration | None:
-    """Return the logistic regression of labels on evidence, given per query; None if all labels are equal."""
+    """Return the logistic regression that predicts from the evidence of a result whether the result is relevant.
+
+    Args:
+        evidence: for each query, the (K, 7) evidence of its results.
+        labels: for each query, (K,) whether each result is relevant.
+
+    Returns:
+        The fitted regression; None if all results have the same label.
+    """
     x, y = np.concatenate(evidence), np.concatenate(labels)
     if y.all() or not y.any():
         return None
@@ -295,7 +303,7 @@ def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> lis
 
 
 def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
-    """Return the calibrations that a manifest records, by kind of query."""
+    """Return the calibrations that a manifest records, by kind of query: short or long."""
     recorded = manifest.get("relevance")
     if not isinstance(recorded, dict):
         return {}

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.closest import closest
-from clipkit.errors import DataError, one_line
+from clipkit.errors import DataError
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?![\w.])|(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]+)"
@@ -155,10 +155,10 @@ class _Parser:
         name = self.tokens[start].text
         try:
             return self.compared(column, name)
-        except pa.ArrowException as error:
+        except pa.ArrowException:
             raise DataError(
-                f"the filter {self.where[:200]!r} does not fit the column {name}, which has the type {column.type} "
-                f"({one_line(error)}); compare it with a value of this type"
+                f"the filter {self.where[:200]!r} does not fit the column {name}, which has the type {column.type}; "
+                "compare it with a value of this type"
             ) from None
 
     def compared(self, column: Any, name: str) -> Any:
@@ -192,13 +192,16 @@ class _Parser:
             raise self.unexpected("must be the name of a column")
         token = self.tokens[self.next]
         if token.text not in self.table.column_names:
-            near = closest(token.text, self.table.column_names)
+            near = closest(token.text, map(_as_written, self.table.column_names))
             raise DataError(f"the index has no column {token.text}; {near}")
         self.next += 1
         return self.table[token.text]
 
     def value(self, kind: pa.DataType) -> pa.Scalar:
-        """Return a value of the filter. A text becomes a date or a time if the column holds dates or times."""
+        """Consume the next token of the filter, and return its value for comparison with a column of the type `kind`.
+
+        A text becomes a date or a time if `kind` is a type of dates or times.
+        """
         if self.next >= len(self.tokens):
             raise self.unexpected("must be a value")
         token = self.tokens[self.next]
@@ -212,7 +215,10 @@ class _Parser:
         if token.kind == "name" and token.text.lower() in ("true", "false"):
             return pa.scalar(token.text.lower() == "true")
         self.next -= 1
-        raise self.unexpected("must be a number, true, false, or a text between single quotes")
+        raise DataError(
+            f"the filter {self.where[:200]!r} cannot be read: at character {token.start + 1}, a value is expected; "
+            f"write a number, true, false, or a text between single quotes, such as '{token.text[:40]}'"
+        )
 
     def text(self) -> str:
         value = self.value(pa.string()).as_py()
@@ -220,6 +226,12 @@ class _Parser:
             self.next -= 1
             raise self.unexpected("must be a text between single quotes")
         return value
+
+
+def _as_written(name: str) -> str:
+    """Return the name of a column as it is written in a filter."""
+    is_plain = re.fullmatch(r"[^\W\d]\w*", name) is not None and name.lower() not in _WORDS
+    return name if is_plain else f'"{name}"'
 
 
 def _contains(column: Any, text: str) -> Any:

@@ -34,6 +34,7 @@ from clipkit.search.folder import UNFINISHED, check_index_folder
 from clipkit.search.layout import check_content, read_manifest
 from clipkit.search.log import Encoded, EncodedLog, text_key
 from clipkit.search.probes import check_same_model, probes_of
+from clipkit.search.replacing import check_not_replaced
 from clipkit.search.source import Images, read_images
 
 # Number of items of a record in the log. An interruption loses at most one record of work in each process.
@@ -69,6 +70,7 @@ def embed(
     processes: Processes | None = None,
     progress: bool = False,
     qdrant: bool = False,
+    dtype: str = "fp32",
 ) -> Embedded:
     """Encode the images and captions of a dataset, and write or update an index.
 
@@ -80,9 +82,10 @@ def embed(
         model: name of a model, or a model returned by `clipkit.load`.
         out: folder of the index: a new or empty folder, or an index made by the same model.
         batch_size: images per forward pass; None: chosen for the device.
-        processes: group in which each process encodes a share; None: only this process.
+        processes: group in which each process encodes some of the images and captions; None: only this process.
         progress: show progress bars.
         qdrant: copy the features to the Qdrant server that the environment variable QDRANT_URL names.
+        dtype: precision of the forward pass if `model` is a name: fp32, bf16, fp16 or auto, as for `clipkit.load`.
 
     Raises:
         DataError: the data cannot be read, the index was made by another model, or the server does not answer.
@@ -95,15 +98,16 @@ def embed(
     group = processes or Processes.alone()
     check_index_folder(folder)
     stream = stream_of(str(data)) if isinstance(data, str | Path) else None
-    encoder = load(model) if isinstance(model, str | Path) else model
+    source = stream or read_images(data)  # invalid data are reported before the model is loaded
+    encoder = load(model, dtype=dtype) if isinstance(model, str | Path) else model
     check_present(encoder.name, image=encoder.image)
-    writer = _Writer(folder, encoder, batch_size, group, progress)
+    writer = _Writer(folder, encoder, batch_size, group, progress, _source_of(data))
     with as_output_errors(folder), writer.locked():
         writer.open()
-        found = writer.images(read_images(data)) if stream is None else writer.stream(stream)
+        found = writer.stream(source) if isinstance(source, Stream) else writer.images(source)
         texts = [text for captions in found.captions for text in captions] if "text" in encoder.sides else []
         writer.texts(list(dict.fromkeys(texts)))
-        return writer.finish(found, _source_of(data), qdrant)
+        return writer.finish(found, qdrant)
 
 
 def _source_of(data: object) -> str | None:
@@ -116,12 +120,18 @@ def _source_of(data: object) -> str | None:
 
 
 class _Writer:
-    """One run of `embed`."""
+    """Work of one call of `embed`: encode images and captions, and write the index."""
 
     def __init__(
-        self, folder: Path, model: DualEncoder, batch_size: int | None, processes: Processes, progress: bool
+        self,
+        folder: Path,
+        model: DualEncoder,
+        batch_size: int | None,
+        processes: Processes,
+        progress: bool,
+        source: str | None,
     ) -> None:
-        self.folder, self.model, self.processes = folder, model, processes
+        self.folder, self.model, self.processes, self.source = folder, model, processes, source
         self.logs = folder / UNFINISHED
         self.batch_size = batch_size
         self.progress = progress and processes.is_main
@@ -174,7 +184,7 @@ class _Writer:
         return {key: row for row, key in enumerate(keys_of(self.folder, self.former, kind))}
 
     def images(self, images: Images) -> Found:
-        """Encode the images of a source that can be indexed."""
+        """Encode the readable images of a source; the result also lists the unreadable images, with reasons."""
         share = self.processes.share(len(images.files))
         hashes: list[bytes | str] = []
         with self.processes.failing_together():
@@ -182,6 +192,7 @@ class _Writer:
         every = [entry for part in self.processes.gather_objects(hashes) for entry in part]
         keys = [entry if isinstance(entry, bytes) else None for entry in every]
         broken: dict[int, str] = {row: entry for row, entry in enumerate(every) if isinstance(entry, str)}
+        self._check_not_replaced([key for key in keys if key is not None], images.captions)
         first: dict[bytes, int] = {}
         for row, key in enumerate(keys):
             if key is not None and key not in self.before["image"]:
@@ -227,10 +238,15 @@ class _Writer:
         every = sorted(entry for part in self.processes.gather_objects(mine) for entry in part)
         rows = [row for _, part, _ in every for row in part]
         captions = [list(dict.fromkeys(text for text in texts if text)) for _, _, texts in rows]
+        self._check_not_replaced([key for _, key, _ in rows], captions)
         skipped = [{"image": name, "reason": why} for _, _, part in every for name, why in part]
         return Found(
             [name for name, _, _ in rows], [key for _, key, _ in rows], [-1] * len(rows), captions, None, skipped
         )
+
+    def _check_not_replaced(self, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> None:
+        now = {"image": images, "text": {text_key(text) for texts in captions for text in texts}}
+        check_not_replaced(self.folder, self.source, self.before, now, self.former)
 
     def texts(self, texts: Sequence[str]) -> None:
         """Encode the distinct captions."""
@@ -266,7 +282,7 @@ class _Writer:
         self.encoded += len(sound)
         return {new[row][0]: why for row, why in bad.items()}
 
-    def finish(self, found: Found, source: str | None, qdrant: bool) -> Embedded:
+    def finish(self, found: Found, qdrant: bool) -> Embedded:
         """Write the files of the index from the logs and the existing index."""
         encoded = sum(self.processes.gather_objects(self.encoded))
         if not found.keys:
@@ -275,7 +291,7 @@ class _Writer:
         manifest: dict[str, Any] = {}
 
         def write() -> None:
-            manifest.update(assemble(self.folder, self.model, found, self.former, self.probes, source, qdrant))
+            manifest.update(assemble(self.folder, self.model, found, self.former, self.probes, self.source, qdrant))
             shutil.rmtree(self.logs)
 
         self.processes.on_main(write)

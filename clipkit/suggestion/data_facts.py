@@ -1,4 +1,4 @@
-"""Facts about training data that decide a recipe: size, captions, labels, lengths, resolution, duplicates."""
+"""Facts about training data that a recipe depends on: size, captions, labels, lengths, resolution, duplicates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from clipkit.errors import DataError
 from clipkit.findings import Finding
 
 TEMPLATES = "imagenet_simple"
-"""Templates that turn class names into captions: CLIP's seven best ones for ImageNet."""
+"""Name of the templates that make captions from class names: the seven best templates of CLIP for ImageNet."""
 _EXAMINED = 2000
 """Maximum number of images that are opened."""
 _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
@@ -22,49 +22,49 @@ _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Properties of training data on which a recipe depends.
+    """Properties of training data that a recipe depends on.
 
     Shares are in [0, 1] and refer to the examined images or captions.
     """
 
     source: str
-    """Source as the recipe names it; with templates if the data has labels and no captions."""
+    """Source for the recipe; with the option `templates` if the data has labels instead of captions."""
     images: int
-    """Number of images; for a stream, a lower estimate."""
+    """Number of images; for a stream, a low estimate."""
     is_stream: bool
     captions_per_image: float
     """Median number of captions of an image."""
     classes: int | None
-    """Number of different classes, if the captions are class names; otherwise None."""
+    """Number of different classes if the captions are class names; otherwise None."""
     examined: int
     """Number of images that were opened."""
     caption_tokens: float
     """Median length of a caption in tokens."""
     share_cut: float
-    """Share of the captions that are longer than the context of the model."""
+    """Share of the captions that have more tokens than the context length of the model."""
     short_side: float
-    """Median of the short side of an image in pixels."""
+    """Median length of the shorter side of an image, in pixels."""
     share_smaller: float
     """Share of the images that are smaller than the input of the model."""
     share_duplicates: float
-    """Share of the images that have the bytes of another examined image, or look the same."""
+    """Share of the images that have the same bytes as another examined image, or look the same."""
     findings: Sequence[Finding]
     """Warnings and errors about the data, the most severe first."""
 
     @property
     def has_labels(self) -> bool:
-        """Return whether the captions are made from class names."""
+        """True if the captions are made from class names."""
         return self.classes is not None
 
 
 def data_facts(
     source: str, token_counts: Callable[[list[str]], list[int]], context_length: int, image_size: int | None
 ) -> DataFacts:
-    """Read the data, and open up to 2,000 of its images.
+    """Return facts about training data, for which up to 2,000 of its images are opened.
 
     Args:
         source: any source of training data.
-        token_counts: function from strings to their numbers of tokens before truncation.
+        token_counts: function that returns the number of tokens of each string, before truncation.
         context_length: maximum number of tokens that the model reads.
         image_size: side of the model's input in pixels; None: the model accepts any.
 
@@ -98,7 +98,7 @@ def data_facts(
 
 
 def with_templates(source: str, pairs: Pairs) -> str:
-    """Return the source with the option `templates`, if its captions are class names."""
+    """Return a data source; if its captions are class names, the option `templates` is added to it."""
     options = split_options(source)[1]
     if pairs.classes is None or "templates" in options:
         return source
@@ -113,7 +113,7 @@ def _of_source(source: str) -> tuple[Pairs, int]:
 
 
 def _of_stream(stream: Stream) -> tuple[Pairs, int]:
-    """Return the first pairs of the first shard, and a lower estimate of the number of pairs of all shards."""
+    """Return the first pairs of a stream, and a low estimate of the number of images in all its shards."""
     first, count, captions, rows = [], 0, [], []
     for sample in stream.samples(stream.parts[0]):
         if count < _EXAMINED:
@@ -123,5 +123,5 @@ def _of_stream(stream: Stream) -> tuple[Pairs, int]:
         count += 1
     if not count:
         raise DataError(f"{stream.parts[0]}: is an empty shard; check the address")
-    # The last shard is often shorter than the others.
+    # One shard is not counted, because the last shard is often shorter than the others.
     return Pairs(stream.name, first, captions, np.array(rows, np.int64)), count * max(1, len(stream.parts) - 1)

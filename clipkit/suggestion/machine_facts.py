@@ -1,4 +1,4 @@
-"""Facts about the machine that decide a recipe: device, memory, cores."""
+"""Facts about the machine that a recipe depends on: device, memory, cores."""
 
 import os
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import psutil
 import torch
 
 _CPU_CORE, _GPU = 5e10, 5e13
-"""Assumed operations per second of training on one core, and on a GPU."""
+"""Assumed floating-point operations per second during training: of one CPU core, and of a GPU."""
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The machine on which the recipe is suggested."""
+    """Properties of this machine that a recipe depends on."""
 
     device: str
     """cpu, or the name of the GPU."""
@@ -28,7 +28,7 @@ class MachineFacts:
 
 
 def machine_facts() -> MachineFacts:
-    """Return the facts about this machine.
+    """Return facts about this machine: device, memory and number of cores.
 
     Example:
         >>> machine_facts().cores > 0

@@ -1,4 +1,4 @@
-"""Facts about a pretrained model that decide a recipe: family, size, loss, depth, memory."""
+"""Facts about a pretrained model that a recipe depends on: family, size, loss, depth, memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,44 +18,45 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties of a model on which a recipe depends."""
+    """Properties of a model that a recipe depends on."""
 
     names: dict[str, str]
     """Recipe keys that name the model, e.g. {"model.name": "openai/clip-vit-base-patch32"}."""
     library: str
-    """Layout in which it is saved: transformers, open_clip or clipkit."""
+    """Layout in which the model is saved: transformers, open_clip or clipkit."""
     parameters: int
     blocks: tuple[int, int]
     """Number of blocks of the image tower and of the text tower."""
     has_bias: bool
     """True for a model that was trained with the sigmoid loss (SigLIP)."""
     scale: float
-    """Factor of the cosines, exp(logit_scale)."""
+    """Scale that multiplies the cosines, exp(logit_scale)."""
     image_size: int | None
     context_length: int
     training_bytes: int
-    """Memory for full tuning at micro-batch 1 in float32: weights, gradients, two moments, activations."""
+    """Bytes of memory for full tuning of one pair at a time in float32: weights, gradients, moments, activations.
+    """
     operations: float
-    """Operations of one forward pass of an image and a caption of full length."""
+    """Floating-point operations of a forward pass for one image and one caption of maximum length."""
 
     @property
     def is_new(self) -> bool:
-        """True for two towers whose projections are new."""
+        """True for a model of two towers whose projections are new."""
         return "model.name" not in self.names
 
     @property
     def title(self) -> str:
-        """Name of the model, or of both towers."""
+        """Name of the model, or names of both towers."""
         return " + ".join(self.names.values())
 
 
 def model_facts(name: str | None, image: str | None, text: str | None) -> tuple[ModelFacts, Callable[..., list[int]]]:
-    """Load the model and measure it; also return its function from strings to numbers of tokens.
+    """Load a model; return facts about it, and a function that returns the number of tokens of each string.
 
     Args:
-        name: a whole model, in any form that model.name accepts; or None.
-        image: name of an image tower, as in model.image.name.
-        text: name of a text tower, as in model.text.name.
+        name: name of a complete model, any value that model.name accepts; None: two towers.
+        image: name of the image tower, any value that model.image.name accepts; None: a complete model.
+        text: name of the text tower, any value that model.text.name accepts; None: a complete model.
 
     Raises:
         ModelError: the model cannot be loaded, lacks a tower, or has random weights.

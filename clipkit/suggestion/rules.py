@@ -1,7 +1,8 @@
-"""Table of the rules that choose the keys of a suggested recipe.
+"""Rules that choose the values of a suggested recipe.
 
-To add a rule, write a function from a situation to a choice (None: the key keeps its default), add a row to `RULES`, a
-line to docs/suggest.md, and test it. A rule sees the values of the rows above it.
+To add a rule, write a function that takes a situation and returns a choice (None: the recipe key keeps its default),
+add a row to `RULES` and a line to docs/suggest.md, and test it. A rule can read the values that the rows above it have
+chosen.
 """
 
 import math
@@ -12,11 +13,11 @@ from clipkit.findings import counted, duration
 from clipkit.suggestion.situation import Choice, Situation
 
 _FEW, _MANY, _HUGE = 2_000, 100_000, 1_000_000
-"""Numbers of images at which rules change."""
+"""Numbers of images at which the result of rules changes."""
 _NIGHT = 12.0
-"""Hours that full tuning may take."""
+"""Maximum hours that full tuning may take on a CPU."""
 _B32 = 1.5e8
-"""Parameters of ViT-B/32 and ViT-B/16 CLIP, for which most published learning rates are."""
+"""Number of parameters of CLIP ViT-B/32 and ViT-B/16, the models of most published learning rates."""
 _TUNED = "docs/benchmarks.md, What does tuning forget?"
 _TOWERS = "docs/two_towers.md"
 _FLYP = "Goyal et al. 2023, FLYP"
@@ -24,14 +25,14 @@ _FLYP = "Goyal et al. 2023, FLYP"
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: the recipe key that it chooses, and its function."""
+    """Rule for the value of a recipe key, with the function that chooses the value."""
 
     key: str
     choose: Callable[[Situation], Choice | None]
 
 
 def validation(s: Situation) -> Choice | None:
-    """Choose the validation data: as given, or a share of the images."""
+    """Choose the validation data: the data that the user gave, or a share of the training images."""
     if s.validation is not None:
         return Choice(s.validation, "selects the epoch whose weights are kept")
     if s.data.is_stream:
@@ -47,7 +48,7 @@ def validation(s: Situation) -> Choice | None:
 
 
 def tune(s: Situation) -> Choice:
-    """Choose the tuning method of both towers."""
+    """Choose the tuning method of the image tower, which the text tower also uses."""
     model, machine = s.model, s.machine
     if model.is_new:
         start = "start at random, because a stream has no closed form" if s.data.is_stream else "start in closed form"
@@ -87,7 +88,7 @@ def tune_text(s: Situation) -> Choice:
 
 
 def captions(s: Situation) -> Choice:
-    """Choose the number of captions of an image in an epoch: one or all."""
+    """Choose the captions of an image that an epoch uses: one or all."""
     several = s.data.captions_per_image >= 2
     if several and s.model.is_new and not s.data.is_stream and not s.data.has_labels:
         reason = (
@@ -102,13 +103,13 @@ def captions(s: Situation) -> Choice:
 
 
 def workers(s: Situation) -> Choice:
-    """Choose the number of loader processes."""
+    """Choose the number of processes that load images."""
     most = 8 if s.machine.has_gpu else 2
     return Choice(max(1, min(most, s.machine.cores - 1)), f"loader processes; {counted(s.machine.cores, 'core')}")
 
 
 def samples(s: Situation) -> Choice | None:
-    """Choose the length of an epoch of a stream."""
+    """Choose the number of pairs in an epoch of a stream."""
     if not s.data.is_stream:
         return None
     reason = (
@@ -133,7 +134,7 @@ def loss(s: Situation) -> Choice:
 
 
 def logit_scale(s: Situation) -> Choice | None:
-    """Choose to freeze the scale if it is high and the batch is small."""
+    """Choose to freeze the logit scale if it is high and the batch is small."""
     size = int(s.chosen["train.batch_size"])
     if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
         return None
@@ -145,7 +146,7 @@ def logit_scale(s: Situation) -> Choice | None:
 
 
 def learning_rate(s: Situation) -> Choice:
-    """Choose the peak learning rate for the method and the size of the model."""
+    """Choose the peak learning rate for the tuning method and the size of the model."""
     if s.model.is_new and s.data.is_stream:
         return Choice(1e-3, "new projections with a random start", f"{_TOWERS}, Settings")
     if s.model.is_new:
@@ -171,7 +172,7 @@ def learning_rate(s: Situation) -> Choice:
 
 
 def layer_decay(s: Situation) -> Choice | None:
-    """Choose lower learning rates for the layers near the input of a deep model."""
+    """Choose the factor by which the learning rate decreases from block to block toward the input of a deep model."""
     if s.tune != "full" or max(s.model.blocks) < 24:
         return None
     reason = f"for a deep model ({max(s.model.blocks)} blocks); in our test, this did not help a model of 4 blocks"
@@ -179,7 +180,7 @@ def layer_decay(s: Situation) -> Choice | None:
 
 
 def pull_to_start(s: Situation) -> Choice | None:
-    """Choose how strongly tuned projections are pulled to their pretrained values."""
+    """Choose the weight of the penalty that keeps tuned projections near their pretrained values."""
     if s.tune != "head":
         return None
     reason = "in our test, retention lost 35 instead of 55 points, and the new task gained 4 points less"
@@ -219,7 +220,7 @@ def evaluate_every(s: Situation) -> Choice | None:
 
 
 def retention(s: Situation) -> Choice | None:
-    """Choose the data on which forgetting is measured: the data given by the user."""
+    """Choose the data on which forgetting is measured: the data that the user gave."""
     if s.retention is None:
         return None
     return Choice(
@@ -230,14 +231,14 @@ def retention(s: Situation) -> Choice | None:
 
 
 def interpolate(s: Situation) -> Choice | None:
-    """Choose the number of mixtures of the weights before and after training, if forgetting is measured."""
+    """Choose the number of interpolations between the weights before and after training, if forgetting is measured."""
     if not _keeps(s):
         return None
     return Choice(11, "11 mixtures of the weights before and after training", "Wortsman et al. 2022, WiSE-FT")
 
 
 def max_forgetting(s: Situation) -> Choice | None:
-    """Choose the largest loss on the retention data that the interpolation may cause."""
+    """Choose the maximum loss of retention for interpolated weights, from 0 to 1, if forgetting is measured."""
     if not _keeps(s):
         return None
     reason = (
@@ -267,7 +268,7 @@ RULES = (
     Rule("eval.interpolate", interpolate),
     Rule("eval.max_forgetting", max_forgetting),
 )
-"""All rules, in the order in which they are applied."""
+"""All rules of suggested recipes, in the order in which they are applied."""
 
 
 def _keeps(s: Situation) -> bool:
@@ -275,9 +276,9 @@ def _keeps(s: Situation) -> bool:
 
 
 def _usual_epochs(s: Situation) -> int:
-    """Return the epochs of published recipes: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer beyond.
+    """Return the usual number of epochs: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer for more images.
 
-    For two towers with new projections, return the number in docs/benchmarks.md, Two frozen towers.
+    For two towers with new projections, the numbers are from docs/benchmarks.md, section Two frozen towers.
     """
     if s.model.is_new:
         return 4 if s.chosen.get("data.captions") == "all" else 10

@@ -1,4 +1,4 @@
-"""Data, model and machine of a suggestion, and the values chosen so far."""
+"""Facts from which a recipe is suggested (about data, model and machine), and the values chosen so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,47 +11,47 @@ from clipkit.suggestion.model_facts import ModelFacts
 
 @dataclass(frozen=True)
 class Choice:
-    """Value of a recipe key, with the reason and its source."""
+    """Value of a key in a suggested recipe, with the reason and its source."""
 
     value: Any
     reason: str = ""
-    """Empty for a value that the user gave."""
+    """Reason for the value; empty for a value that the user gave."""
     source: str = ""
     """Paper, repository or page on which the choice is based; empty if the reason needs none."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """Facts on which a rule may depend, and the choices made so far."""
+    """Facts about data, model and machine on which rules depend, and the values that earlier rules chose."""
 
     data: DataFacts
     model: ModelFacts
     machine: MachineFacts
     validation: str | None
-    """Validation data that the user names."""
+    """Validation data that the user gave; None: not given."""
     retention: str | None
-    """Data that the user names, on which the model should not get worse."""
+    """Data that the user gave, on which the model should not get worse; None: not given."""
     chosen: Mapping[str, Any]
-    """Values of the keys whose rules come earlier in the table."""
+    """Recipe key -> value that an earlier rule of the table chose."""
 
     @property
     def images(self) -> int:
-        """Number of training images, without held-out images."""
+        """Number of training images, without the images held out for validation."""
         share = self.chosen.get("data.validation")
         return self.data.images - round(share * self.data.images) if isinstance(share, float) else self.data.images
 
     @property
     def tune(self) -> str:
-        """Tuning method of the image tower."""
+        """Tuning method that was chosen for the image tower."""
         return str(self.chosen["model.image.tune"])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches per epoch."""
+        """Number of training steps (batches) per epoch."""
         every = self.chosen.get("data.captions") == "all"
         pairs = self.images * (self.data.captions_per_image if every else 1)
         return max(1, int(pairs) // int(self.chosen["train.batch_size"]))
 
     def hours(self, epochs: int) -> float:
-        """Estimate the hours of full tuning, if a training pass takes as long as three forward passes."""
+        """Return the estimated hours of full tuning, where a training step takes as long as three forward passes."""
         return 3 * self.model.operations * self.images * epochs / self.machine.operations / 3600

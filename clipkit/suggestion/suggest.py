@@ -1,4 +1,4 @@
-"""Function `suggest`: look at the data, the model and the machine, and choose the keys of a recipe."""
+"""Function `suggest`: examine the data, the model and the machine, and choose the values of a recipe."""
 
 import re
 from pathlib import Path
@@ -33,11 +33,11 @@ def suggest(
     Up to 2,000 images are opened. Nothing is trained or written.
 
     Args:
-        data: training data: images with captions or labels, from any source of a recipe.
-        model: a pretrained model, in any form that `model.name` of a recipe accepts.
-        image_tower: instead of `model`, an image tower, as `model.image.name`.
-        text_tower: a text tower, as `model.text.name`.
-        validation: validation data; None: a share of the training images.
+        data: source of images with captions or labels, any value that `data.train` of a recipe accepts.
+        model: name of a pretrained model, any value that `model.name` of a recipe accepts.
+        image_tower: with `text_tower`, instead of `model`: any value that `model.image.name` accepts.
+        text_tower: with `image_tower`, instead of `model`: any value that `model.text.name` accepts.
+        validation: source of validation data; None: a share of the training images.
         retention: data on which the model should not get worse; with it, the recipe interpolates between the weights
             before and after training.
 
@@ -69,7 +69,7 @@ def suggest(
 
 
 def _run_folder(data: str) -> str:
-    """Return a folder below `runs` that does not exist, named after the data."""
+    """Return the name of a new run folder in `runs`, made from the name of the data."""
     name = split_options(data)[0].rstrip("/").rpartition("/")[2].rpartition(":")[2].partition(".")[0]
     stem = re.sub(r"[^\w-]+", "_", name).strip("_-") or "suggested"
     names = (f"runs/{stem}" if number == 1 else f"runs/{stem}_{number}" for number in range(1, 10**6))

@@ -1,4 +1,4 @@
-"""A suggested recipe: values with reasons, written as YAML with comments."""
+"""Suggested recipe: values with reasons, written as YAML with comments."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _SECTIONS = ("model", "data", "loss", "optim", "train", "eval", "output")
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A recipe with the reason of each key, and the facts on which it is based.
+    """Suggested recipe with a reason for each value, and the facts on which it is based.
 
     Example:
         >>> suggestion = suggest("photos.csv", "openai/clip-vit-base-patch32")    # doctest: +SKIP
@@ -36,15 +36,15 @@ class Suggestion:
     model: ModelFacts
     machine: MachineFacts
     choices: Mapping[str, Choice]
-    """Choice of each recipe key, e.g. `optim.lr`."""
+    """Recipe key, e.g. `optim.lr` -> chosen value with its reason."""
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, ready for `clipkit.train`."""
+        """Recipe with the chosen values, for `clipkit.train`."""
         return Recipe.from_dict(_nested({key: choice.value for key, choice in self.choices.items()}), "suggestion")
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML, with comments: the examined facts, and the reason and source of each key."""
+        """Return the recipe as YAML, with comments: the facts, and the reason and source of each value."""
         lines = [f"# {line}" if line else "#" for line in self._header()]
         values = _nested(dict(self.choices))
         for section in _SECTIONS:
@@ -53,7 +53,7 @@ class Suggestion:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return facts, choices with reasons, and the recipe as JSON values."""
+        """Return the facts, the values with their reasons, and the recipe, as a dict of JSON values."""
         return {
             "task": "suggest",
             "data": asdict(self.data) | {"findings": [finding.to_dict() for finding in self.data.findings]},
@@ -131,7 +131,7 @@ class Suggestion:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted key as nested dicts.
+    """Convert a dict with dotted keys, such as `optim.lr`, to nested dicts.
 
     >>> _nested({"a.b.c": 1, "a.d": 2})
     {'a': {'b': {'c': 1}, 'd': 2}}
@@ -166,7 +166,7 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _scalar(value: bool | float | str | Sequence[Any]) -> str:
-    """Return a value as one line of YAML; 1e-05 becomes 1.0e-05, because YAML reads 1e-05 as text."""
+    """Return a value as one line of YAML; 1e-05 is written as 1.0e-05, because YAML reads 1e-05 as a string."""
     if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
         mantissa, exponent = repr(value).split("e")
         return f"{mantissa}.0e{exponent}"

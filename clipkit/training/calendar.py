@@ -16,9 +16,9 @@ class Calendar:
 
     Example:
         >>> calendar = Calendar(steps=10, steps_per_epoch=4, log_every=3, evaluate_every_epochs=1, save_every=5)
-        >>> [step for step in range(11) if calendar.logs(step)]
-        [0, 3, 6, 9, 10]
-        >>> [step for step in range(11) if calendar.evaluates_after(step)]
+        >>> [step for step in range(1, 11) if calendar.logs(step)]
+        [3, 6, 9, 10]
+        >>> [step for step in range(1, 11) if calendar.evaluates_after(step)]
         [4, 8]
     """
 
@@ -38,5 +38,8 @@ class Calendar:
         return step > 0 and step_in_epoch == 0 and (step == self.steps or epoch % self.evaluate_every_epochs == 0)
 
     def saves_after(self, step: int) -> bool:
-        """Return whether a regular checkpoint is due after this step, not counting checkpoints before evaluations."""
+        """Return whether a checkpoint is due after this step because of `save_every` or the end of the run.
+
+        The training loop also writes a checkpoint before each evaluation.
+        """
         return step == self.steps or step % self.save_every == 0

@@ -46,10 +46,11 @@ def closed_form_start(
         inputs: the inputs of the objective; stored outputs of frozen trunks are used and replaced.
         start: the beginning of the run, or the checkpoint from which it resumes.
         folder: the run folder, which is only read.
-        log: gets a line about the choice.
+        log: gets a line about the chosen layers, ridge and width.
 
     Returns:
-        The choice and its retrieval metrics, for results.json; None if the projections are initialized randomly.
+        The chosen settings and their retrieval metrics, for results.json; None if the projections are initialized
+        randomly.
 
     Raises:
         DataError: there are too few images.
@@ -73,7 +74,7 @@ def closed_form_start(
 
 
 def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int]]]:
-    """Return the layers of each trunk that has several, with their widths, by side."""
+    """Return the names and widths of the layers of each trunk that has several; the keys are `image` and `text`."""
     trunks = {side: tower.trunk for side, tower in model.sides.items()}
     return {side: (trunk.layers, trunk.widths) for side, trunk in trunks.items() if isinstance(trunk, Layered)}
 
@@ -81,12 +82,13 @@ def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int
 def coordinates_of(
     model: DualEncoder, outputs: Mapping[str, Tensor], layers: Mapping[str, tuple[Sequence[str], Sequence[int]]]
 ) -> dict[str, Tensor]:
-    """Return the canonical coordinates of frozen trunks, computed from all their layers, by the name of the features.
+    """Return the canonical coordinates for the stored outputs of frozen trunks, by the name of the features.
 
     Args:
         model: the model, with its closed-form start.
-        outputs: outputs of the trunks with all layers, by the name of the features.
-        layers: result of `layers_of` before the layers were chosen.
+        outputs: outputs of the trunks, by the name of the features. They have the columns of all layers; only those of
+            the chosen layers are used.
+        layers: all layers: the result of `layers_of` before the choice.
     """
     made = {}
     for name, rows in outputs.items():
@@ -169,7 +171,9 @@ def _words(metrics: dict[str, float]) -> str:
 
 
 def parts_of(images: int, bad: Collection[int], seed: int, name: str) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
-    """Return the positions of the images to fit, and of the held-out images on which settings are chosen.
+    """Return the positions of the images from which projections are computed, and of the held-out images.
+
+    Settings are chosen by retrieval on the held-out images.
 
     A sixth of the images is held out, at most 1,000. Unreadable images are in neither part.
 
@@ -194,7 +198,10 @@ def pair_sums(
     images: Int[Tensor, " n"],
     processes: Processes,
 ) -> PairSums:
-    """Return the sums over the pairs of some images, on all processes: each process sums a share, in parts."""
+    """Return sums over the pairs of some images, from which means and covariances follow, on every process.
+
+    The images are divided among the processes. Each process sums over 512 images at a time.
+    """
     sums = PairSums.zeros(image.shape[1], text.shape[1], image.device)
     share = images[processes.share(len(images))]
     captions, position = _captions_of(image_of_caption, share)
@@ -218,8 +225,8 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
     """Set the trunks to return scaled canonical coordinates, and the projections to select the first ones.
 
-    The coordinates are multiplied by their correlations in the trunks, not in the projections, so that training changes
-    coordinates with a low correlation less.
+    Each coordinate is scaled by its canonical correlation. The trunk applies this factor, not the projection, so that
+    training changes the weights of coordinates with a low correlation less.
     """
     weights = solution.correlations
     _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)
@@ -232,7 +239,7 @@ def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorr
 
 
 def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:
-    """Make a trunk return as many coordinates of the layers as the projection reads; missing coordinates are zero."""
+    """Make a trunk return canonical coordinates of these layers, padded with zeros to the width of the projection."""
     assert isinstance(tower.trunk, Layered)
     tower.trunk.choose(layers)
     missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may have fewer coordinates

@@ -58,7 +58,7 @@ def failures_in_one_line(
 
 
 def _report_no_more_deaths() -> None:
-    """Reset the handler of SIGCHLD, with which PyTorch would raise the error again whenever another worker ends.
+    """Reset the handler of SIGCHLD: PyTorch's handler raises the error about a dead worker again when another ends.
 
     Loaders still report later deaths when a batch is requested.
     """

@@ -127,7 +127,7 @@ class Given:
         return facts
 
     def identity_parts(self) -> dict[str, str]:
-        """Return the code hashes of a loss and an objective given in Python, which determine the weights too."""
+        """Return the code hashes of a loss and an objective given in Python, for the identity of the run."""
         given = {"the loss given in Python": self.loss, "the objective given in Python": self.objective}
         return {name: code_hash(function) for name, function in given.items() if function is not None}
 

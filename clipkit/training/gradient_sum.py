@@ -35,7 +35,7 @@ class GradientSum:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def completes(self, group: int) -> None:
-        """Announce the last backward pass for a group: from now on, its gradients are complete when they arrive."""
+        """Announce the last backward pass for a group: each gradient is complete when this pass has computed it."""
         self._hooks += [
             parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
         ]

@@ -47,7 +47,7 @@ def peaks_of(
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield the parts of the model with the names of their parameters, which start to learn in the same step."""
+    """Yield each part of the model with the names of its parameters; they all start to learn in the same step."""
     for side, tower in model.sides.items():
         yield from _blocks(side, tower, starts)
         others = [f"{side}.{name}" for name, _ in tower.named_parameters() if name not in block_numbers(tower)]
@@ -58,7 +58,7 @@ def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
 
 
 def _blocks(side: str, tower: Tower, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield groups of consecutive trained blocks that start in the same step."""
+    """Yield groups of consecutive trained blocks that start to learn in the same step."""
     blocks: dict[int, list[str]] = {}
     parameters = dict(tower.named_parameters())
     for name, number in block_numbers(tower).items():

@@ -1,4 +1,4 @@
-"""Identity of a run: everything except the recipe that determines its result."""
+"""Identity of a run: everything that determines its result, apart from the recipe."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return the identity of a run: hashes of data, frozen weights and teachers, and a description of the machine.
 
-    The names of the parts appear in messages and checkpoints, so they must not change.
+    The keys of the dict appear in messages and checkpoints, so they must not change.
     """
     train, validation = data.train, data.validation
 

@@ -146,8 +146,9 @@ class TowerInputs:
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
         """Yield batches for `slices`, the slices of the feed's sampler.
 
-        `transfer` describes which inputs are already on the device. A batch is valid only until the next one is
-        requested: memory of pixels on a GPU, and of outputs of frozen trunks on every device, is reused.
+        The module clipkit/training/transfer.py says which inputs are already on the device. A batch is valid only until
+        the next one is requested: memory of pixels on a GPU, and of outputs of frozen trunks on every device, is
+        reused.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -244,7 +245,7 @@ class TowerInputs:
         return image.cpu(), text.cpu()
 
     def _features_of(self, name: str, count: int) -> Float[Tensor, "N D"]:
-        """Return the features of all images or captions from their stored inputs, in the first view."""
+        """Return the features of all images or captions from the stored inputs that they have in epoch 0."""
         stored, tower = self.stored[name], self.encoders[name].tower
         lengths = stored.lengths()
 

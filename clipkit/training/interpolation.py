@@ -27,9 +27,10 @@ def best_row(rows: Sequence[Mapping[str, float]], max_forgetting: float | None) 
     """Return the row of the interpolation curve whose weights the run keeps.
 
     Args:
-        rows: one per alpha, the first with alpha 0, each with `alpha`, `target` and, if measured, `retention`.
-        max_forgetting: largest loss of retention from alpha 0; among the rows within it, the one with the highest
-            target is chosen. None: the row with the highest mean of target and retention.
+        rows: one per alpha, the first with alpha 0, each with `alpha`, `target` (the metric on the validation data)
+            and, if measured, `retention`.
+        max_forgetting: largest loss of retention from alpha 0; among the rows within this limit, the one with the
+            highest target is chosen. None: the row with the highest mean of target and retention.
 
     Returns:
         The row; in a tie, the one with the highest alpha.

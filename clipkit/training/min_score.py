@@ -26,14 +26,14 @@ def without_low_scores(
     and unreadable images are kept: `data.max_bad` applies to these images.
 
     Args:
-        recipe: has `min_score`, a similarity or a share.
+        recipe: has `min_score`: the lowest allowed score, or the share of captions to leave out.
         batch_size: pairs in a global batch.
         data: the data of the run.
         features: features of the training pairs.
         model: name of the model, for messages.
 
     Returns:
-        The data that is left, with a note about the rest, and its features.
+        The remaining data, with a note about the captions and images left out, and the features of the remaining data.
 
     Raises:
         DataError: too few images are left for a batch.
@@ -72,9 +72,9 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.nda
 
 
 def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
-    """Return a mask of the scores below `least`, or, with `share`, of this share of all scores, the lowest ones.
+    """Return a mask of the low scores: those below `least` or, if `least` is None, the lowest M · `share` of M scores.
 
-    A share is rounded down to a number of scores; of equal scores, the first ones count as lower. NaN is never low.
+    M · `share` is rounded down. Among equal scores, the first ones count as lower. NaN is never low.
 
     Example:
         >>> low_scores(np.array([0.3, 0.1, np.nan, 0.2], np.float32), 0.15, None).tolist()

@@ -1,9 +1,9 @@
-"""Mixup of stored features: each pair is mixed with another pair, by the same share in both towers (FuseMix).
+"""Mixup of stored features: each pair is mixed with another pair, with the same weights in both towers (FuseMix).
 
 Vouitsis et al., "Data-Efficient Multimodal Fusion on a Single GPU" (CVPR 2024), algorithm 1: the stored outputs of both
 frozen trunks are λ u_i + (1 − λ) u_j and λ v_i + (1 − λ) v_j, with λ ~ Beta(α, α) and a random other pair j. Here λ is
-drawn for each pair, not for each batch, and at least 1/2, so that the IDs of pair i describe the larger part (Berthelot
-et al., "MixMatch", 2019, equation 9).
+drawn for each pair, not for each batch. It is at least 1/2, so pair i has the larger weight, and the mixed pair
+has the IDs of pair i (Berthelot et al., "MixMatch", 2019, equation 9).
 """
 
 from collections.abc import Generator
@@ -29,9 +29,9 @@ _MIXUP = 9  # makes these random numbers independent of those of other modules
 
 @dataclass(frozen=True)
 class Mixup:
-    """Random partners and shares of the pairs of each global batch.
+    """Random partners of the pairs of each global batch, and random weights for mixing each pair with its partner.
 
-    They depend only on the seed, the step and the position in the global batch, never on the process.
+    Both depend only on the seed, the step and the position in the global batch, never on the process.
 
     Args:
         alpha: parameter α of the Beta distribution.
@@ -46,11 +46,11 @@ class Mixup:
     batch_size: int
 
     def draw(self, step: int, rows: slice) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return the shares λ of the pairs in these rows of a step's batch, and the captions of their partners.
+        """Return the weights λ of the pairs in these rows of a step's batch, and the captions of their partners.
 
         Example:
-            >>> shares, partners = Mixup(1.0, np.arange(9), seed=0, batch_size=4).draw(step=0, rows=slice(2, 4))
-            >>> bool((shares >= 0.5).all()), partners.shape
+            >>> weights, partners = Mixup(1.0, np.arange(9), seed=0, batch_size=4).draw(step=0, rows=slice(2, 4))
+            >>> bool((weights >= 0.5).all()), partners.shape
             (True, torch.Size([2]))
         """
         generator = np.random.default_rng(mix(self.seed, _MIXUP, step))
@@ -79,7 +79,8 @@ def mixed(
 ) -> Generator[Batch, None, None]:
     """Yield batches whose stored features are mixed with other pairs; unchanged ones without `data.mixup`.
 
-    The mixed features overwrite those of the batch. The IDs stay those of the pair with the larger share.
+    The mixed features overwrite those of the batch. The pair of the batch always has the larger weight, so the IDs do
+    not change.
 
     Args:
         batches: this process's rows of each global batch, from `first_step` on.

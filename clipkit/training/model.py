@@ -14,6 +14,7 @@ from clipkit.models.absent import check_present, is_absent
 from clipkit.models.adapters.low_rank import LowRank
 from clipkit.models.compiled import compile_trunk
 from clipkit.models.memory import trunk_width
+from clipkit.models.one_tower import check_whole
 from clipkit.models.tuning import tune as apply_tune
 from clipkit.models.view_heads import ViewHead
 from clipkit.recipe import CaptionLossRecipe, Recipe, Side
@@ -38,6 +39,7 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     """
     section = recipe.model
     if given is not None:
+        check_whole(given)
         model = given
     elif section.name is None:
         model = compose(section.model_copy(update={"start": recipe.start}))

@@ -147,7 +147,10 @@ def open_folder(
     log: RunLog,
     closed_form: dict[str, Any] | None = None,
 ) -> State:
-    """Restore the folder to its content at the checkpoint, or clear it; return the state at that step."""
+    """Prepare the run folder, and return the state of the run at its start or at the checkpoint.
+
+    The folder of a resumed run is restored to its content at the checkpoint; for a new run, the folder is cleared.
+    """
     state = State(plan, gradients, closed_form)
     if start.saved is not None:
         state.restore(checkpoint_of(folder.checkpoints, start.step), start.saved, start.step)

@@ -1,4 +1,7 @@
-"""Training step for custom training loops: exact gradients of a global batch, for any micro-batch and processes."""
+"""Training step for custom training loops: exact gradients of a global batch.
+
+The gradients do not depend on the micro-batch size and the number of processes.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -46,7 +46,7 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts of a run; they stay the same objects during the whole run."""
+    """Model, data, objective, optimizer and all other objects of a run; none of them is replaced during the run."""
 
     recipe: Recipe
     began: float
@@ -93,7 +93,7 @@ class Plan:
 
     @cached_property
     def other_rates(self) -> dict[Kind, float]:
-        """Peak learning rates of the kinds of weights whose rate differs from the main kind's rate."""
+        """Peak learning rates that differ from that of `schedule`, by kind of weights: adapter, pretrained or new."""
         return {kind: rate for kind, rate in self.rates.items() if rate != self.schedule.peak}
 
     @property

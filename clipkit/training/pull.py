@@ -17,7 +17,7 @@ from clipkit.training.weights import Weights
 
 
 class Pull:
-    """Penalty w · Σ (θ − θ_start)² over the pretrained weights of the towers that are trained.
+    """Penalty w · Σ (θ − θ_start)² over those pretrained weights of the towers that the run trains.
 
     If only the projection is trained, this is ProLIP (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the
     bias and new weights are not pulled. Unlike weight decay, the penalty is part of the gradient, which is clipped and
@@ -48,7 +48,7 @@ class Pull:
         self._start = {name: parameter.detach().clone() for name, parameter in self._pulled.items()}
 
     def apply_to(self, weights: Weights) -> None:
-        """Apply the penalty to these weights; with `train.shard`, to the rows that this process has."""
+        """Set the weights that the penalty applies to; with `train.shard`, the rows of each that this process has."""
         self._weights = weights
         for name, start in self._start.items():
             self._pulled[name] = weights.trained[name]

@@ -21,13 +21,13 @@ def is_pretrained(recipe: Recipe) -> bool:
 
 
 def trained_rates(recipe: Recipe, model: nn.Module) -> dict[Kind, float]:
-    """Return the peak learning rates of the kinds of weights that are trained, the main one first."""
+    """Return the peak learning rate of each kind of weights that is trained, in the order adapter, pretrained, new."""
     kinds = {kind_of(name, recipe) for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {kind: getattr(recipe.optim.rates, kind) for kind in KINDS if kind in kinds}
 
 
 def kind_of(parameter: str, recipe: Recipe) -> Kind:
-    """Return the kind of a parameter's weights at the start of training, from the parameter's name.
+    """Return whether a parameter is an adapter, pretrained or new at the start of training, from its name.
 
     Example:
         >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "a.csv"}, "output": "run"})

@@ -55,13 +55,14 @@ class Shards(Weights):
     Each process has some rows of each trunk parameter, of its gradient and of its moments. A forward or backward pass
     gathers one block at a time. The projections, the scale and the bias are whole on each process.
 
-    A trunk has two forms: the distributed one, which trains, and the original one, which is empty except in
-    `model_is_whole`.
+    Each trunk exists twice: a distributed copy, which is trained, and the original, whose parameters are complete in
+    `model_is_whole` and after `end`, and otherwise empty.
 
     Args:
         model: the model, on the CPU; it is changed in place.
         processes: the processes of the run.
-        offloads: keep the parts, their gradients and their moments on the CPU, where the optimizer updates them.
+        offloads: keep the rows of this process, their gradients and their moments on the CPU, where the optimizer
+            updates them.
 
     Raises:
         RecipeError: two trunks share parameters.
@@ -168,7 +169,7 @@ class Shards(Weights):
 
 
 def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
-    """Distribute the parameters of a trunk over the processes, in place: each block alone, then all others."""
+    """Distribute the parameters of a trunk over the processes, in place: block by block, then the others."""
     device = processes.device.type
     mesh = init_device_mesh(device, (processes.count,))
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()

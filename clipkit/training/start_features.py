@@ -43,7 +43,7 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
         model: the model before its first step.
         pairs: the training pairs.
         missing: reasons why images are known to be missing, by position.
-        processes: the processes of the run. Each encodes a share of the blocks.
+        processes: the processes of the run. Each encodes some of the blocks of 1,024 images or captions.
     """
     bad_here: dict[int, str] = {}
     on_cpu = not is_accelerator(model.device)

@@ -222,7 +222,7 @@ class Step:
         return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
 
     def _equally_many(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Split the largest parts until all processes have the same number of parts, if the model is sharded."""
+        """If the model is sharded, split the largest micro-batches until all processes have the same number of them."""
         if not self.is_sharded:
             return parts
         count, parts = self.processes.largest(len(parts)), list(parts)
@@ -261,7 +261,7 @@ class _Encoding:
         """Compute the features of all rows, in the order of the slice, as a leaf of the autograd graph.
 
         Args:
-            keep: number of parts, from the end, whose graphs are kept.
+            keep: number of micro-batches whose graphs are kept for `backward`: the last ones.
         """
         first_kept = len(self.parts) - keep if self.learns else len(self.parts)
         computed = []
@@ -275,11 +275,12 @@ class _Encoding:
         self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
     def backward(self, last: Callable[[], None]) -> None:
-        """Compute the gradients of the parameters from the features' gradients, last part first. Parts without a graph
-        run again.
+        """Compute the gradients of the parameters from the features' gradients, from the last micro-batch to the first.
+
+        If the graph of a micro-batch was not kept, its forward pass runs again.
 
         Args:
-            last: called before the last of these backward passes.
+            last: called before the backward pass of the first micro-batch, which is the last one to run.
         """
         gradient = self.features.grad
         if gradient is None:
@@ -326,9 +327,9 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 
 
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
-    """Split captions of ascending lengths into parts that run together on an accelerator; return the size of each part.
+    """Split captions of ascending lengths into micro-batches for an accelerator; return the size of each one.
 
-    A part never has more tokens than a micro-batch of the longest captions, so it fits into memory.
+    Micro-batches of short captions have more captions, but none has more tokens than fit into memory.
     """
     most = min(max(_ACCELERATOR_TOKENS, int(lengths.sum()) // 4), micro_batch_size * int(lengths[-1]))
     sizes = [0]

@@ -83,7 +83,7 @@ class Throughput:
     """Operations of the towers, by the names of the batch's inputs; empty if the peak is unknown."""
 
     def share(self, batch: Batch, seconds: float) -> float | None:
-        """Return the share of the peak, or None if the peak is unknown."""
+        """Return the fraction of the peak that a step of `seconds` on this batch reached; None if it is unknown."""
         return None if self.peak is None else self.operations(batch) / seconds / self.peak
 
     def operations(self, batch: Batch) -> float:
@@ -108,8 +108,8 @@ def works_of(inputs: TowerInputs) -> dict[str, Work]:
 def work_of(encoder: Encoder, inputs: Mapping[str, Tensor]) -> Work:
     """Count the operations of one tower.
 
-    A text tower whose padding may be cut is measured at three lengths, which determine the polynomial: matrix products
-    grow with the number of tokens, attention with its square.
+    If the padding of a text tower may be cut, its number of operations is a polynomial of degree 2 in the number of
+    tokens: matrix products are linear, attention is quadratic. Measurements at three lengths determine it.
 
     Args:
         encoder: the tower, or only its trunk.

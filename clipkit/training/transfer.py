@@ -38,7 +38,7 @@ _PATIENCE = 10.0
 
 
 class Closed(Exception):
-    """Exception for access to memory that is closed, because no further batches are needed."""
+    """Exception for access to a `PixelMemory` after it was closed, because no further batches are needed."""
 
 
 class PixelMemory(BatchMemory):

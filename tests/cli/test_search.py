@@ -46,6 +46,22 @@ def test_markup_in_names_and_captions_is_text(
     assert "<img src=x" not in page
 
 
+def test_results_are_readable(
+    shapes: Path, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0.png").write_bytes((shapes / "images" / "00.png").read_bytes())
+    write_csv(tmp_path / "t.csv", ["image", "caption"], [["0.png", "a very long caption " * 5]])
+    for data, index in ((tmp_path / "t.csv", tmp_path / "with"), (shapes / "images", tmp_path / "without")):
+        type_(monkeypatch, "embed", data, "--model", tiny_clip, "--out", index)
+    capsys.readouterr()
+    type_(monkeypatch, "search", tmp_path / "with", "x")
+    _, header, line = capsys.readouterr().out.rstrip().splitlines()
+    assert line.endswith("…")
+    assert header.index("caption") == line.index("a very")
+    type_(monkeypatch, "search", tmp_path / "without", "x")
+    assert "caption" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [
@@ -53,6 +69,8 @@ def test_markup_in_names_and_captions_is_text(
         ("search . x", "manifest.json"),
         ("search {index}", "no query"),
         ("search {index} x --image gone.png", "gone.png"),
+        ("search {index} --image README.md", "README.md: is not an image"),
+        ("search {index} --minus red", "--minus red"),
         ("search {index} x --queries gone.txt", "gone.txt"),
         ("search {index} --queries gone.txt", "gone.txt"),
         ("search {index} x --model nowhere/model", "nowhere/model"),

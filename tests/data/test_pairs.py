@@ -130,3 +130,5 @@ def test_folders(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_bytes(b"")
     with pytest.raises(DataError, match="such as sheet.png, and 3 images in class folders, such as a/1.png"):
         read_pairs(str(tmp_path))
+    images = read_pairs(str(tmp_path), captions=False)
+    assert (len(images.images), images.has_captions) == (4, False)

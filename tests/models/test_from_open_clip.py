@@ -19,6 +19,7 @@ from clipkit.models.tuning import tune
 from clipkit.recipe import ModelRecipe, Recipe
 from tests.models.adapters.round_trip import METHODS, check_round_trip, slow_but_first
 from tests.models.families import SENTENCES, SMALL, bert_tokenizer
+from tests.models.one_tower import check_tower
 
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -158,6 +159,38 @@ def test_folder_with_both_layouts_opens_with_transformers(tiny_clip: Path, tmp_p
     assert clipkit.load(folder).backend.library == "transformers"
     (folder / "model.safetensors").unlink()
     assert clipkit.load(folder).backend.library == "open_clip"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("tiny-clip", "tiny-coca") else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS],
+)
+def test_one_tower_computes_the_same_features(name: str, images: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clipkit.load(f"open_clip:{name}").save(tmp_path / "model")
+    text = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+    check_tower(tmp_path / "model", "text", ("visual.",), images, tmp_path / "text")
+    check_tower(tmp_path / "model", "image", text, images, tmp_path / "image")
+
+
+def test_one_tower_of_a_checkpoint_of_a_tag_and_of_random_weights(
+    tags: None, tmp_path: Path, images: list[Path]
+) -> None:
+    native, *_ = open_clip_model("tiny-clip")
+    file = tmp_path / "epoch_3.pt"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in native.state_dict().items()}}, file)
+    for name in (f"open_clip:tiny-clip?weights={file}", "open_clip:tiny-clip/quick", "open_clip:tiny-clip"):
+        pairs = []
+        for only in (None, "image", "text"):
+            torch.manual_seed(0)
+            pairs.append(clipkit.load(name, only=only))
+        whole, image, text = pairs
+        torch.testing.assert_close(image.encode_image(images), whole.encode_image(images), rtol=0, atol=0)
+        torch.testing.assert_close(text.encode_text(TEXTS), whole.encode_text(TEXTS), rtol=0, atol=0)
+        assert image.image.preprocess.mean == whole.image.preprocess.mean
+        assert (list(image.sides), list(text.sides)) == (["image"], ["text"])
+    with pytest.raises(ModelError, match=f"{shrunk(file)}: .*open_clip:tiny-custom.*text.token_embedding"):
+        clipkit.load(f"open_clip:tiny-custom?weights={shrunk(file)}", only="text")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -17,8 +17,9 @@ import clipkit
 from clipkit.errors import ModelError
 from clipkit.models.image_processors import processor_class, read_processor
 from clipkit.models.tuning import tune
-from clipkit.recipe import Recipe
+from clipkit.recipe import Recipe, Side
 from tests.models.families import FAMILIES, SENTENCES, build, sentencepiece_model
+from tests.models.one_tower import check_tower
 
 LONG = "two dogs running through a low body of water " * 12
 TEXTS = [*SENTENCES, LONG, "A  RED\nsquare", "", "ééé ☃"]
@@ -67,6 +68,14 @@ def test_features_equal_transformers(family: tuple[str, Path], images: list[Path
     torch.testing.assert_close(model.logit_scale.exp().detach(), scale.detach().reshape(()), rtol=1e-6, atol=0)
     assert (model.logit_bias is not None) == hasattr(native, "logit_bias")
     assert not model.training
+
+
+@pytest.mark.parametrize("side", ["text", pytest.param("image", marks=pytest.mark.slow)])
+def test_one_tower_computes_the_same_features(
+    family: tuple[str, Path], side: Side, images: list[Path], tmp_path: Path
+) -> None:
+    weights = {"text": ("vision_model.", "visual_projection."), "image": ("text_model.", "text_projection.")}
+    check_tower(family[1], side, weights[side], images, tmp_path / "copy")
 
 
 def test_cutting_padding_does_not_change_features(family: tuple[str, Path]) -> None:

@@ -84,7 +84,8 @@ def test_filters_and_columns(index: Index) -> None:
         ({"query": "a dog", "minus": "a dog"}, "cancel"),
         ({"query": {"a dog": float("nan")}}, "nan"),
         ({"query": "a dog", "where": "yeer > 1"}, "yeer; did you mean year"),
-        ({"query": "a dog", "where": "year > 'x'"}, "year"),
+        ({"query": "a dog", "where": "year > 'x'"}, "year, which has the type int64; compare"),
+        ({"query": "a dog", "where": "color = Red"}, "such as 'Red'"),
         ({"query": "a dog", "where": "year > 2020; import os"}, "character 12"),
         ({"query": "a dog", "where": "(" * 3000}, "nested"),
         ({"query": "a dog", "k": 0}, "0"),
@@ -169,3 +170,8 @@ def test_a_damaged_index_is_one_line(index_folder: Path, tmp_path: Path, kind: s
     with pytest.raises(DataError) as refused:
         Index(folder, check=True)
     assert str(folder) in str(refused.value)
+
+
+def test_suggested_names_are_written_as_in_a_filter() -> None:
+    with pytest.raises(DataError, match='no column photographer; did you mean "photographer name"'):
+        rows_where(pa.table({"photographer name": ["Kim"], "year": [1]}), "photographer = 'Kim'")

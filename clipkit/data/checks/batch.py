@@ -15,7 +15,7 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings
 from clipkit.findings import FEW, Finding, percent
 
-# Share of pairs with a repeated caption that is too high even for a loss that counts equal captions as positives.
+# Share of rows with a repeated caption or image that is reported even if the loss counts such rows as positives.
 _MANY = 0.5
 
 
@@ -31,16 +31,16 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
         batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        `size` (G), `same_caption` (expected number of pairs of rows with equal captions and different images),
-        `same_image` (expected number of pairs of rows whose images are duplicates), and `rows` (expected number of rows
-        that share their caption or image with another row, at most G).
+        `size`: G. `same_caption`: expected number of pairs of rows with equal captions of different images.
+        `same_image`: expected number of pairs of rows with duplicate images. `rows`: expected number of rows that have
+        the same caption or image as another row.
     """
     count = len(pairs.images)
     size = min(batch_size, count)
     together = size * (size - 1) / (count * (count - 1)) if count > 1 else 0.0
     shares, sums = _equal_captions(pairs) if pairs.has_captions else (np.zeros(0), np.zeros(0))
     equal = max(0.0, float((shares * (sums - shares)).sum() / 2))
-    # Shares of the rows that have an equal caption or image in the batch; the two are nearly independent.
+    # Share of rows whose caption, and share of rows whose image, occurs again in the batch; nearly independent.
     with_caption = float((shares * _any_of(sums - shares, count, size)).sum()) / max(1, count)
     with_image = 0.0 if duplicates is None else float(_any_of(duplicates.degrees, count, size).mean())
     return {
@@ -52,10 +52,14 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return the probability that a batch with an image contains one of its k matches, for each number k in `partners`.
+    """Return the probability that a batch with a given image also contains at least one of the k matches of this image.
 
-    For k matches among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k need not be an integer, e.g. if it is an
-    expected value.
+    It is 1 − C(N−1−k, G−1) / C(N−1, G−1). A number k that is an expected value need not be an integer.
+
+    Args:
+        partners: the numbers k, one for each probability to return.
+        count: number of images, N.
+        size: number of images in the batch, G.
     """
     different, row = np.unique(partners, return_inverse=True)
     none = [
@@ -68,7 +72,11 @@ def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64
 
 
 def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the probability of each caption, and the expected number of other images with the same caption."""
+    """Return two arrays with an entry for each image and each distinct caption of this image.
+
+    The first contains the probability that the image is drawn with this caption. The second contains the sum of the
+    first over all images with the same caption: the expected number of images that are drawn with it.
+    """
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
     filled = ~as_mask(pc.equal(Strings.of(pairs.captions).column, ""))
@@ -94,7 +102,7 @@ def batch_too_large(data: CheckedData) -> Finding | None:
 
 
 def false_negatives(data: CheckedData) -> Finding | None:
-    """Report a batch size at which many rows have the same caption or image as another row."""
+    """Report false negatives: many rows of a batch have the same caption or image as another row."""
     if data.batch is None:
         return None
     size = max(1, min(data.batch["size"], len(data.pairs.images)))

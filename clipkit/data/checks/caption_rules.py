@@ -1,4 +1,4 @@
-"""Rules about captions. Each returns a finding, or None."""
+"""Rules about captions. Each rule returns a finding, or None if it finds no problem."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
 from clipkit.tasks import shortened
 
-# Short captions of different images are sometimes equal. This is a problem only for a large share of all captions.
+# Short captions of different images are sometimes equal by chance; from this share of captions it is a problem.
 _MANY_SHARED = 0.05
 _OTHER_SOURCE = "use captions from another column or source, or drop the rows"
 
@@ -34,7 +34,7 @@ def url_captions(data: CheckedData) -> Finding | None:
 
 
 def stock_captions(data: CheckedData) -> Finding | None:
-    """Report uninformative captions, which could describe any image."""
+    """Report captions without information, which could describe any image, e.g. 'photo of'."""
     what, advice = (
         "uninformative captions, which could describe any image, e.g. 'photo of'",
         "drop the rows: the captions contain no information about their images",
@@ -64,7 +64,7 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for many different images; the examples are the most frequent captions."""
+    """Report captions that are used for many different images; the most frequent ones are given as examples."""
     index = data.captions
     most = (
         ", one of these captions for most of the images"
@@ -84,7 +84,7 @@ def boilerplate_captions(data: CheckedData) -> Finding | None:
 
 
 def shared_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are also used for a few other images."""
+    """Report captions that are used for at least two images, but for too few to be boilerplate."""
     shared = data.captions.shared
     return _report(
         data, shared, "shared_captions", "captions that are also used for another image",
@@ -95,7 +95,7 @@ def shared_captions(data: CheckedData) -> Finding | None:
 
 
 def repeated_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are repeated for the same image."""
+    """Report captions that occur more than once for the same image."""
     what, advice = (
         "captions repeated for the same image",
         "each repetition counts again in training: drop the repetitions (--fix)",
@@ -119,7 +119,7 @@ def cut_captions(data: CheckedData) -> Finding | None:
 
 
 def leaked_captions(data: CheckedData) -> Finding | None:
-    """Report captions that also occur in the data given as `against`."""
+    """Report captions that also occur in the data `against`, usually the validation data."""
     if data.against is None or not data.against.has_captions:
         return None
     captions = normalized(data.pairs.captions)

@@ -1,4 +1,4 @@
-"""Measurements of captions, computed on whole columns: fast even for a million captions."""
+"""Measurements of captions, computed on Arrow columns: fast even for a million captions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings, first_positions
 
 TokenCounts = Callable[[list[str]], Sequence[int]]
-"""Function from strings to the number of tokens of each before truncation, including start and end tokens."""
+"""Function that counts the tokens of each string before truncation, including start and end tokens."""
 
 # Uninformative captions, which could describe any image.
 _STOCK = (
@@ -25,15 +25,15 @@ _FILE_NAME = (
     r"(?i)^[^\s]*\.(jpe?g|png|gif|webp|bmp|tiff?|heic|svg)$|^(img|dsc[nf]?|dcim|pict|screenshot)[-_ ]?\d{2,}\S*$"
 )
 _URL = r"(?i)^(https?://|www\.)\S+$"
-# Scripts without spaces between words: a caption in them has more than one word.
+# Scripts without spaces between words: text in these scripts does not count as a single word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-# A caption is boilerplate if at least this number of different images have it; in smaller datasets, this share.
+# A caption is boilerplate if at least 100 images have it; in smaller datasets, 0.2 % of the images, but at least 5.
 _BOILERPLATE_IMAGES, _BOILERPLATE_LEAST, _BOILERPLATE_SHARE = 100, 5, 0.002
 _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Convert captions to lower case without spaces and punctuation; a caption of only punctuation stays as it is.
+    """Return captions in lower case without spaces and punctuation; a caption of punctuation only stays unchanged.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()
@@ -45,7 +45,7 @@ def normalized(captions: Sequence[str]) -> pa.Array:
 
 
 def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArray[np.int64]:
-    """Return (M,) caption lengths: in tokens, or in words if no tokenizer is given."""
+    """Return (M,) lengths of captions in tokens, or in words if `token_counts` is None."""
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
@@ -67,14 +67,13 @@ class CaptionIndex:
     def __init__(self, pairs: Pairs) -> None:
         self._column = Strings.of(pairs.captions).column
         self.distinct, self.first = first_positions(normalized(pairs.captions))
-        """(M,) index of each caption among the K distinct normalized captions, and (K,) first row of each distinct
-        caption."""
+        """(M,) number of each caption among the K distinct normalized captions, and (K,) first row of each of these."""
         self.empty = as_mask(pc.equal(self._column, ""))
         """(M,) True for empty captions."""
         self.url = ~self.empty & self._matches(_URL)
-        """(M,) True for URLs."""
+        """(M,) True for captions that are URLs."""
         self.file_name = ~self.empty & ~self.url & self._matches(_FILE_NAME)
-        """(M,) True for file names that are not URLs."""
+        """(M,) True for captions that are file names; URLs are excluded."""
         self.stock = ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
         """(M,) True for captions that could describe any image; URLs and file names are excluded."""
         images = int(pairs.image_of_caption.max(initial=-1)) + 1
@@ -82,8 +81,7 @@ class CaptionIndex:
         self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
         """(K,) number of different images for each distinct caption; 0 for the empty caption."""
         self.are_classes = self._are_classes(pairs)
-        """True if the captions are prompts of classes, or seem to be class names: nearly every image has one caption,
-        shared with other images."""
+        """True if captions are made from class labels, or seem to be class names, each for many images."""
         ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
         counts = self.image_counts[self.distinct]
         share = int(_BOILERPLATE_SHARE * len(pairs.images))
@@ -92,13 +90,13 @@ class CaptionIndex:
         self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
         """(M,) True for captions that are used for many different images."""
         self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images
-        """(M,) True for captions that are also used for a few other images."""
+        """(M,) True for captions that are used for at least two images, but are not boilerplate."""
         self.one_word = ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
         """(M,) True for captions of one word that are not boilerplate."""
         rows = np.flatnonzero(~self.empty & pairs.has_images)
         keys = pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
         self.repeated = np.zeros(len(self.empty), bool)
-        """(M,) True for captions that occur for the same image in an earlier row."""
+        """(M,) True for captions that an earlier row has for the same image."""
         self.repeated[np.delete(rows, np.unique(keys, return_index=True)[1])] = True
 
     def _are_classes(self, pairs: Pairs) -> bool:

@@ -20,7 +20,7 @@ Scope = Literal["quick", "sampled", "full"]
 
 @dataclass(frozen=True)
 class CheckedData:
-    """N images and M captions with their measurements; a rule whose measurement is missing reports no finding."""
+    """N images and M captions with their measurements. A rule reports nothing if its measurement is missing."""
 
     pairs: Pairs
     broken: Mapping[int, str] = field(default_factory=dict)
@@ -32,22 +32,22 @@ class CheckedData:
     spreads: NDArray[np.uint8] | None = None
     """(K,) range of the pixel values of the measured images, out of 255; None: unknown."""
     image_size: int | None = None
-    """Side of the model's input in pixels."""
+    """Side of the model's input in pixels; None: unknown."""
     duplicates: Duplicates | None = None
     against: Pairs | None = None
-    """Data that must not overlap with the pairs, usually the validation set."""
+    """Data that must not contain the same images, usually the validation set."""
     leaked: Mapping[int, Leak] = field(default_factory=dict)
-    """Occurrence of each leaked image in `against`, by position of the image in the pairs."""
+    """Images that also occur in `against`: position in `pairs` -> position in `against`, as a `Leak`."""
     caption_rows: Sequence[int] = ()
     """(L,) positions of the measured captions."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(L,) lengths of the measured captions in tokens."""
     context_length: int | None = None
-    """Maximum number of tokens that the model reads."""
+    """Maximum number of tokens that the model reads; None: unknown."""
     batch: Mapping[str, Any] | None = None
-    """Expected false negatives in a batch, from `expected_false_negatives`."""
+    """Expected false negatives in a batch, as `expected_false_negatives` returns them."""
     loss_counts_duplicates: Literal["positive", "negative"] | None = None
-    """Treatment of equal captions in a batch by the loss, as positives or as negatives; None: unknown."""
+    """Treatment of equal captions of a batch in the loss: as positives or as negatives; None: unknown."""
 
     @cached_property
     def captions(self) -> CaptionIndex:
@@ -60,12 +60,12 @@ class CheckedData:
         return self.sizes.min(axis=1, initial=np.iinfo(np.int32).max)
 
     def sized_name(self, number: int) -> str:
-        """Return the name of a measured image with its width and height."""
+        """Return the name of an image with its width and height; `number` is its position among the measured images."""
         width, height = self.sizes[number]
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the path of an image as given in the source, or a description of where the image is stored."""
+        """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:
@@ -73,18 +73,18 @@ class CheckedData:
         return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
-        """Return a shortened caption with the name of its image."""
+        """Return a caption, shortened to 100 characters, and the name of its image."""
         return f"{shortened(repr(self.pairs.captions[row]), 100)} ({self.row_name(row)})"
 
 
 @dataclass(frozen=True)
 class DataRule(Rule[CheckedData]):
-    """A rule about data, with its requirements and its scope.
+    """A rule about data, and the conditions under which it applies.
 
     Args:
-        needs: parts of the pairs that the rule needs: images or captions.
-        scope: where the rule applies in addition to `clipkit data check`. quick: before training, without opening
-            images; sampled: before training, on a sample of the images; full: only in `clipkit data check`.
+        needs: images or captions; the rule is skipped if the data has none.
+        scope: full: only `clipkit data check` applies the rule; quick: training also applies it at the start, without
+            opening images; sampled: training also applies it at the start, to a sample of the images.
     """
 
     needs: Literal["images", "captions"]

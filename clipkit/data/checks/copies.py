@@ -1,4 +1,4 @@
-"""Comparison that confirms whether two similar images are copies of one image."""
+"""Comparison of pixels, to confirm that two similar images are copies of one image."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,18 +17,25 @@ from clipkit.images import Stored, open_image
 # skin tones).
 _COARSE, _FINE = 16, 64
 _LARGEST_DIFFERENCE = 8.0
-"""Largest allowed difference (out of 255) at any of 16 × 16 points; smaller for images of low contrast."""
+"""Largest allowed difference (out of 255) between copies at any of 16 × 16 points; smaller if the contrast is low."""
 _LARGEST_DETAIL = 48.0
-"""Largest allowed difference at any of 64 × 64 points."""
+"""Largest allowed difference (out of 255) between copies at any of 64 × 64 points."""
 _SHARE = 0.25
-"""Largest allowed root-mean-square difference at 64 × 64 points, as a share of the standard deviation of the image."""
+"""Largest allowed root mean square difference between copies at 64 × 64 points, relative to the standard deviation."""
 _DRAFT = 2 * _FINE
 
 
 def confirmed_copies(images: Sequence[Path | Stored], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Select the (K, 2) candidate pairs whose two images differ only in size and encoding.
+    """Return the pairs whose two images are copies: they differ only in size and encoding.
 
-    The images are opened again; a pair with an image that cannot be opened is not confirmed.
+    The images are opened again. A pair with an image that cannot be opened is left out.
+
+    Args:
+        images: N images.
+        pairs: (P, 2) positions of images that may be copies.
+
+    Returns:
+        (K, 2) the confirmed rows of `pairs`.
     """
 
     @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Lists of images and captions to drop from a dataset, in the format that `clipkit browse` writes."""
+"""List of images and captions to drop from a dataset, in the format that `clipkit browse` writes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,19 @@ class DropList:
     """Images and captions that a user wants to drop, with reasons."""
 
     images: Mapping[int, str] = field(default_factory=dict)
-    """Reason by position of the image."""
+    """Reason for each image to drop, by position of the image."""
     captions: Mapping[tuple[int, str], str] = field(default_factory=dict)
-    """Reason by position of the image and caption without white space at its ends."""
+    """Reason for each caption to drop, by position of the image and text of the caption (stripped of white space)."""
 
 
 def read_drop_list(file: Path, pairs: Pairs) -> DropList:
-    """Read JSON lines with an `image` and a `reason`; a line with a `caption` drops only this caption.
+    """Read a list of images and captions to drop.
+
+    Each line is a JSON object with an `image` and a `reason`. If it has a `caption`, only this caption is dropped.
 
     Args:
         file: a .jsonl file.
-        pairs: the data.
+        pairs: the data that contains the images.
 
     Raises:
         DataError: the file cannot be read, or names an image or a caption that the data does not have.

@@ -1,4 +1,4 @@
-"""Writing of a cleaned copy of a dataset, with a list of the dropped images and captions."""
+"""Writer of a cleaned copy of a dataset, with a list of the dropped images and captions."""
 
 import csv
 import json
@@ -27,11 +27,11 @@ from clipkit.images import Stored, read_image
 
 
 def check_output_folder(out: Path, data: str | None = None) -> None:
-    """Raise an error if a cleaned copy cannot be written to a folder; call this before any data is read.
+    """Raise an error if a cleaned copy cannot be written to a folder; call this before the data is read.
 
     Args:
-        out: the new folder.
-        data: source as given by the user; the copy must not be inside of it.
+        out: folder of the copy.
+        data: source as given by the user; if it is a folder, the copy must not be inside it.
 
     Raises:
         OutputError: the folder exists and is not empty, its parent does not exist, or it lies within the data.
@@ -55,9 +55,9 @@ def fix(
 ) -> dict[str, int]:
     """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
-    Broken images, leaked images and empty captions are dropped. Among images that have equal bytes, or differ only in
-    size and encoding, the largest is kept and gets the captions of all. Among equal captions of one image, the first is
-    kept. Images that are files stay where they are; images from archives and tables are written to OUT/images.
+    Broken images, leaked images and empty captions are dropped. If images have equal bytes, or differ only in size and
+    encoding, the largest image is kept, with the captions of all these images. If captions of one image are equal, the
+    first is kept. Image files are not copied; images from archives and tables are written to OUT/images.
 
     Args:
         pairs: the data that was checked.
@@ -95,14 +95,14 @@ def fix(
 
 
 def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
-    """Return for each image the position of the image that is kept in its place, which can be the image itself."""
+    """Return for each image the position of the copy that is kept; it can be the image itself."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     rank = report.rank.copy()
-    rank[list(drop.images)] = 1  # as for leaked images: no other image is merged into them
+    rank[list(drop.images)] = 1  # the worst rank, as for leaked images: prefer copies that are not dropped
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
     merged = replace(report.duplicates, near_pairs=near).representatives(rank).tolist()
-    first: dict[int, int] = {}  # first copy of a dropped image that is not dropped itself
+    first: dict[int, int] = {}  # dropped image -> its first copy that is not dropped
     return [
         first.setdefault(kept, image) if kept in drop.images and image not in drop.images else kept
         for image, kept in enumerate(merged)
@@ -110,7 +110,7 @@ def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
 
 
 def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
-    """Raise an error if at least half of the images or captions would be dropped."""
+    """Raise an error if half of the images or captions, or more, would be dropped."""
     captions = sum("caption" in entry for entry in dropped)
     for lost, total, noun in (
         (lost_images, len(pairs.images) if pairs.has_images else 0, "images"),
@@ -175,13 +175,13 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path of an image for the table. An image that is not a file is first written to a file."""
+    """Return the path of an image for the table; an image from an archive or table is first written to a file."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
         try:
             return os.path.relpath(_resolved(image.parent) / image.name, _resolved(out.parent) / out.name)
-        except ValueError:  # on another drive
+        except ValueError:  # the folders are on different drives
             return str(image.absolute())
     try:
         content = read_image(image)
@@ -195,7 +195,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Resolve symbolic links: in a relative path, `..` goes to the parent of the link's target, not of the link."""
+    """Return a folder without symbolic links: in a path, `..` after a link leads to the parent of the link's target."""
     return folder.resolve()
 
 

@@ -1,4 +1,4 @@
-"""Rules about images; each returns a finding, or None."""
+"""Rules about images. Each rule returns a finding, or None if it finds no problem."""
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def flat_images(data: CheckedData) -> Finding | None:
 
 
 def small_images(data: CheckedData) -> Finding | None:
-    """Report images smaller than the model's input."""
+    """Report images that are smaller than the model's input."""
     short, readable = data.short_sides, int((data.short_sides > 0).sum())
     if data.image_size is None or not readable:
         return None
@@ -98,7 +98,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
 
 
 def near_duplicate_images(data: CheckedData) -> Finding | None:
-    """Report images that look like an earlier image."""
+    """Report images that look nearly the same as an earlier image."""
     if data.duplicates is None:
         return None
     earlier: dict[int, int] = {}
@@ -114,12 +114,12 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
 
 
 def leaked_images(data: CheckedData) -> Finding | None:
-    """Report images with the same bytes as an image in the data given as `against`."""
+    """Report images with the same bytes as an image of the data `against`, usually the validation data."""
     return _leaked(data, exact=True, name="leaked_images", what="images with the same bytes as an image of")
 
 
 def leaked_near_images(data: CheckedData) -> Finding | None:
-    """Report images that look like an image in the data given as `against`."""
+    """Report images that look nearly the same as an image of the data `against`, usually the validation data."""
     return _leaked(data, exact=False, name="leaked_near_images", what="images that look like an image of")
 
 

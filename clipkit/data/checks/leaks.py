@@ -12,7 +12,7 @@ from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError
 from clipkit.images import Stored, read_image, size_of
 
-_UNKNOWN = -1  # size of an image that is not known before it is read
+_UNKNOWN = -1  # size of an image at a URL, which is unknown before the download
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Leak:
     """True if the files have the same bytes, False if the images only look the same."""
 
     def describe(self, against: Pairs) -> str:
-        """Return the image's name in the other dataset, after `=` (same bytes) or `~` (looks the same)."""
+        """Return the name of the image in the other dataset, after `=` (same bytes) or `~` (looks the same)."""
         return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
 
 
 def image_name(pairs: Pairs, position: int) -> str:
-    """Return the path of an image as given in the source, or a description of where the image is stored."""
+    """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Return the duplicates within a scan, and the images that also occur in another scan (position -> `Leak`)."""
+    """Return the duplicates within a scan, and its images that also occur in another scan (position -> `Leak`)."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
-    exact: dict[int, int] = {}  # first image with a given content -> position of that content in the other dataset
+    exact: dict[int, int] = {}  # first image with some content -> position of this content in the other dataset
     for position in range(count, len(both.first)):
         exact.setdefault(int(both.first[position]), position - count)
     near: dict[int, int] = {}
@@ -57,14 +57,14 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Return the images with the same bytes as an image of `against` (position -> `Leak`).
+    """Return the images of `pairs` with the same bytes as an image of `against` (position -> `Leak`).
 
-    Only files of equal size are read.
+    Files are read only if a file of the other dataset has the same size.
     """
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
     wanted = set(candidates.values())
-    if _UNKNOWN in wanted:  # images at addresses on both sides
+    if _UNKNOWN in wanted:  # both datasets have images at URLs
         fetch_ahead(pairs.images, progress=True)
     position_of: dict[bytes, int] = {}
     for position, image in enumerate(against.images):

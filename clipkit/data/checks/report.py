@@ -1,4 +1,4 @@
-"""Complete check of a dataset: read all images and captions once, and report findings and facts."""
+"""Complete check of a dataset: reads all images and captions once, and reports problems and statistics."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -31,22 +31,22 @@ _USUAL_BATCH = TrainRecipe().batch_size
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `check`: facts about the data, and findings."""
+    """Result of `check`: statistics of the data, and findings about problems."""
 
     data: str
     against: Pairs | None
     facts: dict[str, Any]
-    """Counts, lengths and sizes: a description of the data, not its problems."""
+    """Statistics of the data, such as numbers of images, lengths of captions and sizes of images."""
     findings: list[Finding]
     """Findings, the most severe first."""
     broken: dict[int, str] = field(default_factory=dict, repr=False)
-    """Reason why an image cannot be opened, by position of the image; for `fix`."""
+    """Reason why an image cannot be opened, by position of the image; used by `fix`."""
     leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
-    """Occurrence of each leaked image in the data given as `against`, by position of the image; for `fix`."""
+    """Images that also occur in `against`: position in the data -> position in `against`; used by `fix`."""
     duplicates: Duplicates | None = field(default=None, repr=False)
-    """Images that have the same bytes or look the same; for `fix`."""
+    """Images that have the same bytes or look the same; used by `fix`."""
     rank: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """(N,) rank of each image: among duplicates, the image with the lowest rank is kept; for `fix`."""
+    """(N,) rank of each image, used by `fix`: among duplicates, the image with the lowest rank is kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
@@ -75,7 +75,7 @@ def check(
     Args:
         pairs: N images and M captions, read with `broken=("images", "captions")`, so that problems become findings, not
             errors.
-        against: data that must not overlap with the pairs, usually the validation set.
+        against: data that must not contain the same images, usually the validation set.
         token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
         context_length: maximum number of tokens that the model reads.
         image_size: side of the model's input in pixels; None: images under 224 pixels are counted, but are not a
@@ -98,7 +98,7 @@ def check(
         duplicates, leaked = find_leaks(scan, scan_images(others, workers, "against"))
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
-        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image may be merged into them
+        rank[list(leaked)] = 1  # leaked images are dropped, so prefer copies that are not leaked
     counts = np.zeros(0, np.int64)
     if pairs.has_captions:
         counts = lengths(pairs.captions, token_counts)
@@ -144,12 +144,12 @@ def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
     """Yield the positions of images whose file does not exist or is empty, each with the reason."""
     images: Iterable[str | Path | Stored] = pairs.images if pairs.has_images else ()
     if pairs.has_images and isinstance(pairs.images, Files):
-        folder = str(pairs.images.folder)  # strings, not Paths: a million of them take seconds, not half a minute
+        folder = str(pairs.images.folder)  # for a million images, strings take seconds, but Paths half a minute
         names = pairs.images.names
         images = (Remote(name) if "://" in name else os.path.join(folder, name) for name in names)  # noqa: PTH118
     for position, image in enumerate(images):
         size = size_of(image)
-        # -1 means unknown for an image in an archive or at an address, and missing for a file.
+        # -1 means an unknown size for an image in an archive or at a URL, but a missing file for a path.
         if size == 0 or (size < 0 and not isinstance(image, Stored)):
             yield position, EMPTY if size == 0 else MISSING
 

@@ -15,6 +15,6 @@ RULES = (*IMAGE_RULES, *CAPTION_RULES, *BATCH_RULES)
 
 
 def apply_rules(data: CheckedData, scopes: Collection[Scope] = ("quick", "sampled", "full")) -> list[Finding]:
-    """Apply all rules and return their findings, the most severe first."""
+    """Apply the rules with the given scopes (see `DataRule`); return their findings, the most severe first."""
     has = {"images": data.pairs.has_images, "captions": data.pairs.has_captions}
     return most_severe_first(apply([rule for rule in RULES if rule.scope in scopes and has[rule.needs]], data))

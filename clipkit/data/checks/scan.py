@@ -1,4 +1,4 @@
-"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare images."""
+"""Scan of images: each is opened once; its size, hashes and a small thumbnail are kept to compare it with others."""
 
 import hashlib
 import os
@@ -31,13 +31,13 @@ _DRAFT = 64
 _CHUNK = 4096
 # Variation (out of 255) below which the perceptual hash of a thumbnail would only be noise.
 _FLAT = 2.0
-# Share of the brightest and of the darkest pixels to ignore, such as a date stamp or a hot pixel.
+# Share of the brightest and of the darkest pixels that is ignored; they may be a date stamp or a defect.
 _IGNORED = 0.001
 
 
 @dataclass(frozen=True)
 class ImageScan:
-    """Sizes, hashes and thumbnails of N images; for an image that cannot be opened, all but the content hash are 0."""
+    """Sizes, hashes and thumbnails of N images; they are 0 for an image that cannot be opened."""
 
     broken: dict[int, str]
     """Reason why an image cannot be opened, by position."""
@@ -52,9 +52,7 @@ class ImageScan:
     file_bytes: NDArray[np.int64]
     """(N,) file sizes in bytes; -1 for a file that cannot be read."""
     spreads: NDArray[np.uint8]
-    """(N,) range of pixel values (out of 255) in the channel with the largest range, without the 0.1 % lowest and
-    highest.
-    """
+    """(N,) range of pixel values (0 to 255) in the channel with the largest range; 0.1 % at both ends is ignored."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -73,7 +71,7 @@ class ImageScan:
 
 
 def scan_images(images: Sequence[Path | Stored], workers: int | None = None, name: str = "images") -> ImageScan:
-    """Open each image once, in threads, with a progress bar on a terminal.
+    """Open each image once and return sizes, hashes and thumbnails; a terminal shows a progress bar.
 
     Args:
         images: N images.
@@ -119,7 +117,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 
 
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
-    """Fill in one row of the scan; if the image cannot be opened, return the reason."""
+    """Open an image and fill in its row of the scan. Return the reason if it cannot be opened, otherwise None."""
     from imagehash import phash  # imported here because it imports SciPy, which loader workers do not need
 
     try:

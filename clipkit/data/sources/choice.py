@@ -1,4 +1,4 @@
-"""Choice of a column for a role, e.g. image, if there are several candidates: by content, then by name."""
+"""Choice of the column for a role (such as image or caption) among several columns: by values, then by name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,22 +13,22 @@ PEEKED = 20
 """Number of rows whose values are examined."""
 
 Peek = Callable[[str], Sequence[Any]]
-"""Function from the name of a column to the values of its first rows; image bytes are not read and given as b""."""
+"""Function from the name of a column to the values of its first rows; b"" in place of image bytes."""
 
 _OF_IMAGES = ("image bytes", "image paths", "paths of missing images", "addresses", "other texts", "no images")
 _OF_TEXTS = ("texts", "numbers", "no texts")
 _OF_LABELS = ("labels", "no labels")
 CERTAIN = 2
-"""Largest rank (see `rank_of`) at which a column contains images regardless of its name."""
+"""Largest rank (see `rank_of`) of a column that certainly contains images, whatever its name."""
 
 
 def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
-    """Return a number for how well the values of a column fit a role (0 is best), and a description of the values.
+    """Return the rank of a column for a role, judged by its values (0 is best), and a description of the values.
 
     For images, bytes are best, then paths, then URLs, which need the network.
 
     Args:
-        role: image, label or a role of texts.
+        role: image, label, or a role of texts such as caption.
         values: values of the first rows.
         folder: folder to which paths are relative.
 
@@ -82,7 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
-    """Return the candidate that fits a role best (the first one in a tie), and a description of the choice."""
+    """Return the column with the best rank for a role (the first of equal ranks), and a description of the choice."""
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
     described = [f"{name} ({ranks[name][1]})" for name in (best, *(name for name in candidates if name != best))]
@@ -90,17 +90,17 @@ def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tu
 
 
 def columns_of_images(header: Sequence[str], peek: Peek, folder: Path) -> list[str]:
-    """Return the columns that contain images, regardless of their names."""
+    """Return the names of the columns that contain images, whatever their names."""
     return [name for name in header if rank_of("image", peek(name), folder)[0] <= CERTAIN]
 
 
 def choice_finding(source: str, choices: Sequence[str], advice: str) -> Finding:
-    """Report which of several columns were chosen."""
+    """Return a finding that lists the columns that were chosen among several."""
     return Finding("column_choice", "note", f"{source}: {'; '.join(choices)}", advice)
 
 
 def of_table(table: Any) -> Peek:
-    """Return a function that returns the first values of a column of an Arrow table; bytes are not converted."""
+    """Return a function from a column name of an Arrow table to the first values of the column (see `Peek`)."""
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)
@@ -110,20 +110,20 @@ def of_table(table: Any) -> Peek:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; an empty list if the column is damaged, which its reader reports later."""
+    """Return the values of an Arrow column; an empty list if it is damaged, which the reader of the source reports."""
     try:
-        column.validate(full=True)  # a wrong offset in a memory-mapped file would crash the process
+        column.validate(full=True)  # without this check, a wrong offset in a memory-mapped file would crash the process
         return list(column.to_pylist())
     except (pa.ArrowException, UnicodeDecodeError):
         return []
 
 
 def has_bytes(kind: Any) -> bool:
-    """Return whether a type stores the bytes of files: binary, or a struct with a field `bytes`."""
+    """Return whether an Arrow type stores the bytes of files: binary, or a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_view = getattr(pa.types, "is_binary_view", lambda _: False)(kind)  # pyarrow 19
+    is_view = getattr(pa.types, "is_binary_view", lambda _: False)(kind)  # not in older versions of pyarrow
     return bool(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or is_view
     )

@@ -1,4 +1,4 @@
-"""Class names that a table stores with its class numbers, such as a ClassLabel of the library `datasets`."""
+"""Class names that are stored in the metadata of a table, as by ClassLabel of the library `datasets`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.parsing import parse_json
 
 
 def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
-    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if there are none."""
+    """Return the classes of a column that an Arrow or Parquet schema contains as metadata; None if it contains none."""
     try:
         feature: Any = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, ValueError, TypeError):
@@ -26,20 +26,23 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
 
 
 def whole_numbers(column: Any) -> Any:
-    """Convert floats to integers, with null for NaN: pandas stores integers with missing values as floats."""
+    """Convert floats to integers, with null for NaN; a column with fractions or of another type is unchanged.
+
+    pandas stores integers with missing values as floats.
+    """
     if not pa.types.is_floating(column.type):
         return column
     try:
         return pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
-    except pa.ArrowInvalid:  # fractions
+    except pa.ArrowInvalid:  # some values are fractions
         return column
 
 
 def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
-    """Replace class numbers, or lists of them, by the names of the classes; null and negative numbers become null.
+    """Replace class numbers, or lists of them, by class names; null and negative numbers become null.
 
     Raises:
-        DataError: a class number is too large.
+        DataError: there are fewer class names than the highest number requires.
     """
     whole = column.combine_chunks()
     whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole

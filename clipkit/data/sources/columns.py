@@ -32,41 +32,41 @@ NAMES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes that a source lists explicitly, in the order of the source; some may have no images."""
+    """Classes in the order in which a source lists them; some may have no images."""
 
     labels: Sequence[str] | None = None
     """Values of the label column, in the order of the classes; None: all labels that occur, in alphabetical order."""
     names: Sequence[str] | None = None
     """Class names for prompts; None: use the labels."""
     templates: Templates | None = None
-    """Prompts that the source contains."""
+    """Prompt templates that the source contains; None: it contains none."""
     is_multilabel: bool = False
     """True if an image may have any number of classes, including none."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows of a source, with their columns by role."""
+    """R rows of a source, with columns by role (such as caption or label)."""
 
     name: str
     columns: dict[str, pa.Array]
-    """Columns by role, except the image column: strings, or lists of strings."""
+    """(R,) columns of strings or lists of strings, by role; images are separate."""
     images: Sequence[Path | Stored] | None = None
     """(R,) image of each row; None for a source without images."""
     keys: pa.Array | None = None
     """(R,) values that are equal for rows with the same image."""
     found: dict[str, str] = field(default_factory=dict)
-    """Column name for each role."""
+    """Name of the column for each role."""
     row: str = "row"
-    """Noun for a row in messages, e.g. row; messages count rows from 1."""
+    """Noun for a row in messages, e.g. "row" or "sample"; messages count rows from 1."""
     classes: ClassList | None = None
     findings: Sequence[Finding] = ()
-    """Findings about parts of the source that were left out, and about assumptions of the reader."""
+    """Findings of the reader, e.g. about files that were left out or a column that was chosen."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Roles of columns that a reader must or may read.
+    """Roles (such as image or caption) for which a reader must or may read a column.
 
     Args:
         source: source as given by the user, for messages.
@@ -82,7 +82,7 @@ class Wanted:
     optional: Collection[str]
     names: Mapping[str, Sequence[str]] = field(default_factory=lambda: NAMES)
     choices: list[Finding] = field(default_factory=list)
-    """Findings of the readers about columns that were chosen among several."""
+    """Findings about columns that were chosen among several; readers add them."""
 
     @property
     def roles(self) -> list[str]:
@@ -90,7 +90,14 @@ class Wanted:
         return [*self.needed, *self.optional]
 
     def needs(self, role: str, present: Collection[str]) -> bool:
-        """Return whether a source must have a column for a role. Labels that are read can replace missing captions."""
+        """Return whether the source must have a column for a role.
+
+        Labels can replace captions: if labels are read and present, a caption column is not needed.
+
+        Args:
+            role: the role.
+            present: names of the columns of the source, in lower case.
+        """
         if role == "caption" and "label" in self.roles:
             given = self.options.get("label")
             labels = self.names["label"] if given is None else [given.lower()]
@@ -98,10 +105,10 @@ class Wanted:
         return role in self.needed
 
     def columns_among(self, source: object, header: Sequence[str], peek: Peek, folder: Path = Path()) -> dict[str, str]:
-        """Map each role to its column name, for roles whose column is present.
+        """Return the column name of each role, for roles that have a column.
 
-        If several columns have an accepted name, the values decide (see `rank_of`), and a finding reports the choice.
-        If exactly one column contains images, it is the image column, whatever its name.
+        If several columns have an accepted name, their values decide (see `rank_of`), and a finding reports the choice.
+        If none has an accepted name for images, but exactly one contains images, it is the image column.
 
         Args:
             source: name of the source, for messages.
@@ -148,9 +155,9 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user named for a role in the options of the source, in lower case.
+        """Return the column that the user named for a role (as in `?image=file`), in lower case, or None.
 
-        URL escapes such as %20 are decoded, unless a column name contains them literally.
+        URL escapes such as %20 are decoded, unless a column name contains them.
         """
         given = self.options.get(role)
         if given is None:
@@ -158,20 +165,20 @@ class Wanted:
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return an example of naming the column of a role in the options of the source, quoted for a shell."""
+        """Return an example of a source with the option that names the column of a role, quoted for a shell."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 
 def _listed(header: Sequence[str]) -> str:
-    """Return the column names in one line, shortened to a readable length."""
+    """Return the column names in one line, shortened for messages."""
     names = [" ".join(name.split())[:40] for name in header[:20]]
     return ", ".join(names) + " …" * (len(header) > len(names))
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
-    """Split `photos.csv?image=file&caption=title` into its name and its options.
+    """Split a source such as `photos.csv?image=file&caption=title` into its name and its options.
 
-    If a file or folder with the whole name exists, the question mark is part of the name.
+    If a file or folder has a name with a question mark, this question mark is part of the name.
 
     Raises:
         DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
@@ -193,7 +200,7 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
 
 
 def exists(name: str) -> bool:
-    """Return whether a name, which may contain any characters, is an existing file or folder."""
+    """Return whether a file or folder with this name exists; the name may contain any characters."""
     try:
         return bool(name) and "://" not in name and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
@@ -201,13 +208,18 @@ def exists(name: str) -> bool:
 
 
 def _exists_in_source(source: str) -> bool:
-    """Return whether a source, without `hf:`, `wds:` and a split, is an existing file or folder."""
+    """Return whether the file or folder exists that a source string names, e.g. "wds:shards:train" names "shards".
+
+    The prefixes `hf:` and `wds:` and the split are removed from the string first.
+    """
     prefix, _, rest = source.partition(":")
     return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
 
 
 def name_revision_and_split(given: str) -> tuple[str, str, str]:
-    """Split `NAME[@REVISION][:SPLIT]`. If a folder with the whole name exists, `@` and `:` are part of the name.
+    """Split `NAME[@REVISION][:SPLIT]` into its three parts; a missing part is "".
+
+    If a file or folder has a name with `@` or `:`, this character is part of the name.
 
     Example:
         >>> name_revision_and_split("me/data@v1:test"), name_revision_and_split("me/data")

@@ -1,4 +1,4 @@
-"""Identity of images that are stored in a table: rows with equal names are one image only if their bytes are equal."""
+"""Identity of images that are stored in a table: images are the same if their names and bytes are equal."""
 
 import hashlib
 from collections import Counter
@@ -7,17 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-# Number of bytes compared at the beginning, in the middle and at the end; nearly all different images differ there.
+# Number of bytes compared at the beginning, in the middle and at the end; different images rarely agree in them.
 _PART = 256
 
 
 def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
     """Return (R,) strings that are equal for rows with equal bytes and equal names.
 
-    For rows without bytes, equal names are enough.
-
-    Names often lack their folders, so names alone are not enough; without names, only the bytes count. An image is read
-    completely only if another image has the same name, the same size and the same bytes in three places.
+    Names often lack the folder, so equal names are not enough. Rows without bytes are compared by name only. An image
+    is read completely only if another image has the same name, the same size and the same bytes in three places.
 
     Args:
         contents: (R,) column of bytes; null for an image that is not in the table.

@@ -64,7 +64,7 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 
 def all_columns(path: Path, wanted: Wanted) -> pa.Table:
-    """Return all columns of a file that `read_delimited` can read, with the types of their values."""
+    """Return all columns of a CSV or TSV file as an Arrow table; the types are inferred from the values."""
     return _parsed(path, _form_of(path, wanted))
 
 
@@ -86,10 +86,10 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the format in which the header has the most columns with known names.
+    """Return the format of a file; the delimiter is the one that gives the most columns with known names.
 
-    If several formats have equally many, the header's number of columns decides, then the file's extension. Excel
-    writes `sep=;` before the header.
+    If several delimiters give equally many, the total number of columns decides, then the extension of the file. A
+    first line such as `sep=;`, which Excel writes, names the delimiter.
     """
     with open_text(path, newline="") as file:
         first = file.readline()
@@ -108,7 +108,7 @@ def _form_of(path: Path, wanted: Wanted) -> _Form:
 
 
 def _first_rows(path: Path, form: _Form, count: int = PEEKED + 1) -> list[list[str]]:
-    """Return the header and the rows after it, `count` in total.
+    """Return the first rows of a file, at most `count`, including the header.
 
     Raises:
         DataError: there is no header.
@@ -123,7 +123,7 @@ def _first_rows(path: Path, form: _Form, count: int = PEEKED + 1) -> list[list[s
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    """Raise an error if the first line contains an image, as in files without a header."""
+    """Raise an error if the first line contains an image path or URL, because the file then has no header."""
     images = (name for name in header if "://" in name or (Path(name).suffix and is_file(path.parent / name)))
     image = next(images, None)
     if image is not None:
@@ -142,9 +142,9 @@ def _unchunked(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _check_quotes(path: Path, form: _Form, columns: dict[str, pa.Array]) -> None:
-    """Raise an error for a quotation mark that is never closed.
+    """Raise an error if a quotation mark is never closed.
 
-    Such a mark would turn the rest of the file into one field.
+    Without this check, the rest of the file would be one field.
     """
     if any(len(column[len(column) - 1].as_py()) > 1000 or "\n" in column[len(column) - 1].as_py()
            for column in columns.values()):  # fmt: skip
@@ -154,7 +154,7 @@ def _check_quotes(path: Path, form: _Form, columns: dict[str, pa.Array]) -> None
 
 
 def _first_problem(path: Path, form: _Form) -> str | None:
-    """Return a message about the first malformed line, found by a slow line-by-line reader."""
+    """Return a message about the first malformed line, or None. This reader is slow, but knows the line number."""
     line = 0
     with open_file(path) as raw:
         for line, content in enumerate(raw, 1):

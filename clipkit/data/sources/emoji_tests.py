@@ -20,7 +20,7 @@ _WORDS = {
 
 
 def emoji_test(source: str) -> Path:
-    """Return the file of `twemoji:near_misses` or `twemoji:associations`, which is written to the cache folder.
+    """Write `twemoji:near_misses` or `twemoji:associations` to the cache folder, and return the path of the file.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
@@ -39,7 +39,7 @@ def emoji_test(source: str) -> Path:
 
 
 def _near_misses(data: EmojiData) -> Path:
-    """Write pairs of names that differ in one word: "green apple" is correct, "green square" is not."""
+    """Write a test of held-out emoji, each with a correct name ("green apple") and a wrong one ("green square")."""
     names = _column(data.held_out, "caption")
     alike: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names.values()):
@@ -59,7 +59,7 @@ def _near_misses(data: EmojiData) -> Path:
 
 
 def _associations(data: EmojiData) -> Path:
-    """Write a word per Unicode group, with three images of this group among ten candidates, three times."""
+    """Write three tests per Unicode group: a word and ten candidate images, three of which belong to the group."""
     groups = _column(data.held_out_labels, "label")
     generator = np.random.default_rng(0)
     rows = []

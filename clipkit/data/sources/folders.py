@@ -35,11 +35,12 @@ _SPLITS = {
 def read_folder(name: str, wanted: Wanted) -> Rows:
     """Read a folder: its metadata tables or, if it has none, its images with captions in .txt files or class folders.
 
-    `walk` selects the files. A metadata table (.csv, .jsonl or .parquet) is in the folder or in folders below it; its
-    image paths are relative to the table. Each line of a .txt that is not empty is a caption. The class of an image is
-    its top-level folder; the image may be in folders below it. Next to class folders there may be `classnames.txt`,
-    with one name per line (see `paired_names`), and `zeroshot_classification_templates.txt`. If there are several
-    splits (folders such as train and test), `?split=` chooses one.
+    Hidden files are ignored (see `walk`). Metadata tables (.csv, .jsonl or .parquet) may be in subfolders; their image
+    paths are relative to the table. Each nonempty line of a .txt file is a caption of the image with the same name. The
+    class of an image is the top-level folder of its path. If neither captions nor labels are needed, some images may be
+    outside of class folders; then no image has a class. Next to class folders, `classnames.txt` may contain one class
+    name per line (see `paired_names`), and `zeroshot_classification_templates.txt` prompt templates. If there are
+    several splits (folders such as train and test), `?split=` chooses one.
 
     Raises:
         DataError: there are no images, the needed captions or labels are missing, or no split is chosen.
@@ -62,10 +63,10 @@ def read_folder(name: str, wanted: Wanted) -> Rows:
 
 
 def _split_among(path: Path, tree: Walk, given: str | None) -> str | None:
-    """Return the split to read; None if the folder has no splits.
+    """Return the name of the split to read; None if the folder has no splits.
 
     Raises:
-        DataError: the given split is missing, or none is given although there are several.
+        DataError: the split `given` is missing, or `given` is None and there are several splits.
     """
     tables = [file for file in tree.files if PurePosixPath(file).name in _METADATA]
     data = [*tree.images, *tables]
@@ -83,7 +84,10 @@ def _split_among(path: Path, tree: Walk, given: str | None) -> str | None:
 
 
 def _with_names_of(path: Path, rows: Rows) -> Rows:
-    """Add class names and prompts to rows of class folders: from the files beside the splits, if the split has none."""
+    """Add class names and prompt templates to the rows of a split, from files in the parent folder of the splits.
+
+    Class names and templates that the split contains are not replaced.
+    """
     if rows.classes is None or rows.classes.labels is None:
         return rows
     beside = _class_list(path, rows.classes.labels)
@@ -94,7 +98,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
     """Return the rows of a metadata table whose images are in the folder of a split.
 
-    If `split` is None, all rows are returned, with a finding.
+    If `split` is None, return all rows; a finding reports several splits.
     """
     if not isinstance(rows.images, Files):
         return rows
@@ -115,7 +119,7 @@ def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
 
 
 def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
-    """Read the metadata table of the folder or, if it has none, the metadata tables of the folders below it."""
+    """Read the metadata table of the folder; if it has none, read the metadata tables of its subfolders."""
     folders: dict[str, str] = {}
     for kind in _METADATA:
         for file in tree.files:
@@ -173,9 +177,12 @@ def _unlisted(path: Path, tree: Walk, listed: Collection[str]) -> list[Finding]:
 
 
 def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
-    """Read class folders, or images without any labels."""
+    """Read class folders, or images without captions and labels."""
     alone = [image for image in tree.images if "/" not in image]
     inside = [image for image in tree.images if "/" in image]
+    needs_classes = {"caption", "label"} & set(wanted.needed)
+    if alone and inside and not needs_classes:
+        return _of_files(path, tree, {})
     if alone and inside:
         raise DataError(
             f"{path}: has {counted(len(alone), 'image')} outside of class folders, such as {alone[0]}, and "
@@ -191,6 +198,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
         raise DataError(f"{path}: contains no class folders with images; create files such as {path / 'cat' / '1.jpg'}")
     if not tree.images:
         left_out = "".join(f" ({finding.message})" for finding in tree.findings([]))
+        if not needs_classes:
+            raise DataError(f"{path}: contains no images{left_out}; give a folder with images")
         raise DataError(
             f"{path}: contains no images and no class folders{left_out}; create files such as {path / 'cat' / '1.jpg'}"
         )

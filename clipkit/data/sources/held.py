@@ -1,4 +1,4 @@
-"""Images in Python objects: PIL images, arrays, bytes, and the items of any sequence, e.g. of a torch Dataset."""
+"""Images in Python objects, e.g. in lists, DataFrames or torch Datasets: PIL images, arrays, bytes and paths."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ from clipkit.images import Held, ImageLike, Stored, kind_of, open_image
 
 
 class ObjectImages(Items[Path | Stored]):
-    """Images of the rows of a Python object, fetched one by one when they are used.
+    """Sequence of the images of a Python object, one per row; an image is fetched when it is used.
 
     Args:
         source: name of the object, for messages.
         fetch: function from a row to its image.
-        paths: path of the image of each row; "" for an image that is not a file.
+        paths: path or URL of the image of each row; "" for an image that is not a file.
     """
 
     def __init__(self, source: str, fetch: Callable[[int], Any], paths: Strings) -> None:
@@ -44,7 +44,7 @@ class ObjectImages(Items[Path | Stored]):
         return InObject(self, position)
 
     def image(self, row: int) -> ImageLike | bytes:
-        """Return the image of a row. Only one thread reads at a time: datasets of users are rarely thread-safe."""
+        """Return the image of a row. Only one thread reads at a time: datasets of users may not be thread-safe."""
         with self._lock:
             return image_value(self._fetch(row))
 
@@ -57,7 +57,7 @@ class ObjectImages(Items[Path | Stored]):
 
 @dataclass(frozen=True, slots=True)
 class InObject(Held):
-    """Image in a row of data in memory, such as a list of dicts or a DataFrame."""
+    """Image in a row of a Python object, such as a list of dicts or a DataFrame."""
 
     images: ObjectImages
     row: int
@@ -82,10 +82,10 @@ class InObject(Held):
 
 
 def image_value(value: Any) -> ImageLike | bytes:
-    """Convert a value to a form of image that `open_image` accepts, or to the bytes of an image file.
+    """Convert an image of a Python object to a type that `open_image` accepts, or to the bytes of an image file.
 
     Raises:
-        DataError: the value has another type.
+        DataError: the value is not an image.
     """
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # an undecoded image of `datasets`
         value = value.get("bytes") or value.get("path")
@@ -105,10 +105,10 @@ def image_value(value: Any) -> ImageLike | bytes:
 
 
 def path_of(value: Any) -> str:
-    """Return the path of an image file, or of an opened PIL image whose pixels are not loaded yet; otherwise "".
+    """Return the path of an image that is a file; "" for other images.
 
-    The image is then decoded from its path. The user's object therefore stays small, and worker processes do not read
-    from one opened file, whose position they would share.
+    A PIL image that was opened from a file, but not yet decoded, counts as a file. It is then decoded from the path, so
+    that the user's object stays small and worker processes do not read from the same open file.
     """
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")
@@ -121,7 +121,7 @@ def path_of(value: Any) -> str:
 
 
 def key_of(value: Any, path: str) -> str:
-    """Return a string that is equal for the same image in memory: a hash of its bytes or pixels, or its path."""
+    """Return a string that is equal for equal images: the path or, without a path, a hash of the bytes or pixels."""
     if path:
         return path
     if isinstance(value, ImageFile.ImageFile) and value.tile:  # hashing would load its pixels

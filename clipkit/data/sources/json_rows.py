@@ -21,7 +21,7 @@ _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
 @dataclass
 class _Position:
-    """Number of the row that is being read, for messages."""
+    """File and number of the row that is being read, for messages."""
 
     path: Path
     row: str
@@ -48,7 +48,10 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
 def read_json(name: str, wanted: Wanted) -> Rows:
     """Read a JSON file with a list of rows, or with an object that maps IDs to rows.
 
-    Image paths and errors are as for `read_json_lines`.
+    Image paths are relative to the file.
+
+    Raises:
+        DataError: as for `read_json_lines`.
     """
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
@@ -56,7 +59,11 @@ def read_json(name: str, wanted: Wanted) -> Rows:
 
 
 def all_objects(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON or JSONL file with all keys; errors as for `read_json`."""
+    """Return all rows of a JSON or JSONL file, each with all its keys.
+
+    Raises:
+        DataError: as for `read_json`.
+    """
     in_lines = path.suffix.lower() == ".jsonl"
     position = _Position(path, "line" if in_lines else "row")
     with _as_data_errors(position):
@@ -64,7 +71,7 @@ def all_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSONL file, and update the line number in `position`."""
+    """Yield the rows of a JSONL file, and set `position` to the line of the row."""
     with open_file(position.path) as file:
         for position.number, content in enumerate(file, 1):
             if content.strip():
@@ -72,7 +79,7 @@ def _lines(position: _Position) -> Iterator[Any]:
 
 
 def _listed(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSON file, and update the row number in `position`."""
+    """Yield the rows of a JSON file, and set `position` to the number of the row."""
     content = parse_json(read_text(position.path))
     rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -124,7 +131,10 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
 
 
 def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row with its number, after checking that the row is a JSON object; `rows` updates the number."""
+    """Yield (number, row) for each row, after a check that the row is a JSON object.
+
+    The iterator `rows` sets `position` to the row that it yields.
+    """
     for row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
@@ -132,7 +142,7 @@ def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, di
 
 
 def strings_or_lists(values: Sequence[str | list[str] | None]) -> pa.Array:
-    """Return a column of strings, or of lists if any value is a list."""
+    """Return a column of strings; if any value is a list, a column of lists of strings."""
     if any(isinstance(value, list) for value in values):
         lists = [[value] if isinstance(value, str) else value for value in values]
         return pa.array(lists, pa.large_list(pa.large_string()))

@@ -1,4 +1,4 @@
-"""Size limits for the members of tar files: a header can state any size, and the content is read into memory."""
+"""Size limits for the files in a tar file. They are read into memory, and a damaged header can state any size."""
 
 import tarfile
 from typing import Any, Self
@@ -6,9 +6,9 @@ from typing import Any, Self
 from clipkit.image_formats import most_file_bytes
 
 TEXTS = ("txt", "caption", "cls", "npy", "json")
-"""Endings of members that are read as text."""
+"""Extensions of the files in a tar file that are read as text."""
 MOST_TEXT = 1 << 24
-"""Largest size in bytes of a member that is read as text."""
+"""Largest size in bytes of a file that is read as text."""
 _MOST_HEADER = 1 << 20
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -20,7 +20,7 @@ _HEADERS = (
 
 
 class BoundedMember(tarfile.TarInfo):
-    """Tar member whose long name and extended headers, which tarfile keeps in memory, are limited to one megabyte."""
+    """Header of a file in a tar file; long names and extended headers are limited to one megabyte of memory."""
 
     def _proc_member(self, archive: Any) -> Self:
         if self.size > _MOST_HEADER and self.type in _HEADERS:
@@ -29,10 +29,10 @@ class BoundedMember(tarfile.TarInfo):
 
 
 def check_member(member: tarfile.TarInfo) -> None:
-    """Check the size of a member before it is read.
+    """Check the size of a file in a tar file before it is read.
 
     Raises:
-        tarfile.ReadError: the member is larger than the limit for its kind.
+        tarfile.ReadError: the file is larger than the limit for texts or for images.
     """
     ending = member.name.rpartition("/")[2].partition(".")[2].lower()
     most = MOST_TEXT if ending in TEXTS else most_file_bytes()

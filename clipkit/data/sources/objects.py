@@ -1,4 +1,4 @@
-"""Rows of Python objects: sequences of pairs or of rows, columns, DataFrames, and datasets of torch and `datasets`."""
+"""Reader of Python objects: lists of pairs or dicts, dicts of columns, DataFrames, torch Datasets and `datasets`."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ _ADVICE = (
     "give a path, hf:NAME, a sequence or torch Dataset of (image, caption) or (image, label) pairs or of dicts, a dict "
     "of columns, a DataFrame, or a split of a dataset of the library `datasets`"
 )
-_MANY = 1000  # rows from which on processes read the texts of a dataset that makes its rows on access
+_MANY = 1000  # number of rows from which worker processes read the texts of a torch Dataset
 _PROCESSES = 4
 _PEEKED_ITEMS = 3
 
@@ -38,9 +38,9 @@ def name_of_object(data: object) -> str:
 
 
 def read_object(data: object, wanted: Wanted) -> Rows:
-    """Return the rows of a Python object, with columns found by name; paths are relative to the working directory.
+    """Return the rows of a Python object. Columns are found by name; paths are relative to the working directory.
 
-    Images are not copied; each is decoded when it is used. If a sequence creates its rows on access, as a torch Dataset
+    Images are not copied; each is decoded when it is used. If an object creates its rows on access, as a torch Dataset
     does, the texts of all rows are read once.
 
     Raises:
@@ -72,7 +72,15 @@ def read_object(data: object, wanted: Wanted) -> Rows:
 
 
 def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
-    """Return the columns of an object whose rows are in memory, without copying values; None for other objects."""
+    """Return the columns of a table in memory (e.g. a DataFrame, a list of dicts or of pairs) without copying values.
+
+    Args:
+        data: the object.
+        second: name of the column for the second item of each pair; the first is the image.
+
+    Returns:
+        Values by column name; None for other objects.
+    """
     if isinstance(data, Mapping):
         return {str(column): list(values) for column, values in data.items()}
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, polars
@@ -105,7 +113,7 @@ def _key(name: str, row: int, image: Any, path: str) -> str:
 
 
 def _makes_rows(data: Any) -> bool:
-    """Return whether an object is a sequence of pairs or of dicts, such as a torch Dataset."""
+    """Return whether an object creates rows (pairs or dicts) on access, as a torch Dataset does."""
     if isinstance(data, str | bytes | list | tuple) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return False
     first = data[0] if len(data) else None
@@ -118,7 +126,7 @@ def _of_items(name: str, data: Any, second: str, wanted: Wanted) -> Rows:
     columns = [column for role, column in names.items() if role != "image"]
     image = names.get("image")
     texts_of_rows = _texts_of(_Texts(data, second, columns, image))
-    hidden = None if len(data) >= _MANY else True  # None: shown on a terminal only
+    hidden = None if len(data) >= _MANY else True  # None: shown only on a terminal
     read = list(tqdm(texts_of_rows, f"texts of {name}", len(data), unit=" rows", disable=hidden, leave=False))
     texts = {column: [row[position] for row in read] for position, column in enumerate(columns, 1)}
     if image is None:
@@ -136,7 +144,7 @@ def _rows(
     keys: list[str],
     fetch: Callable[[int], Any],
 ) -> Rows:
-    """Return rows from columns of texts, and from images that `fetch` returns by row."""
+    """Return rows with the given columns of texts; `fetch` returns the image of a row when it is used."""
     of_texts = {role: column for role, column in names.items() if role != "image"}
     if paths and all(paths):
         return of_table(name, Path(), pa.table({**texts, names["image"]: paths}), names)
@@ -146,7 +154,7 @@ def _rows(
 
 
 def _peeked(values: Sequence[Any]) -> list[Any]:
-    """Convert values for `rank_of`: objects that are images become bytes."""
+    """Return values as `rank_of` expects them: b"" for images, strings for paths."""
     return [_peeked_value(value) for value in values]
 
 
@@ -162,7 +170,7 @@ def _row(item: Any, second: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _ImageOf:
-    """Function that returns the image of a row; it can be pickled if the dataset can be pickled."""
+    """Function that returns the image of a row. It can be pickled for worker processes if the dataset can."""
 
     data: Any
     second: str
@@ -174,7 +182,7 @@ class _ImageOf:
 
 @dataclass(frozen=True)
 class _Texts(Dataset[tuple[Any, ...]]):
-    """Dataset that returns for each row the path of its image ("" if it is not a file) and its texts."""
+    """Dataset of tuples, one per row: the path of the image ("" if it is not a file) and the texts."""
 
     data: Any
     second: str
@@ -191,7 +199,7 @@ class _Texts(Dataset[tuple[Any, ...]]):
 
 
 def _text(value: Any) -> Any:
-    """Return a text or a label as a plain value, and several texts as a list."""
+    """Convert a text or label to a plain Python value, and an array or tuple to a list."""
     if isinstance(value, Tensor | np.generic | np.ndarray):
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value
@@ -206,7 +214,7 @@ def _texts_of(texts: _Texts) -> Iterator[tuple[Any, ...]]:
         num_workers=workers,
         collate_fn=_same,
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # the global one belongs to the run
+        generator=torch.Generator(),  # not the global generator, whose state is part of the run
     )
     with lost_workers(loader):
         for batch in loader:

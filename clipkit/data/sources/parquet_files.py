@@ -22,7 +22,7 @@ from clipkit.opening import check_file
 
 
 def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
-    """Read all Parquet files of a folder or, with `?split=NAME`, the files whose names contain the split.
+    """Read all Parquet files of a folder or, with `?split=NAME`, the files whose names contain NAME.
 
     Raises:
         DataError: as for `read_parquet`, or the file names contain several splits and none is chosen.
@@ -33,11 +33,11 @@ def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
 def read_parquet(path: str, wanted: Wanted) -> Rows:
     """Read Parquet files that contain image paths or the bytes of the images.
 
-    Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
+    Image bytes stay on disk: `datasets` writes them once to its cache, and reads the cache through a memory map.
 
     Args:
-        path: a file, or a pattern for several files, e.g. part-*.parquet. Columns of the same name need not have equal
-            types in all files.
+        path: a file, or a pattern for several files, e.g. part-*.parquet. The type of a column may differ between
+            files.
         wanted: roles to read.
 
     Raises:
@@ -93,12 +93,12 @@ def _peek(file: Path, schema: pa.Schema) -> Peek:
 
 
 def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) -> pa.Schema:
-    """Return a schema to which the columns of all files can be converted, with the metadata of the first file."""
+    """Return a schema to which the columns of all files can be cast, with the metadata of the first file."""
     try:
         plain = [pa.schema([(name, _plain_type(schema.field(name).type)) for name in columns]) for schema in schemas]
         if all(part == plain[0] for part in plain):
             return plain[0].with_metadata(schemas[0].metadata)
-        # Image bytes with a name and image bytes alone are both images; `datasets` converts them itself.
+        # Images may be bytes in some files and structs with bytes and path in others; `datasets` converts both.
         others = [pa.schema([field for field in part if not has_bytes(field.type)]) for part in plain]
         unified = pa.unify_schemas(others, promote_options="permissive")
     except pa.ArrowException as error:
@@ -110,7 +110,7 @@ def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) ->
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain Arrow type for a dictionary, view or fixed-size type; `datasets` does not support these."""
+    """Return the plain Arrow type for a type that `datasets` does not support: dictionary, view or fixed size."""
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -122,7 +122,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 @cache
 def _reads_large_binary() -> bool:
-    """Return whether `datasets` reads image bytes of the type large_binary; older versions do not."""
+    """Return whether the installed `datasets` can read image bytes of the Arrow type large_binary."""
     from datasets import Image
 
     try:
@@ -133,9 +133,9 @@ def _reads_large_binary() -> bool:
 
 
 def _plain_file(file: Path, schema: pa.Schema, columns: Sequence[str]) -> str:
-    """Return a file that `datasets` can read: the given one, a link to it with a plain name, or a converted copy.
+    """Return the path of a file that `datasets` can read: the given file, a link to it, or a converted copy.
 
-    `datasets` would read some names as patterns or as chains of URLs.
+    A link has a plain name: `datasets` would read characters such as `*` and `:` in a path as a pattern or a URL.
     """
     kinds = [schema.field(name).type for name in columns]
     is_plain = all(kind in (_plain_type(kind), pa.string(), pa.binary()) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Folders with the parts of one dataset: Parquet files, or tar shards."""
+"""Folders in which one dataset is divided into several files: Parquet files or tar shards."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 
 
 def files_of_folder(name: str, ending: str) -> list[Path]:
-    """Return the files with an extension in a folder or in its subfolder `data`.
+    """Return the files with an extension in a folder; if it has none, in its subfolder `data`.
 
-    If a folder with Parquet files also contains images or folders, the list is empty.
+    The list is empty if images or folders are next to Parquet files, because this is a folder of images with tables.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):
@@ -30,12 +30,12 @@ def files_of_folder(name: str, ending: str) -> list[Path]:
 
 
 def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
-    """Return the files whose names contain the split that `?split=` gives.
+    """Return the files whose names contain the split that the option `?split=` names.
 
-    If the file names contain at most one split, all files are returned.
+    Without the option, return all files, if their names contain the same split or none.
 
     Raises:
-        DataError: the names contain several splits and none is chosen, or the given split is missing.
+        DataError: the file names contain several splits and none is chosen, or the given split is missing.
     """
     of_split: dict[str, list[Path]] = {}
     for file in files_of_folder(name, ending):
@@ -53,7 +53,7 @@ def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
 
 
 def _report_others(name: str, of_split: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
-    """Add a finding about the files of the folder that belong to no split."""
+    """Add a finding about files in the folder that do not belong to the dataset."""
     parts = {file for files in of_split.values() for file in files}
     others = sorted(file.name for file in next(iter(parts)).parent.iterdir() if file not in parts)
     if others:

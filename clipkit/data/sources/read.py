@@ -25,7 +25,7 @@ from clipkit.images import kind_of
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
-# Options of a whole source; other options name the column of a role.
+# Options of a source; all others are roles with the name of a column, e.g. image=file.
 _OPTIONS = ("split", "templates", "classes")
 
 
@@ -36,10 +36,10 @@ class Source:
     written: str
     """Notation of the source for messages, e.g. hf:NAME[:SPLIT]."""
     matches: Callable[[str], bool]
-    """Function that returns whether a source name is of this kind."""
+    """Function that returns True for the name of a source of this kind."""
     read: Callable[[str, Wanted], Rows]
     has_splits: bool = False
-    """True if `?split=` chooses a part of the source."""
+    """True if the option `?split=` is supported."""
 
 
 def _begins(prefix: str) -> Callable[[str], bool]:
@@ -54,7 +54,7 @@ def _holds(ending: str) -> Callable[[str], bool]:
     return lambda name: Path(name).is_dir() and bool(files_of_folder(name, ending))
 
 
-# The first kind that matches reads the source.
+# The first row that matches the name of a source reads the source.
 SOURCES = (
     Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub, has_splits=True),
     Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds, has_splits=True),
@@ -104,13 +104,13 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 
 def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
-    """Return rows with findings about the choice among several columns."""
-    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # from the first of several tables
+    """Return the rows, and add a finding for each column that was chosen although others were possible too."""
+    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of each name
     return replace(rows, findings=[*rows.findings, *choices.values()])
 
 
 def check_exists(source: str) -> None:
-    """Check that a file or folder exists, without opening it. Readers check patterns and other sources themselves.
+    """Check that a file or folder exists, without opening it. Patterns and sources such as hf: are not checked.
 
     Raises:
         DataError: the file or folder is missing.
@@ -120,14 +120,14 @@ def check_exists(source: str) -> None:
     is_table = _ends(".csv", ".tsv", ".json", ".jsonl", ".parquet")(name)
     try:
         exists = is_file(path) if is_table else path.exists()
-    except OSError:  # too long for a path
+    except OSError:  # the name is too long for a path
         exists = False
     if not exists and not re.search(r"^\w+:|[*?[{]", name):
         raise DataError(f"{source[:200]}: file not found; paths are relative to the working directory")
 
 
 def rows_of(name: str, wanted: Wanted) -> Rows:
-    """Read the rows of a source whose options are already parsed.
+    """Read the rows of a source, given by its name without options; the options are in `wanted`.
 
     Raises:
         DataError: as for `read_rows`.
@@ -164,7 +164,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
 
 
 def _check_is_finished(manifest: Path) -> None:
-    """Raise an error for shards that `clipkit data prepare` is still writing."""
+    """Raise an error if `clipkit data prepare` has not finished writing these shards."""
     try:
         finished = parse_json(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Reading of a remote file in advance, in a thread, with a limit in bytes; a lost connection is opened again."""
+"""Remote file that a thread reads in advance, up to a number of bytes; a lost connection is opened again."""
 
 import threading
 import time
@@ -11,22 +11,21 @@ from typing import Any, Self
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF
 
 BLOCK = 1 << 20
-"""Bytes that are read at once."""
+"""Number of bytes per read."""
 MOST = 1 << 25
-"""Bytes that are read in advance of each file: 32 MiB."""
+"""Number of bytes of each file that are read in advance: 32 MiB."""
 
 
 class ReadAhead:
-    """Remote file that is read from front to back.
+    """Remote file that a thread reads in advance, from beginning to end.
 
-    A thread reads while the samples of earlier bytes are decoded. If the connection is lost, it opens the file again at
-    the same byte. The delay doubles with each attempt in a row; after a limited number of attempts without data,
-    reading fails.
+    If the connection is lost, the thread opens the file again and continues at the same byte. Before each new attempt
+    it waits twice as long; after `ATTEMPTS` attempts without success, reading fails.
 
     Args:
-        opened: opens the file at its first byte.
-        most: bytes that are read in advance, at least one block.
-        reopened: called each time a lost connection has been opened again.
+        opened: function that opens the file and returns it.
+        most: number of bytes to read in advance, at least one block.
+        reopened: function that is called after each lost connection that was opened again.
 
     Example:
         >>> import io
@@ -39,13 +38,13 @@ class ReadAhead:
         self, opened: Callable[[], Any], most: int = MOST, reopened: Callable[[], None] = lambda: None
     ) -> None:
         self._opened, self._most, self._reopened = opened, most, reopened
-        self._blocks: deque[memoryview] = deque()  # cut without copying
+        self._blocks: deque[memoryview] = deque()  # views, which can be split without a copy
         self._held = 0  # bytes in the blocks
         self._position = 0  # bytes that have been read from the file
         self._is_complete = self._is_closed = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._file = opened()  # here, so that a missing file is an error at once
+        self._file = opened()  # not in the thread, so that a missing file is an error at once
         threading.Thread(target=self._read_all, name="read ahead", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -118,7 +117,7 @@ class ReadAhead:
         raise AssertionError("unreachable")
 
     def _skip(self, count: int) -> None:
-        """Move to byte `count`; a server without range requests sends the bytes before it again."""
+        """Move to byte `count`. If the server does not support this, the bytes before it are downloaded again."""
         try:
             self._file.seek(count)
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Images at URLs: a run or an evaluation fetches each image once and keeps it on disk until it ends."""
+"""Images at URLs. A command downloads each image once, and stores it on disk until the command ends."""
 
 import atexit
 import base64
@@ -37,23 +37,23 @@ BACK_OFF = 0.5
 """Seconds to wait before the second attempt; doubled for each further attempt."""
 AT_ONCE = 16
 """Number of URLs that are downloaded at the same time."""
-# After this number of URLs without an answer in a row, a host is not asked for a while.
+# After this number of consecutive URLs without an answer, no requests are sent to a host for a while.
 _SILENT_AFTER = 3
 _SILENT_SECONDS = 60.0
-_RESERVED = 2 << 30  # bytes of the disk that stay free
-_VARIABLE = "CLIPKIT_FETCHED"  # environment variable: tells child processes the folder of fetched images
+_RESERVED = 2 << 30  # number of bytes of the disk that stay free
+_VARIABLE = "CLIPKIT_FETCHED"  # environment variable that tells child processes the folder of downloaded images
 _FAILED = ".failed"
 
 _LOCKS = [threading.Lock() for _ in range(64)]
 _silent: dict[str, tuple[int, float]] = {}
-"""Host -> number of consecutive URLs without an answer, and the time of the last one."""
+"""Host -> number of consecutive URLs without an answer, and the time of the last of these requests."""
 _failing: dict[str, float] = {}
-"""Host -> time of its failure; emptied when any host answers. Many failing hosts mean that there is no network."""
+"""Host -> time of its last failed request; cleared when any host answers. Many such hosts mean: no network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """Image at an http or https address; its size is not requested."""
+    """Image at an http or https URL. Its `size` is -1, because it is unknown before the download."""
 
     address: str
 
@@ -79,9 +79,9 @@ class Remote(Stored):
 
 
 def begin() -> Path:
-    """Return the folder for the fetched images of this run; if it is new, report that images come from the network.
+    """Return the folder for downloaded images of this run; when it is created, log that images come from the network.
 
-    Call it before processes are forked, so that they share the folder.
+    Call this before processes are forked, so that all processes use the same folder.
     """
     existing = os.environ.get(_VARIABLE)
     if existing:
@@ -91,7 +91,7 @@ def begin() -> Path:
     process = os.getppid() if is_one_of_several else os.getpid()
     folder = cache_folder() / "fetched" / (f"{process}" if is_one_of_several else f"{process}-{uuid4().hex[:8]}")
     _remove_abandoned(folder.parent)
-    with suppress(OSError):  # without the folder, each use fetches the image again
+    with suppress(OSError):  # without the folder, each use downloads the image again
         folder.mkdir(parents=True, exist_ok=True)
     os.environ[_VARIABLE] = str(folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -101,14 +101,19 @@ def begin() -> Path:
 
 
 def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, str]:
-    """Fetch the images that are at URLs, several at once.
+    """Download the images that are at URLs, several at the same time.
 
-    Return the reason of each failed fetch by the position of its image in `images`.
+    Args:
+        images: images of any kind.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        Position of each image that cannot be downloaded -> reason.
     """
     remote = [(position, image) for position, image in enumerate(images) if isinstance(image, Remote)]
     if not remote:
         return {}
-    # Several processes begin at different images, so that each fetches its share.
+    # Each process begins at a different image, so that they download different images at the same time.
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     start = len(remote) * rank // max(1, count)
     remote = remote[start:] + remote[:start]
@@ -133,10 +138,10 @@ def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, s
 
 
 def check_fetched(name: str, images: Sequence[object]) -> None:
-    """Fetch the images given by URL, with a progress bar on a terminal.
+    """Download the images that are at URLs, with a progress bar on a terminal.
 
     Raises:
-        DataError: images cannot be fetched; the message gives their number and the first reason.
+        DataError: images cannot be downloaded; the message gives their number and the first reason.
     """
     failed = fetch_ahead(images, progress=True)
     if failed:
@@ -148,10 +153,11 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
 
 
 def _kept(address: str, file: Path) -> bytes:
-    """Return the content of a URL: from `file` if it was fetched before, otherwise from the network, and store it.
+    """Return the content at a URL from `file`; if the file is missing, download the content and store it there.
 
     Raises:
-        OSError: the fetch fails, or failed before."""
+        OSError: the download fails, or failed before.
+    """
     failed = file.with_name(file.name + _FAILED)
     try:
         return read_file(file)
@@ -190,7 +196,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Error response of a server; repeating the request would not help."""
+    """Error response that a repeated request would not change, e.g. 404."""
 
 
 def _fetched(address: str) -> bytes:
@@ -237,7 +243,7 @@ def _reason(error: Exception) -> str:
 
 
 def _get(address: str) -> bytes:
-    """Make one attempt to fetch a URL. Redirects are followed only to http and https."""
+    """Download the content at a URL in one attempt. Redirects are followed only to http and https."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
@@ -282,17 +288,17 @@ def _request(address: str) -> urllib.request.Request:
 
 
 def _quoted(part: str) -> str:
-    """Quote spaces and characters outside of ASCII; leave everything else unchanged."""
+    """Percent-encode spaces and characters outside of ASCII; leave other characters unchanged."""
     return quote(part, safe="".join(map(chr, range(0x21, 0x7F))))
 
 
 def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # not in a forked child
+    if os.getpid() == process:  # forked processes must not remove the folder of their parent
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of processes that were killed."""
+    """Remove the folders with downloaded images of processes that were killed."""
     try:
         folders = list(parent.iterdir())
     except OSError:

@@ -1,4 +1,4 @@
-"""Functions for WebDataset shards: group files into samples, and find the image and the texts of a sample."""
+"""Functions for WebDataset shards, which group files into samples, and find the image and the texts of a sample."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 
 def name_in_sample(path: str) -> tuple[str, str] | None:
-    """Split a path at the first dot of the file name into the sample and the ending; None if the path has no sample.
+    """Split the path of a file into the name of the sample and the file ending, at the first dot of the file name.
+
+    Return None if one of them is missing.
 
     Example:
         >>> name_in_sample("a.b/000.seg.PNG"), name_in_sample("a/.hidden")
@@ -34,7 +36,7 @@ def name_in_sample(path: str) -> tuple[str, str] | None:
 
 
 def adjacent(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Group adjacent files of the same sample; yield the sample with its files by ending."""
+    """Yield (sample name, files by ending) for each group of adjacent files with the same sample name."""
     key: str | None = None
     members: dict[str, T] = {}
     for path, file in files:
@@ -51,7 +53,10 @@ def adjacent(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]
 
 
 def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
-    """Group the files of each sample, in any order; a second file with the same ending begins a new sample."""
+    """Return (sample name, files by ending) for each sample; its files may be in any order.
+
+    A second file with the same ending begins a new sample of the same name.
+    """
     samples: list[tuple[str, dict[str, T]]] = []
     newest: dict[str, dict[str, T]] = {}
     for path, file in files:
@@ -68,26 +73,26 @@ def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
 
 
 def image_endings(members: Mapping[str, T]) -> list[str]:
-    """Return the file endings of a sample that are image formats, the most common formats of photographs first."""
+    """Return the file endings of a sample that are image formats, the most common formats first."""
     known = Image.registered_extensions()
     found = [ending for ending in members if f".{ending}" in known]
     return sorted(found, key=lambda ending: _USUAL.index(ending) if ending in _USUAL else len(_USUAL))
 
 
 def has_dots(members: Mapping[str, T]) -> bool:
-    """Return whether a sample has no image because the name of its image file has a second dot, e.g. `photo.1.jpg`."""
+    """Return whether a sample has no image because its image file has a second dot in the name, as in `photo.1.jpg`."""
     known = Image.registered_extensions()
     return not image_endings(members) and any(f".{ending.rpartition('.')[2]}" in known for ending in members)
 
 
 def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: str | None = None) -> list[str] | None:
-    """Return the values of a role in the files of a sample (given by extension), or None if there are none.
+    """Return the values of a role, e.g. the captions, in the files of a sample; None if there are none.
 
     Args:
         where: location of the sample, for messages.
         contents: files of the sample by ending.
         role: a role of texts or labels.
-        given: ending of the file, or key in the JSON file, that the user named.
+        given: ending or JSON key that the user named for the role; None: use the accepted names.
 
     Raises:
         DataError: a file is not UTF-8, or not JSON.
@@ -123,8 +128,9 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
 
 
 def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
-    """Return the ending or JSON key that holds a sample's caption, followed by further endings and keys that hold
-    captions.
+    """Return the endings and JSON keys with captions of a sample; the first one is used.
+
+    The list leaves out endings and keys with the same captions as the first one.
 
     Example:
         >>> caption_choices("s", {"txt": b"a dog", "json": b'{"caption": "a dog", "title": "Rex"}'})
@@ -138,9 +144,9 @@ def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
 
 
 def _classes_of(content: bytes) -> list[str] | None:
-    """Return the positions of the ones in a 0/1 vector (the multilabel format of CLIP_benchmark).
+    """Return the class numbers in a .npy file with a vector of zeros and ones: the positions of the ones.
 
-    The result is None for other content.
+    This is the multilabel format of CLIP_benchmark. The result is None for other content.
     """
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
@@ -152,7 +158,7 @@ def _classes_of(content: bytes) -> list[str] | None:
 
 
 def _first_number(where: str, content: bytes) -> str:
-    """Return the first of the numbers in a file: the group of an image in DataComp's datasets."""
+    """Return the first number in a .npy file; in DataComp's datasets it is the group of an image."""
     try:
         return str(int(np.load(io.BytesIO(content), allow_pickle=False).ravel()[0]))
     except (ValueError, OSError, EOFError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""Readers of Hugging Face datasets, from the Hub or saved in a folder."""
+"""Readers of datasets of the library `datasets`, from the Hugging Face Hub or from a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
     """Read a folder written by `save_to_disk` of the library `datasets`.
 
     Raises:
-        DataError: the folder cannot be read, or has several splits and folder?split=NAME does not choose one.
+        DataError: the folder cannot be read, or has several splits and the option `?split=` does not choose one.
     """
     import datasets
 
@@ -49,7 +49,7 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
     """Read a dataset of the Hugging Face Hub, given as `hf:NAME[@REVISION][:SPLIT]`.
 
     Raises:
-        DataError: the dataset is missing, or has several splits and none is chosen.
+        DataError: the dataset has several splits and none is chosen.
         UnreachedError: the Hub cannot be reached or has no such dataset.
     """
     import datasets
@@ -63,7 +63,7 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
 
 @contextmanager
 def as_data_errors(name: str) -> Iterator[None]:
-    """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
+    """Context that turns errors of `datasets` into DataError or, for a source on the Hub, into UnreachedError."""
     try:
         yield
     except DataError:
@@ -87,12 +87,12 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
-    """Return the rows of an indexed dataset; `names` maps roles to columns if these are already chosen."""
+    """Return the rows of a dataset; `names` maps roles to columns, or is None if the columns are not chosen yet."""
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
     names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))
     for column in names.values():
-        # Memory-mapped files are not checked: a wrong offset in them would crash the process.
+        # `datasets` does not check memory-mapped files; a wrong offset in them would crash the process.
         dataset.data.table.column(column).validate(full=True)
     arrow = dataset.with_format("arrow")
     texts: list[str] = [column for role, column in names.items() if role != "image"]
@@ -110,14 +110,14 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
             f"{name}: column {image} has the type {kind}, but must contain paths or images; give another column"
         )
     rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
-    # A row identifies an image only together with its split and its column.
+    # The row number of an image is unique only within its split and column.
     chosen = [f"{option}={wanted.options[option]}" for option in ("split", "image") if option in wanted.options]
     images = InTable.all_of("?".join([name, *(["&".join(chosen)] if chosen else [])]), column_of_images)
     return Rows(name, rows.columns, images, images.keys, names, classes=rows.classes)
 
 
 def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    """Return the rows of a table with image paths relative to a folder, or without images."""
+    """Return the rows of an Arrow table. Image paths, if there are any, are relative to `folder`."""
     classes = recorded_classes(table.schema.metadata, names.get("label"))
     if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None
@@ -133,10 +133,10 @@ def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) ->
 
 
 def _texts(name: str, column_name: str, column: Any, default: str | None = "") -> pa.Array:
-    """Return a column of strings or lists of strings, with `default` instead of null."""
+    """Return a column as strings or lists of strings; null strings become `default`."""
     kind = column.type
     try:
-        column.validate(full=True)  # reading Parquet does not check that strings are UTF-8
+        column.validate(full=True)  # the reader of Parquet files does not check that strings are UTF-8
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         if _is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
             texts = column.cast(pa.large_string())
@@ -155,7 +155,7 @@ def _texts(name: str, column_name: str, column: Any, default: str | None = "") -
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # categories
+    if pa.types.is_dictionary(kind):  # categories of pandas
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
@@ -166,11 +166,11 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 class TableImages(Items[Stored | Path]):
-    """Sequence of the images in a column of a dataset, one per row; an image is read when it is accessed.
+    """Images in a column of a dataset, one per row; an image is read when it is accessed.
 
     Args:
         source: name of the dataset, for messages.
-        column: dataset with only this column, in Arrow format.
+        column: dataset with this column alone, in Arrow format.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
         keys: values that are equal for rows with the same image (see `content_keys`).
@@ -201,7 +201,7 @@ class InTable(Stored):
 
     @classmethod
     def all_of(cls, source: str, column: "Dataset") -> TableImages:
-        """Return the images of all rows of a dataset that has only one column, in Arrow format."""
+        """Return the images of all rows of a dataset in Arrow format that has only the image column."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")

@@ -1,4 +1,4 @@
-"""Index of a local tar file: positions of its images, and their texts. The user's cache folder stores the index."""
+"""Index of a local tar shard: positions of the images, and texts. The index is stored in the user's cache folder."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from clipkit.opening import open_file
 from clipkit.parsing import parse_json
 
 ROLES = ("caption", "label", "negative_caption", "paraphrase", "group")
-_LAYOUT = "5"  # version of the cached index
+_LAYOUT = "5"  # version of the format of the stored index
 _SCHEMA = pa.schema(
     {
         "image": pa.large_string(),
@@ -32,18 +32,18 @@ _SCHEMA = pa.schema(
     }
 )
 _ENDINGS, _CAPTIONS = b"endings", b"captions"
-_MANY_DOTTED = 0.01  # share of samples without an image and with dots in their names; a larger share is an error
+_MANY_DOTTED = 0.01  # largest share of samples without an image because of a second dot in file names
 
 
 def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
-    """Return one row per sample: name, offset and size of its image, its captions and its label.
+    """Return the index of a shard, with one row per sample: name, offset and size of the image, and texts by role.
 
-    The files of a sample may be at any position in the shard. The result is cached; its metadata counts the image
-    endings of the samples (`used_endings`).
+    The files of a sample may be at any position in the shard. The index is stored on disk for the next call. If the
+    shard is damaged, the DataError is returned, not raised.
 
     Args:
         path: the shard.
-        given: ending, or key in the JSON file, that the user named for a role.
+        given: file ending or JSON key by role, as named by the user.
     """
     file = path.stat()
     state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}".encode()
@@ -61,7 +61,7 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
         table = table.replace_schema_metadata({b"state": state, **table.schema.metadata})
     except DataError as error:
         return error
-    # tarfile trusts the headers, so that damaged ones make it fail in many ways.
+    # tarfile does not check headers, so that damaged headers cause errors of many kinds.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         return DataError(
@@ -116,12 +116,12 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the endings and JSON keys of captions in several indexes; only the first one is used."""
+    """Return the file endings and JSON keys that contain captions in several shard indexes; only the first is used."""
     return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 
 def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
-    """Return the image ending that most samples of several indexes use, and the image endings that are not used."""
+    """Return the image ending that most samples of several indexes use, and the image endings that are ignored."""
     counts: Counter[str] = Counter()
     for table in tables:
         counts.update(parse_json(table.schema.metadata[_ENDINGS]))
@@ -135,10 +135,7 @@ def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
 
 
 def _check_end(path: Path) -> None:
-    """Raise an error if the end-of-archive blocks are missing.
-
-    The module tarfile accepts a file that is truncated between members.
-    """
+    """Raise an error if a tar file has no end marker; tarfile accepts a tar file that is truncated between files."""
     with open_file(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
@@ -149,7 +146,7 @@ def _check_end(path: Path) -> None:
 
 
 def _check_rest(path: Path, start: int) -> None:
-    """Raise an error if there is data after the last member: tarfile treats a damaged header as the end of the file."""
+    """Raise an error if data follows the last file of a tar file: tarfile stops reading at a damaged header."""
     with open_file(path) as file:
         file.seek(start)
         while block := file.read(1 << 20):
@@ -164,7 +161,7 @@ def _check_rest(path: Path, start: int) -> None:
 def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     end = path.stat().st_size
     for member in tar:
-        if member.size < 0:  # the next header would precede this one: an endless loop
+        if member.size < 0:  # the next header would be before this one, so the loop would not end
             raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
         if member.offset_data + member.size > end:
             raise DataError(

@@ -24,9 +24,9 @@ from clipkit.images import InMemory
 from clipkit.opening import open_file
 
 _ROLES = ("image", "caption")
-_SILENCE = 60.0  # seconds without data after which reading a stream fails
-_COUNTERS = 64  # loader workers that count separately, since their additions are not atomic
-# tar fills up its last record, which is a few megabytes at most.
+_SILENCE = 60.0  # seconds without data after which the connection counts as lost
+_COUNTERS = 64  # one counter per loader worker, because additions of several workers are not atomic
+# Largest number of bytes after the end of the archive. tar pads its last record, which has a few megabytes at most.
 _MOST_PADDING = 1 << 26
 
 
@@ -45,13 +45,13 @@ class StreamSample:
 
 @dataclass(frozen=True)
 class Stream:
-    """A source that consists of parts, each of which is read sequentially.
+    """A source that is divided into parts, each of which is read sequentially.
 
     Args:
         name: source as given by the user, without options.
         parts: URLs of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
-        reopened: number of lost connections that were opened again, counted per loader worker.
+        reopened: number of lost connections that were opened again, one counter per loader worker.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names of the source and of its files; no content is read."""
+        """Hash of the names of the source and its parts; it does not depend on their content."""
         return hashlib.sha256("\0".join([self.name, *self.parts]).encode()).hexdigest()
 
     def samples(self, part: str) -> Iterator[StreamSample]:
@@ -88,7 +88,7 @@ class Stream:
 
 
 def stream_of(source: str) -> Stream | None:
-    """Return the stream of a source given by URL or with ?stream=true; None for a source that can be indexed.
+    """Return the stream of a source that is a URL of .tar shards or has ?stream=true; None for other sources.
 
     Raises:
         DataError: an option is unknown, the source cannot be streamed, or the Hub does not have it.
@@ -133,7 +133,7 @@ def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], Non
 
 
 def _open(address: str) -> Any:
-    """Open a shard at an address; chains of protocols, which fsspec supports, are refused."""
+    """Open a shard at a URL. Chains of protocols, which fsspec would accept, raise a DataError."""
     protocol = protocol_of(address, STREAMS)
     import fsspec
 
@@ -148,7 +148,7 @@ def _open(address: str) -> Any:
         except (PermissionError, ImportError, ValueError):
             raise
         except Exception as error:  # each protocol has its own errors
-            # fsspec reports every error of http as FileNotFoundError.
+            # fsspec turns every http error into FileNotFoundError.
             cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
             if cause is None or 400 <= getattr(cause, "status", 0) < 500:
                 raise
@@ -159,7 +159,7 @@ def _open(address: str) -> Any:
 
 
 class _Tailed:
-    """Wrapper of a file that remembers the last bytes that were read."""
+    """File that remembers the last bytes that were read: the two blocks that end a complete tar file."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -220,7 +220,7 @@ def _peek(row: dict[str, Any]) -> Peek:
 
 
 def _hub(stream: Stream) -> Any:
-    """Return a streamed dataset of the Hub, with images as undecoded files."""
+    """Return a dataset of the Hub as a stream, with images as undecoded files."""
     import datasets
 
     repository, revision, split = name_revision_and_split(stream.name.removeprefix("hf:"))
@@ -238,5 +238,5 @@ def _hub(stream: Stream) -> Any:
 
 
 def identity_of(text: str) -> int:
-    """Return a 63-bit hash, which is equal for equal strings."""
+    """Return a 63-bit hash of a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,7 +1,7 @@
 """Reader of local WebDataset shards: tar files in which files with the same name up to the first dot form a sample.
 
-Each tar file is scanned once for the positions of its files. The user's cache folder stores these positions, so that
-samples can be read in any order.
+Each tar file is scanned once. The positions of its files are stored in the user's cache folder, so that samples can be
+read in any order.
 """
 
 import os
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def shards_of(pattern: str) -> list[Path]:
-    """Return the files of a pattern such as `shards-{000..099}.tar` or `shards-*.tar`, or of a single name.
+    """Return the paths of the shards that match a pattern: `shards-{000..099}.tar`, `shards-*.tar` or a file name.
 
     Raises:
         DataError: a file is missing, or the braces do not match.
@@ -65,14 +65,14 @@ def _shard(path: Path) -> Path:
 
 
 def literal(folder: Path) -> str:
-    """Escape the braces in the name of a folder, for use in a pattern."""
+    """Escape braces and backslashes in the path of a folder, so that it can be part of a pattern for `shards_of`."""
     return re.sub(r"([{}\\])", r"\\\1", str(folder))
 
 
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
     """Read the rows of local shards, in the order of the shards and of their samples.
 
-    Options such as `image` and `caption` name an ending of the samples' files, or a key of their JSON files.
+    An option such as `?caption=title` names the file ending or the JSON key of a role.
 
     Raises:
         DataError: a shard is missing or damaged, or no sample has a needed role.
@@ -81,7 +81,7 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
 
 
 def read_tar_folder(path: str, wanted: Wanted) -> Rows:
-    """Read all shards of a folder, or the shards whose names contain the split of `?split=` (see `read_tars`).
+    """Read all shards of a folder or, with `?split=NAME`, the shards whose names contain NAME.
 
     Raises:
         DataError: as for `read_tars`, or the names of the shards contain several splits and none is chosen.
@@ -144,7 +144,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
 
 
 def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
-    """Raise an error if no image shares a sample with a caption."""
+    """Raise an error if no sample has both an image and a caption."""
     has_image, has_caption = images.offsets >= 0, captions.is_valid().to_numpy()
     if not (has_image & has_caption).any():
         image, caption = images.names[int(has_image.argmax())], images.names[int(has_caption.argmax())]
@@ -156,7 +156,7 @@ def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
 
 
 class TarImages(Sequence[Stored]):
-    """Sequence of the images of shards, one per sample."""
+    """Images of the samples of all shards; an image is read when it is used."""
 
     def __init__(
         self, paths: list[Path], shard: np.ndarray[Any, Any], names: pa.Array, offsets: Any, sizes: Any
@@ -184,7 +184,7 @@ class TarImages(Sequence[Stored]):
 
 @dataclass(frozen=True, slots=True)
 class InTar(Stored):
-    """Image file in a tar file, located by the position of its bytes."""
+    """Image file in a tar file, at a known position."""
 
     path: Path
     member: str

@@ -1,7 +1,7 @@
-"""Check of the URLs in data, before any library opens them.
+"""Check of the URLs in data before they are opened.
 
-Only a few protocols are allowed, and no chains of protocols: in fsspec, chains such as
-`simplecache::file:///etc/passwd` open local files, and `reference://` evaluates templates.
+Only a few protocols are allowed, because data from others must not open local files or run code. In fsspec, a chain of
+protocols such as `simplecache::file:///etc/passwd` opens a local file, and `reference://` evaluates templates.
 """
 
 import re
@@ -19,15 +19,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is a URL, not a path."""
+    """Return whether a name is a URL; other names are paths."""
     return "://" in name
 
 
 def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
-    """Return the protocol of an address.
+    """Return the protocol of a URL after a check that it is allowed.
 
     Raises:
-        DataError: the protocol is not allowed, or the address is a chain, has no host, or has unprintable characters.
+        DataError: the protocol is not allowed, or the URL is a chain, has no host, or has unprintable characters.
 
     Example:
         >>> protocol_of("https://example.org/a.jpg", IMAGES)

@@ -1,4 +1,4 @@
-"""Search of a folder for data files, used by all folder sources; it reports the files that are left out."""
+"""Search of a folder for data files; a finding reports the files that are ignored."""
 
 import mimetypes
 import os
@@ -13,7 +13,7 @@ from clipkit.errors import DataError
 from clipkit.findings import Finding
 from clipkit.image_formats import FORMATS
 
-# Names of files of operating systems and programs, in lower case. Names that begin with a dot are always left out.
+# Names of files of operating systems and programs, in lower case. Names that begin with a dot are always ignored.
 _OF_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin",
     "system volume information", "lost+found", "__pycache__",
@@ -25,15 +25,15 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Walk:
-    """Files below a folder, as paths relative to it with `/`, sorted folder by folder."""
+    """Files in a folder and its subfolders, as paths relative to the folder, sorted by name within each folder."""
 
     root: Path
     files: list[str]
-    """All files except those that are left out. A link to a missing file counts as a file."""
+    """All files that are not ignored. A link to a missing file counts as a file."""
     empty: list[str]
     """Folders directly below the root that contain no files."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Names that were left out, by reason."""
+    """Names that are ignored, by reason."""
 
     @cached_property
     def images(self) -> list[str]:
@@ -43,15 +43,14 @@ class Walk:
 
     @cached_property
     def tops(self) -> list[str]:
-        """Folders directly below the root that contain images, at any depth."""
+        """Folders directly below the root that contain images, or have subfolders with images."""
         return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
 
     def findings(self, used: Collection[str]) -> list[Finding]:
-        """Report what is left out: hidden names, links to a folder that contains them, and unused files that are not
-        images.
+        """Report the files that are ignored, e.g. hidden files and files that are neither images nor in `used`.
 
         Args:
-            used: files other than images that the reader has read.
+            used: files other than images that a reader uses.
         """
         read = {*self.images, *used}
         others = [file for file in self.files if file not in read]
@@ -83,10 +82,10 @@ def _some(names: list[str]) -> str:
 
 
 def walk(root: Path) -> Walk:
-    """List the files below a folder at any depth; links are followed, except links to a folder that contains them.
+    """List the files in a folder and its subfolders. A link to a folder that contains the link is ignored.
 
-    Hidden names (those that begin with a dot) and names of the system, such as `__MACOSX` and `Thumbs.db`, are left
-    out with everything below them.
+    Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored,
+    and so are all files in folders with such names.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -123,15 +122,13 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files that match a path whose last part is a pattern, sorted. `*` does not match the dot of a hidden
-    file.
-    """
+    """Return the files that match a path whose last part is a pattern, sorted. `*` does not match hidden files."""
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 
 
 def _is_text(name: str) -> bool:
-    """Return False if the bytes of a name are not UTF-8: tables and messages cannot contain it."""
+    """Return whether the bytes of a name are UTF-8; tables and messages cannot contain other names."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -142,5 +139,5 @@ def _is_text(name: str) -> bool:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # the entry is a link to itself
         return False

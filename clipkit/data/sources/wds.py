@@ -44,7 +44,7 @@ def _fetch(name: str, repository: str, revision: str, split: str) -> Path:
             )
         )
     except Exception as error:  # the client raises errors of many kinds; all mean that the data is not available
-        reason = one_line(error).partition(". ")[0].removesuffix(".")  # the first sentence of a long explanation
+        reason = one_line(error).partition(". ")[0].removesuffix(".")  # the first sentence of the long message
         raise UnreachedError(
             f"{name}: cannot be downloaded from the Hub ({reason}); check the name and the network"
         ) from None
@@ -93,7 +93,7 @@ def _first_line(file: Path, default: str | None = None) -> str:
 
 
 def _split_lines(texts: pa.Array) -> pa.Array:
-    """Split each text into captions, one per line."""
+    """Split each text into captions, one per line; return lists of captions if any text has several lines."""
     if pa.types.is_large_list(texts.type):
         return texts
     lines = pc.split_pattern(pc.utf8_trim_whitespace(texts), "\n").cast(pa.large_list(pa.large_string()))

@@ -1,10 +1,11 @@
 """Relevance maps of image towers that are not vision transformers: integrated gradients of several layers.
 
-The tower encodes several mixtures of the image and its mean color. The map of a layer is the gradient of the cosine,
-averaged over the mixtures, times the difference of the layer's outputs for the image and for the mean color
-(Sundararajan et al. 2017, "Axiomatic attribution for deep networks"; Dhamdhere et al. 2018, "How important is a
-neuron?", for layers). Only positive gradients count, and the maps of layers with finer and coarser grids are added
-(Jiang et al. 2021, "LayerCAM").
+The tower encodes copies of the image that are only partly shown: mixtures of the image and its mean color, and copies
+in which a random half of the cells has the mean color (Petsiuk et al. 2018, "RISE"). The map of a layer is the gradient
+of the cosine, averaged over these copies, times the difference of the layer's outputs for the image and for the mean
+color (integrated gradients of Sundararajan et al. 2017, "Axiomatic attribution for deep networks"; of layers in
+Dhamdhere et al. 2018, "How important is a neuron?"). Only positive gradients count, and the maps of layers with finer
+and coarser grids are added (Jiang et al. 2021, "LayerCAM").
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.evaluation.explanation.hooks import NoValuesError, hooked, outermost_members
+from clipkit.evaluation.explanation.occlusion import CELLS
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.models.towers import ImageTower
 
-_STEPS = 4  # number of mixtures of the image and its mean color; more did not agree better with occlusion
+_MIXTURES = 4  # number of mixtures of the image and its mean color
+_HALVES = 4  # number of pairs of images: one shows the cells that are hidden in the other
 _FINER = 4  # layers with a grid finer than this, relative to the last layer, are left out: their maps are noisy
 
 
@@ -37,7 +40,7 @@ def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) 
         NoValuesError: no layer of the tower returns a feature map.
     """
     layers = _layers(tower, seen)
-    middles = [(step + 0.5) / _STEPS for step in range(_STEPS)]
+    weights = _weights().to(seen.inputs["pixel_values"].device)
     outputs: list[Tensor] = []
 
     def hold(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -45,10 +48,18 @@ def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) 
         return outputs[-1] * 1  # a copy: the next layer may change it in place
 
     with hooked([layer.register_forward_hook(hold) for layer in layers]), torch.enable_grad():
-        features = F.normalize(tower(seen.faded([0.0, *middles, 1.0])).float(), dim=-1)[1:-1].mean(dim=0)
+        features = F.normalize(tower(seen.mixed(weights)).float(), dim=-1)[1:-1].mean(dim=0)
         rows = [torch.autograd.grad(text.to(features) @ features, outputs, retain_graph=True) for text in texts]
     changes = [_channels_first(output[-1:] - output[:1]).detach().float() for output in outputs]
     return torch.stack([_of_text(gradients, changes) for gradients in rows]).cpu()
+
+
+def _weights() -> Float[Tensor, "K R C"]:
+    """Return the weights of the image in each cell for the mean color, the partly shown images, and the whole image."""
+    mixtures = (torch.arange(_MIXTURES) + 0.5) / _MIXTURES
+    shown = (torch.rand(_HALVES, CELLS, CELLS, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    alike = torch.tensor([0.0, *mixtures.tolist()])[:, None, None].expand(-1, CELLS, CELLS)
+    return torch.cat([alike, shown, 1 - shown, torch.ones(1, CELLS, CELLS)])
 
 
 def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R S"]]) -> Float[Tensor, "R S"]:

@@ -44,7 +44,7 @@ def cosines(
 
     def parts() -> Iterator[Tensor]:
         for some in keep.split(_ROWS):
-            features = model.image(seen.hidden(some.to(model.device)))
+            features = model.image(seen.mixed(some.to(model.device)))
             yield F.normalize(features.float(), dim=-1) @ texts.to(features.device).float().T
 
     with torch.inference_mode():

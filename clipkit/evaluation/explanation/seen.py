@@ -1,13 +1,12 @@
 """An image as the image tower sees it, with some of its parts hidden."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clipkit.errors import ModelError
@@ -60,26 +59,21 @@ class Seen:
         height, width = self.shape or self.inputs["pixel_values"].shape[-2:]
         return height / width
 
-    def hidden(self, keep: Bool[Tensor, "K R C"]) -> dict[str, Any]:
-        """Return the inputs of K copies of the image: cells of a grid that are not kept get the image's mean color."""
+    def mixed(self, weights: Float[Tensor, "K R C"]) -> dict[str, Any]:
+        """Return the inputs of K copies of the image whose cells are mixed with the mean color of the image.
+
+        Args:
+            weights: weight of the image in each cell of a grid, from 0 (the cell has the mean color) to 1.
+        """
         values = self.inputs["pixel_values"]
         size = self.shape or tuple(values.shape[-2:])
-        mask = F.interpolate(keep[:, None].to(values), size=size, mode="nearest-exact") > 0.5
+        of_pixels = F.interpolate(weights[:, None].to(values), size=size, mode="nearest-exact")
         if self.shape is None:
-            mean = values.mean(dim=(-2, -1), keepdim=True)
-            return {"pixel_values": torch.where(mask, values, mean)}
+            return {"pixel_values": torch.lerp(values.mean(dim=(-2, -1), keepdim=True), values, of_pixels)}
         channels = values.view(1, values.shape[1], -1, 3)
         mean = channels.mean(dim=(1, 2), keepdim=True)
-        shown = torch.where(mask.flatten(1)[:, :, None, None], channels, mean).flatten(2)
-        return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(keep), -1), "pixel_values": shown}
-
-    def faded(self, shares: Sequence[float]) -> dict[str, Any]:
-        """Return the inputs of mixtures of the image and its mean color. `shares` are weights of the image, 0 to 1."""
-        image = self.inputs["pixel_values"]
-        none = torch.zeros(len(shares), 1, 1, dtype=torch.bool, device=image.device)
-        hidden = self.hidden(none)
-        weights = torch.tensor(shares).to(image).view(-1, *[1] * (image.ndim - 1))
-        return {**hidden, "pixel_values": torch.lerp(hidden["pixel_values"], image, weights)}
+        mixed = torch.lerp(mean, channels, of_pixels.flatten(1)[:, :, None, None]).flatten(2)
+        return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(weights), -1), "pixel_values": mixed}
 
     @property
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:

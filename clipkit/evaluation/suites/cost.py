@@ -35,7 +35,7 @@ class Work:
 
     Args:
         entry: the dataset.
-        state: "to measure", "measured before", "unavailable" or "not downloaded". If it is not downloaded, the numbers
+        state: "to evaluate", "measured before", "unavailable" or "not downloaded". If it is not downloaded, the numbers
             are those in the suite's file.
         total: numbers of images and captions (or prompts) in the dataset.
         new: numbers of images and captions that are neither in the cache nor in an earlier dataset of the suite.
@@ -82,7 +82,7 @@ class Cost:
                 self.works.append(Work(entry, "not downloaded", counts, dict(counts)))
 
     def _work(self, entry: DataSet, data: TaskData) -> Work:
-        work = Work(entry, "to measure")
+        work = Work(entry, "to evaluate")
         model, texts = self.features.model, task_of(entry.task).texts
         parts: list[tuple[str, Any, Sequence[Any], list[bytes]]] = []
         with suppress(UserError):  # invalid data and missing towers are reported when the dataset is measured
@@ -135,7 +135,7 @@ class Cost:
 
     def _done(self, kind: str, left: int) -> None:
         for work in self.works:  # subtract from the first datasets: only the sums matter
-            if work.state == "to measure":
+            if work.state == "to evaluate":
                 taken = min(left, work.new[kind])
                 work.new[kind] -= taken
                 left -= taken
@@ -148,7 +148,7 @@ class Cost:
         """Return the description for the terminal: a line per dataset with work, and the sums."""
         lines = []
         for work in self.works:
-            if work.state in ("to measure", "not downloaded"):
+            if work.state in ("to evaluate", "not downloaded"):
                 seconds = _seconds(work.new, remaining)
                 about = "" if seconds is None else f", about {duration(seconds)}"
                 where = " after the download (numbers from the suite's file)" if work.state == "not downloaded" else ""
@@ -158,8 +158,9 @@ class Cost:
         seconds = _seconds(new, remaining)
         states = [work.state for work in self.works]
         found = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        split = f" ({', '.join(found)})" if set(states) != {"to evaluate"} else ""
         disk = sum(new.values()) * (self.width * _FLOAT + _KEY)
-        total = f"{_counts(new)} to encode in {counted(len(states), 'dataset')} ({', '.join(found)})"
+        total = f"{_counts(new)} to encode in {counted(len(states), 'dataset')}{split}"
         if speeds:
             total += f"; measured here: {', '.join(speeds)}"
         if seconds is not None:

@@ -26,8 +26,8 @@ ATTRIBUTE = "adapter"
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
     """Add adapters to the layers that a recipe chooses, and make only the adapters and a new projection trainable.
 
-    In `tower.blocks`, adapters belong to the blocks of their layers. Initial values come from torch's global random
-    generator: seed it first.
+    `tower.blocks` gets the names of the new parameters, each in the block of its layer. Initial values come from
+    torch's global random generator: seed it first.
 
     Raises:
         ModelError: the tower has none of the chosen layers, or fewer blocks than the recipe requires.
@@ -104,7 +104,10 @@ def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
 
 @cache
 def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
-    """Return a subclass of a layer's class that uses an adapter; all blocks share it, so compilers see one class."""
+    """Return a subclass of a layer's class; reading the weight of a layer of this subclass returns the adapted weight.
+
+    All layers of one class share the subclass, so that compilers see a single class.
+    """
 
     def weight(layer: Any) -> Tensor:
         computed, stored = layer.__dict__.get("_computed"), layer._parameters[parameter]
@@ -113,7 +116,7 @@ def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
         return layer.adapter(stored) if computed is None else computed
 
     def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
-        """Run the layer. The adapted weight is computed only once, although attention reads it several times."""
+        """Run the layer. Each call computes the adapted weight once, although attention reads it several times."""
         layer.__dict__["_computed"] = layer.adapter(layer._parameters[parameter])
         try:
             return kind.forward(layer, *inputs, **options)

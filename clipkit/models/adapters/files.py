@@ -1,7 +1,7 @@
 """Folders with adapters in the layout of PEFT: adapter_config.json, adapter_model.safetensors.
 
-The weights file also holds all other trained parameters, such as the scale and new projections, under the names that
-the model's library gives it. A file that clipkit adds contains the hash of the frozen weights.
+The weights file also holds all other trained parameters, such as the scale and new projections, under their names in
+the model's library. A file that clipkit adds contains the hash of the frozen weights.
 """
 
 import json
@@ -140,7 +140,7 @@ def _base(
 def _merge(
     module: nn.Module | None, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
 ) -> None:
-    """Merge the adapter of one layer into its weight."""
+    """Merge the adapter of one layer into the weight of this layer."""
     weight: Tensor | None = getattr(module, "in_proj_weight", getattr(module, "weight", None))
     down, up = tensors[name + _A], tensors.get(name + _B)
     magnitude = tensors.get(name + _MAGNITUDE, tensors.get(f"{name}{_MAGNITUDE}.weight"))
@@ -162,7 +162,7 @@ def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) 
 
 
 def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
-    """Return tensors by PEFT's names, and the rank and alpha of each layer.
+    """Return the tensors of all adapters by PEFT's names, and the rank and alpha of each layer.
 
     The adapters of a weight's slices become one adapter of the whole weight: its A is the stack of their A, and its B
     is block diagonal.
@@ -204,7 +204,7 @@ def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
 
 
 def _others(model: DualEncoder) -> dict[str, Tensor]:
-    """Return the scale, the bias and all trained parameters outside of adapters, by their names in the library."""
+    """Return the scale, the bias and all trained parameters except adapters, by their names in the model's library."""
     trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
     native = dict(_root(model).named_parameters())
     for name in _SCALARS:
@@ -231,7 +231,7 @@ def _frozen_hash(model: DualEncoder, trained: set[str]) -> str:
 
 
 def _root(model: DualEncoder) -> nn.Module:
-    """Return the model of the library, or the dual encoder itself if it has none."""
+    """Return the transformers or open_clip model in a dual encoder; the dual encoder itself if there is none."""
     return getattr(model.backend, "native", model)
 
 

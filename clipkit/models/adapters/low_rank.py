@@ -73,8 +73,10 @@ class LowRank(nn.Module):
     def interpolate(self, weight: Float[Tensor, "O I"], alpha: float) -> None:
         """Change the adapter so that the adapted weight becomes (1 - alpha) · W + alpha · (current adapted weight).
 
-        For LoRA, B is multiplied by alpha. For DoRA, row i becomes p · w_i + q · δ_i with δ_i the row of the low-rank
-        product, so B's row is multiplied by q / p, and the magnitude is the norm of the row with the sign of p.
+        For LoRA, B is multiplied by alpha. For DoRA, the current row i is r · (w_i + δ_i): δ_i is row i of
+        scaling · B · A, and r is the magnitude divided by the norm of w_i + δ_i. The new row is p · w_i + q · δ_i, with
+        p = 1 - alpha + alpha · r and q = alpha · r. Therefore row i of B is multiplied by q / p, and the new magnitude
+        is the norm of the new row with the sign of p.
         """
         if self.magnitude is None:
             self.lora_B.mul_(alpha)
@@ -120,11 +122,11 @@ class Adapter(nn.Module):
 
     @property
     def low_ranks(self) -> list[LowRank]:
-        """Adapters of the slices that have one, in the order of the rows."""
+        """Adapters of all slices that have one, from the first slice to the last."""
         return [part for part in self.parts.values() if isinstance(part, LowRank)]
 
     def slices(self, weight: Float[Tensor, "O I"]) -> list[tuple[LowRank | None, Float[Tensor, "S I"]]]:
-        """Return each slice of the weight with its adapter, or None if it has none."""
+        """Return (adapter, rows) for each slice of the weight; the adapter is None if the slice has none."""
         parts = iter(self.low_ranks)
         rows = weight.detach().chunk(len(self.names))
         return [

@@ -64,9 +64,9 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Return features of images and captions without the card's code that prepares images and captions.
+    """Return the features of the card's code with plain preparation: `convert("RGB")` of images, none of captions.
 
-    Both are None if the card has no such code, or if the library raises an error without this code.
+    Both are None if the card itself uses plain preparation, or if the library raises an error with it.
     """
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:

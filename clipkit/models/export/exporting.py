@@ -16,6 +16,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.comparison import Comparison, changed, run_card
 from clipkit.models.export.format import Format, Proof
 from clipkit.models.export.samples import CAPTIONS, has_odd_margins, image_files
+from clipkit.models.one_tower import check_whole
 from clipkit.models.preprocess import Resize
 from clipkit.models.publish.card import export_card
 from clipkit.models.publish.push import CARD
@@ -59,6 +60,7 @@ def export(
     """
     out = Path(out)
     target = _format(to, {"int8": True} if int8 else {})
+    check_whole(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
     try:

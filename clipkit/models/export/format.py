@@ -22,7 +22,7 @@ class Format(Protocol):
         """Write the model into an empty folder. Return the known differences from the model.
 
         Raises:
-            ModelError: the model cannot be exported to this format; names the reason.
+            ModelError: the model cannot be exported to this format; the message names the reason.
         """
 
     def layout(self, model: DualEncoder, folder: Path) -> Layout:

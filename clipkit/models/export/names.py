@@ -23,7 +23,8 @@ Side = Literal["open_clip", "transformers"]
 class Rule:
     """Mapping between tensor names of transformers and open_clip; `*` is the layer number.
 
-    If one side repeats a name, that tensor consists of several parts joined along the first dimension, e.g. q, k and v.
+    If one library's names contain the same name several times, its tensor consists of as many parts, joined along the
+    first dimension, e.g. q, k and v.
     """
 
     open_clip: tuple[str, ...]
@@ -37,7 +38,7 @@ class Rule:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """Convert the tensors of this rule from one library to the library `to`."""
+        """Yield the tensors of the library `to`, made from the tensors of the other library."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
@@ -101,10 +102,11 @@ def renamed(
     """Convert all tensors of a model to the other library's names.
 
     Args:
-        tensors: tensors by name, without scale and bias.
-        rules: rules for the model's family.
+        tensors: all tensors by name, with the scale and the bias.
+        rules: rules for the other tensors of the model's family.
         to: name of the other library.
         model: name of the model, for errors.
+        scalar: shape of the scale and of the bias in the other library.
 
     Raises:
         ModelError: a tensor is missing, or has no counterpart in the other library.

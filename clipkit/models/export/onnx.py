@@ -148,7 +148,7 @@ class _UnitLength(nn.Module):
 
 
 def _all_true(values: Any) -> Any:
-    """Translate `torch.all` to ONNX, which the exporter does not support; SigLIP 2 uses it to check image shapes."""
+    """Translate `torch.all` to ONNX. The exporter lacks this operation, with which SigLIP 2 checks image shapes."""
     from onnx import TensorProto
     from onnxscript import opset18
 

@@ -110,7 +110,7 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
 
 
 def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[str, Any], list[str]]:
-    """Return the configuration and its known differences from the model."""
+    """Return open_clip's configuration of a SigLIP model, and the known differences from the model."""
     vision, text = backend.native.config.vision_config, backend.native.config.text_config
     quick, options = _activation(text, model.name)
     if quick or _activation(vision, model.name)[0]:
@@ -141,7 +141,10 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Return timm's name for a SigLIP image tower, and the activation in timm: the model's if timm supports it."""
+    """Return the name of the timm model with the sizes of a SigLIP image tower, and its activation.
+
+    A timm model with the activation of the tower is preferred; without one, the activations differ.
+    """
     import timm
 
     candidates = []

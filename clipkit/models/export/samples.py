@@ -1,4 +1,4 @@
-"""Built-in image files and captions for verifying an export: at least one of each kind in real data."""
+"""Built-in image files and captions for verifying an export: at least one of each kind that occurs in real data."""
 
 import io
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def image_files(side: int) -> dict[str, bytes]:
     """Return image files by kind.
 
     Args:
-        side: side of the model's input in pixels. Two images are made for it, from which a center crop removes an odd
+        side: side of the model's input in pixels. In two of the images, a center crop of this size removes an odd
             number of pixels.
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)

@@ -62,7 +62,10 @@ def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Return the card of the folder or run from which a model was loaded, or None if the weights are different."""
+    """Return the card in the folder or run `source`, from which a model was loaded.
+
+    None if the weights in `source` and `saved` differ, or if there is no card or only the card of an export.
+    """
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]

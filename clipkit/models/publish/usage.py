@@ -52,7 +52,7 @@ def usage(layout: Layout, here: str = HERE) -> str:
 
 @cache
 def _template() -> "Template":
-    """Return the compiled template."""
+    """Return the compiled Jinja template of the usage section."""
     from jinja2 import Template
 
     text = (Path(__file__).parent / "usage.md.jinja").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shlex
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ class App:
 
     Args:
         indexes: one or two indexes.
-        queries: for two indexes, texts that their searches are compared with; None: captions that both have.
+        queries: for two indexes, texts for which the results of both are compared; None: captions that both have.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -82,7 +83,7 @@ class App:
             "name": str(index.path),
             "version": index.manifest["files"]["rows"]["sha256"][:16],
             "model": index.manifest["model"]["name"],
-            "source": index.manifest["source"],
+            "source": shlex.quote(index.manifest["source"] or "D"),
             "images": len(index),
             "captions": index.manifest["captions"],
             "columns": {field.name: str(field.type) for field in index.rows.schema if field.name not in RESERVED},

@@ -56,7 +56,7 @@ class Asked(Part):
 
 
 class Mapped(_Strict):
-    """Request for the map of the index, with a filter for its rows and a column whose values choose their colors."""
+    """Request for the map of an index: a filter for its images, and a column whose labels determine their colors."""
 
     index: int = Field(0, ge=0, le=1)
     where: _Text = ""
@@ -64,7 +64,7 @@ class Mapped(_Strict):
 
 
 class Dropped(_Strict):
-    """An image, or one of its captions, for the list of `clipkit data check --fix --drop`."""
+    """An image, or one of its captions, for the list of data to drop, which `clipkit data check --fix --drop` reads."""
 
     row: int = Field(ge=0)
     caption: int | None = Field(None, ge=0)

@@ -100,7 +100,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie. It contains the port, because browsers send a cookie to all ports of a host."""
+        """Name of the cookie that requests need. It contains the port, because cookies apply to all ports of a host."""
         return f"clipkit-{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.token.encode()
 
     def _refusal(self) -> Response | None:
-        """Return the answer to a request that names another host or comes from another site."""
+        """Return the error response if the request names another host or comes from another site; otherwise None."""
         hosts, origins = (self.headers.get_all(name) or [] for name in ("Host", "Origin"))
         host = hosts[0] if len(hosts) == 1 else ""
         if host.split(":")[0] not in _NAMES:

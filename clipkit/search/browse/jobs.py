@@ -1,4 +1,4 @@
-"""Computations over a whole index that run in the background, once."""
+"""Background computations over a whole index: each runs at most once, and its result is kept in memory."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Thumbnails of an index, made once and kept in one file in its folder."""
+"""Thumbnails of the images of an index; each is made once and stored in a file in the folder of the index."""
 
 import io
 import logging
@@ -19,10 +19,10 @@ _DECODED_AT_ONCE = 4
 
 
 class Thumbnails:
-    """JPEGs of the images of an index by row.
+    """Thumbnails and larger JPEGs of the images of an index, by row.
 
-    Thumbnails are stored by the content of the image, so that they stay valid when the index changes. If the folder
-    is not writable, they are made again each time.
+    Thumbnails are stored under the SHA-256 of the image file, so that they stay valid when the index changes. If the
+    folder of the index is not writable, thumbnails are not stored, and each request computes them.
 
     Args:
         index: the index.

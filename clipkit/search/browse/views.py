@@ -42,7 +42,8 @@ class Listing:
 
 
 class Views:
-    """Views of an index; the last few are kept in memory, so that scrolling does not search again.
+    """Lists and map of an index for the page; the last eight lists are kept in memory, so that scrolling needs no
+    new search.
 
     Args:
         index: the index.
@@ -187,7 +188,7 @@ class Views:
         return Listing(len(rows), lambda part: self.items(rows[part]))
 
     def map(self, where: str) -> tuple[Map, NDArray[np.bool_]] | None:
-        """Return the map, and a mask of its images that pass a filter; None while the map is computed.
+        """Return the map of the index, and a mask of its images that pass a filter; None while the map is computed.
 
         Raises:
             UserError: the filter is not valid, or the map cannot be made.
@@ -201,7 +202,7 @@ class Views:
         return rows_where(self.index.rows, where) if where.strip() else None
 
     def items(self, rows: Sequence[int], numbers: Sequence[Item] = ()) -> list[Item]:
-        """Return rows as the page shows them, each with its values in `numbers`."""
+        """Return for each row a dict for the page: row, image, captions, columns, and the row's values in `numbers`."""
         taken = self.index.rows.take(pa.array(rows, pa.int64())).to_pylist()
         items = []
         for n, (row, values) in enumerate(zip(rows, taken, strict=True)):

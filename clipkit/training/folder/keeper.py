@@ -53,8 +53,8 @@ class Keeper:
     def prune(self) -> None:
         """Remove the checkpoints that are no longer needed.
 
-        The last and the best checkpoints are kept. For each of the last checkpoints, the best checkpoint before it is
-        also kept, so that the run can resume from there.
+        The last and the best checkpoints are kept. To resume from one of the last checkpoints, a run also needs the
+        best checkpoint before it, so this one is kept too.
         """
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]

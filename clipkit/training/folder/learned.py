@@ -81,7 +81,7 @@ class Learned:
             yield
 
     def _parts(self, checkpoint: Path, file: str) -> dict[str, Tensor]:
-        """Read the tensors of a file, and return the part of each that this process has."""
+        """Read the tensors of a file; with `train.shard`, return only the rows of each tensor that this process has."""
         return {name: self.weights.from_file(name, value) for name, value in read_tensors(checkpoint, file).items()}
 
     def _load_weights(self, checkpoint: Path) -> None:

@@ -181,9 +181,9 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
 
 
 def _problem(folder: RunFolder, step: int) -> str | None:
-    """Return the reason why a checkpoint, the best checkpoint that it needs, or its logs are unusable.
+    """Return the reason why a run cannot resume from the checkpoint of a step; None if it can.
 
-    The result is None if all are usable.
+    Possible reasons: the checkpoint, or the one with the best weights so far, is damaged; or a log has changed since.
     """
     reason = _damage(folder, step)
     if reason is not None:
@@ -193,7 +193,10 @@ def _problem(folder: RunFolder, step: int) -> str | None:
 
 
 def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return the reason why a checkpoint, or the best one that it needs, is unusable; None if both are usable."""
+    """Return the damage to the checkpoint of a step, or to the checkpoint with the best weights so far.
+
+    The result is None if both are intact.
+    """
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason
@@ -206,7 +209,13 @@ def _damage(folder: RunFolder, step: int) -> str | None:
 
 
 def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step: int) -> list[str]:
-    """Return the allowed changes of the recipe as lines.
+    """Return the allowed changes of the recipe since the checkpoint of a step, one line each.
+
+    Args:
+        folder: the run folder.
+        recipe: the current recipe.
+        before: the recipe in the checkpoint.
+        step: step of the checkpoint.
 
     Raises:
         RecipeError: a key changed that must not change.

@@ -117,7 +117,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush the logs to disk, except for logs of times; return the mark of each log: its length and hash."""
+        """Flush metrics.jsonl, evaluations.jsonl and bad_samples.jsonl to disk; return the length and hash of each."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""
@@ -129,7 +129,11 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """Return the name of a log whose beginning no longer has the hash of its mark, or None if there is none."""
+        """Return the name of the first log with a changed or missing entry from before a checkpoint; None if intact.
+
+        Args:
+            marks: length and hash of each log at a checkpoint, from `mark`.
+        """
         for name, mark in marks.items():
             file = self.path / name
             content = file.read_bytes()[: mark["bytes"]] if file.is_file() else b""
@@ -138,7 +142,13 @@ class RunFolder(RunFiles):
         return None
 
     def damaged(self, marks: Mapping[str, Any]) -> list[str]:
-        """Return a line about each log that is shorter than its mark or has damaged lines, but was not edited."""
+        """Return a line about each log that is shorter than at a checkpoint or has invalid lines.
+
+        A log whose entries were edited gets no line if it is long enough and all its lines are valid.
+
+        Args:
+            marks: length and hash of each log at a checkpoint, from `mark`.
+        """
         lines = []
         for name, mark in marks.items():
             file = self.path / name
@@ -153,9 +163,13 @@ class RunFolder(RunFiles):
         return lines
 
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
-        """Remove the log entries after the mark of `step`; the resumed run writes them again.
+        """Truncate each log to its length at a checkpoint; the resumed run writes the later entries again.
 
-        A damaged log keeps its complete lines up to this step.
+        A damaged log keeps its valid lines up to the step of the checkpoint.
+
+        Args:
+            marks: length and hash of each log at the checkpoint, from `mark`.
+            step: step of the checkpoint.
         """
         for name, mark in marks.items():
             if (self.path / name).is_file() and not self.altered({name: mark}):

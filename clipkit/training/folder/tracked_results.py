@@ -1,4 +1,4 @@
-"""Results of a run in experiment trackers: the table, the report and a sheet of training images."""
+"""Results of a run for experiment trackers: the metrics, the report and a sheet of augmented training images."""
 
 import base64
 from collections.abc import Mapping
@@ -20,8 +20,9 @@ _SHEET = "augmented_images"
 def send_results(tracker: Any, results: Mapping[str, Any], folder: Path) -> None:
     """Send the results of a finished run to a tracker of Accelerate.
 
-    TensorBoard gets the table and the images; W&B and trackio also the report; MLflow all files as artifacts. Other
-    trackers get nothing more than the logged numbers.
+    TensorBoard and trackio get a table of the metrics, W&B the report, and MLflow results.json, the report and the
+    recipe as artifacts. All four also get the sheet of augmented training images. Other trackers get only the numbers
+    that were logged during the run.
 
     Args:
         tracker: the tracker.

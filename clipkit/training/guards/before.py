@@ -115,7 +115,10 @@ def before_first_step(
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Apply the rules about data with the scope `sampled`. Notes are left out; `clipkit data check` reports them."""
+    """Apply the rules that check a sample of the data before training.
+
+    Notes are left out; `clipkit data check` reports them.
+    """
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
     image_rows = evenly_spaced(len(train.images), _IMAGES) if has_image else []
@@ -218,7 +221,7 @@ def nothing_to_train(start: RunStart) -> Finding | None:
 
 
 def augmented_frozen_trunk(start: RunStart) -> Finding | None:
-    """Report augmentation that makes a frozen image trunk run at every step, with the time with and without it."""
+    """Report augmentation because of which a frozen image trunk runs in every step; say how much time this takes."""
     augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
     tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
     if (

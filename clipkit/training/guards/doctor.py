@@ -69,7 +69,10 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
 
 
 def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any] | None) -> Facts | None:
-    """Return the facts of a run without a readable findings.json, from its recipe and results."""
+    """Return the facts that the rules of `Watch` need if findings.json is unreadable, from the recipe and the results.
+
+    The result is None if the run has logged no step or has no results.
+    """
     if not metrics or results is None:
         return None
     steps = int(results["settings"].get("steps", metrics[-1]["step"]))

@@ -1,4 +1,4 @@
-"""Logs of a run that the rules read, and other facts that the rules need."""
+"""Input of the rules in guards/watch.py: the logs of a run, and facts about the run."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a run that the rules need in addition to its logs."""
+    """Facts about a run that the rules in guards/watch.py need in addition to its logs."""
 
     batch_size: int
     rising: int
@@ -41,7 +41,7 @@ class Facts:
 
 
 class Logs:
-    """Input of the rules: the last logged steps, and all evaluations.
+    """Input of the rules in guards/watch.py: the last 20 logged steps, and all evaluations.
 
     Args:
         facts: facts about the run.
@@ -60,7 +60,10 @@ class Logs:
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
     def matches_pairs(self, errors: float) -> bool:
-        """Return True if the share of matched pairs in the window exceeds chance by `errors` standard errors."""
+        """Return whether the accuracy in a batch, in either direction, exceeds chance by `errors` standard errors.
+
+        The accuracy is the mean over the last 20 logged steps.
+        """
         queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
         chance = 1 / self.facts.batch_size
         limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))
@@ -69,5 +72,8 @@ class Logs:
 
     @property
     def is_warm(self) -> bool:
-        """True if all steps of the window are after the warmup and, in a short run, after its first tenth."""
+        """True if the last 20 logged steps are after the warmup and after the start of the run.
+
+        The start is the first tenth of the run, at most 50 steps.
+        """
         return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))

@@ -170,7 +170,7 @@ class Monitor:
         return line
 
     def not_finite(self, step: int, loss: float, norm: float, updated: bool) -> None:
-        """Record a loss, a gradient norm or an update (`updated`) that is not finite and ends the run."""
+        """Record why the run ends: the loss, the gradient norm or, if `updated`, the new weights are not finite."""
         if not self.plan.processes.is_main:
             return
         weights = ", and the updated weights were not finite" if updated else ""

@@ -93,7 +93,7 @@ def loss_at_chance(watch: Watch) -> Finding | None:
 
 
 def collapsed(watch: Watch) -> Finding | None:
-    """Report a side on which all samples have nearly the same features."""
+    """Report that all images, or all texts, have nearly the same features."""
     if not watch.is_warm:
         return None
     for side in watch.facts.sides:
@@ -250,7 +250,10 @@ class _Learned:
 
 
 def _training_and_validation(watch: Watch) -> _Learned | None:
-    """Return the shares of captions that match their image; None if unknown, or if training is not clearly better."""
+    """Return the shares of captions that match their image; None if unknown.
+
+    The result is also None if the share is not clearly higher for training captions than for validation captions.
+    """
     name, images = "text_accuracy", watch.facts.validation_images
     training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
     if training is None or validation is None or images < 2 or len(watch.rows) < _EVERY:

@@ -46,7 +46,10 @@ class CaptionValidation:
         self.inputs.store_parts()
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls in both directions, their mean, and the accuracy in a batch, as in training."""
+        """Return the recalls in both directions, their mean, and `text_accuracy`.
+
+        This is the accuracy of text-to-image retrieval in a batch as large as in training.
+        """
         image_features, text_features = self._features()
         ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption))
         figures = recalls(ranks)

@@ -28,7 +28,7 @@ class Retention(Protocol):
     """Key in evaluations.jsonl."""
 
     def value(self) -> float:
-        """Return the value of the model with its current weights."""
+        """Return the retention of the model with its current weights."""
 
 
 def retention_of(

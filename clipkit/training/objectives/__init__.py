@@ -1,7 +1,7 @@
 """Training objectives, one per file; a row in `clipkit/recipe/terms.py` makes an objective available in recipes.
 
-The file of a term has two functions: `objective` returns the objective that the step computes, `measure` the
-measurement of an evaluation.
+Each file has two functions: `objective` returns the objective that the training step computes, and `measure` returns an
+object that evaluates the model on the validation pairs.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ class ObjectiveFile(Protocol):
     def measure(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
     ) -> Measurement:
-        """Return the measurement of `term.metrics` on the validation pairs."""
+        """Return an object that evaluates the model on the validation pairs and computes the metrics `term.metrics`."""
 
 
 def file_of(term: Term) -> ObjectiveFile:

@@ -28,7 +28,7 @@ def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathere
 
 
 def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
-    """Return the value of the sum when all similarities are equal; None if a loss has no fixed value."""
+    """Return the weighted sum of the losses if all similarities are equal; None if a loss has no fixed value."""
     total = 0.0
     for term in terms:
         chance = LOSSES[term.name].chance
@@ -39,7 +39,7 @@ def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
 
 
 def _call(term: LossTerm, teachers: Mapping[str, Callable[[Gathered], Gathered]]) -> Value:
-    """Return a function that calls the loss with the arguments that its row in the table requires."""
+    """Return a function that calls the loss with the arguments that its row in `clipkit.catalogue.LOSSES` requires."""
     row = LOSSES[term.name]
     function: Callable[..., Tensor] = getattr(losses, row.name)
     teacher = teachers[term.teacher] if term.teacher is not None else None

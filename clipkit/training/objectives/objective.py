@@ -53,7 +53,7 @@ class Objective:
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
-    """Return one objective that is the weighted sum of several; the log compares the features of the first one."""
+    """Return one objective that is the weighted sum of several; accuracy and cosines are logged for the first one."""
 
     weighted = list(zip(weights, objectives, strict=True))
 

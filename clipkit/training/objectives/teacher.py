@@ -31,7 +31,7 @@ class Teacher:
         self.fingerprint = f"{tower_fingerprint(model.image)} {tower_fingerprint(model.text)} {self.scale.item()}"
 
     def __call__(self, gathered: Gathered) -> Gathered:
-        """Return the features of the gathered pairs, and the scale, on the device of the pairs."""
+        """Return the teacher's features of the gathered pairs, and its scale, on the device of the pairs."""
         device = gathered["image_ids"].device
         captions = self.first_rows[gathered["caption_rows"].cpu()]
         found = {

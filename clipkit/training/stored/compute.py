@@ -30,7 +30,10 @@ _LOW = 1 << 20
 
 
 def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
-    """Return a function that computes stored values: activations at the cut of a trunk, or a frozen trunk's output."""
+    """Return a function that computes the values to store from the inputs of a tower.
+
+    They are the activations at the cut of its trunk (`clipkit.models.cut`), or the output of a trunk without a cut.
+    """
 
     def run(tower: ImageTower | TextTower, inputs: Inputs) -> Inputs:
         if tower.cut is None:
@@ -44,7 +47,9 @@ def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], 
 def write_images(
     model: DualEncoder, items: Items, storing: Storing, skips_bad: bool
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the image tower for some images, and stores its outputs.
+    """Return a function that runs the frozen part of the image tower on a slice of the images and writes the outputs.
+
+    The function returns the position of each image among the rows of its writer; -1 for an unreadable image.
 
     Args:
         model: the model.
@@ -76,7 +81,10 @@ def write_images(
 
 
 def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the text tower for some captions, and stores its outputs."""
+    """Return a function that runs the frozen part of the text tower on a slice of the captions and writes the outputs.
+
+    The function returns the position of each caption among the rows of its writer.
+    """
 
     def write(writer: PartWriter, share: slice) -> Tensor:
         with evaluating(model):
@@ -97,9 +105,10 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the image tower for some augmented views, and stores its outputs.
+    """Return a function that runs the frozen part of the image tower on augmented views and writes the outputs.
 
-    Row `view * images + image` of the store is the view of an image in epoch `view`.
+    The function gets a slice of the rows of the store: row `view * N + image`, for N images, is the image as augmented
+    in epoch `view`. It returns the position of each row among the rows of its writer; -1 for a replaced image.
 
     Args:
         model: the model.
@@ -142,7 +151,10 @@ def write_views(
 
 
 def _kept(writer: PartWriter) -> Callable[[Inputs], Tensor]:
-    """Return a function that stores values and returns their positions, each as two float32 numbers (B, 2)."""
+    """Return a function that writes B rows and returns their positions (B, 2), as quotient and remainder by 2²⁰.
+
+    float32 represents both numbers exactly.
+    """
 
     def keep(values: Inputs) -> Tensor:
         positions = writer.append(values)

@@ -57,7 +57,7 @@ class StoredInputs:
 
     @property
     def _rows(self) -> Int[Tensor, " N"]:
-        """Row of each image or caption in the first view."""
+        """For each image or caption, the number of its row in the store; with several views, that of the first view."""
         return torch.arange(len(self.items)) if self.items.row_of is None else self.items.row_of
 
     def example(self, count: int) -> Inputs:
@@ -75,7 +75,7 @@ class StoredInputs:
         return features
 
     def take(self, positions: Int[Tensor, " B"], epoch: int = 0) -> Inputs:
-        """Return the tower's inputs for images or captions, in the view that is drawn for each in an epoch."""
+        """Return the stored inputs for images or captions; of several views of an image, one is drawn in each epoch."""
         rows = positions if self.items.row_of is None else self.items.row_of[positions]
         if self.views > 1:
             if epoch != self._epoch:
@@ -104,17 +104,19 @@ def store_of(
     write: Callable[[PartWriter, slice], Int[Tensor, " R"]],
     view: str = "",
 ) -> HeldStore | None:
-    """Return the store of some items, from an earlier run or computed now; None if it does not fit (logged).
+    """Return the store of some items, from an earlier run or computed now.
+
+    The result is None if it cannot be stored, e.g. because the disk is too small; the reason is logged.
 
     Args:
-        tower: the tower, with its cut unless its trunk is frozen.
+        tower: the tower; its trunk is cut (`tower.cut`) or frozen as a whole.
         items: images or captions whose inputs are stored.
         storing: settings.
         write: computes and writes some of the rows.
         view: describes the augmentation; empty if there is none.
 
     Raises:
-        RecipeError: the store does not fit, and the recipe requires it.
+        RecipeError: it cannot be stored, and the recipe sets `data.views`, which need it.
     """
     views = storing.views if view else None
     rows, cut = len(items) * (views or 1), tower.cut

@@ -1,4 +1,4 @@
-"""Settings of the stored inputs of a run."""
+"""Settings for storing the outputs of frozen layers, which are the inputs of the trained layers."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +13,10 @@ from clipkit.recipe.data import StoreRecipe, bytes_of
 
 @dataclass
 class Storing:
-    """Settings of the stored inputs of a run, shared by its training and validation data.
+    """Settings for storing the outputs of frozen layers, for the training and the validation data of a run.
 
     Args:
-        recipe: type and budget.
+        recipe: data type of the stored values, and the disk space that they may use.
         processes: processes of the run.
         pairs: number of pairs that the run uses, over all epochs; storing saves time only if there are more pairs than
             stored items.

@@ -119,7 +119,7 @@ def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
     assert shown.texts[1].words == []
 
 
-def test_layers_of_a_convolutional_tower_are_integrated_from_the_mean_color() -> None:
+def test_layers_of_a_convolutional_tower_are_integrated_over_partly_shown_images() -> None:
     parts = [nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 5, 2, 2), nn.Tanh(), nn.Conv2d(5, 6, 2, 2), nn.GELU()]
     parts += [nn.Conv2d(6, 3, 2, 2), nn.Tanh()]
 
@@ -134,19 +134,22 @@ def test_layers_of_a_convolutional_tower_are_integrated_from_the_mean_color() ->
     model = _model(ImageModule())
     seen, texts = Seen.by(model, draw("red", "cross")), unit(2, 3)
     found = integrated_maps(model.image, seen, texts)
-    pixels = seen.inputs["pixel_values"]
+    pixels, generator = seen.inputs["pixel_values"], torch.Generator().manual_seed(0)
     mean = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
+    halves = [(torch.rand(7, 7, generator=generator) < 0.5).float() for _ in range(4)]
+    halves += [1 - half for half in halves]
+    cells = [[int((k + 0.5) / 32 * 7) for k in range(32)]] * 2
+    shares: list[Any] = [(step + 0.5) / 4 for step in range(4)] + [half[np.ix_(*cells)] for half in halves]
     expected = torch.zeros(2, 2, 2)
     for last in range(2, 8):  # 8 × 8, 4 × 4 and 2 × 2 cells; the 16 × 16 cells of the first two are too fine
         below, above = nn.Sequential(*parts[: last + 1]), nn.Sequential(*parts[last + 1 :])
         change = (below(pixels) - below(mean)).detach()
         for row, text in enumerate(texts):
             gradient = torch.zeros_like(change)
-            for step in range(4):
-                share = (step + 0.5) / 4
+            for share in shares:
                 middle = below(share * pixels + (1 - share) * mean).detach().requires_grad_()
                 cosine = F.normalize(above(middle).mean(dim=(2, 3)) + 0.1, dim=-1)[0] @ text
-                gradient += torch.autograd.grad(cosine, middle)[0] / 4
+                gradient += torch.autograd.grad(cosine, middle)[0] / len(shares)
             of_layer = torch.zeros(2, 2)
             side = change.shape[2] // 2
             for c, y, x in np.ndindex(*change.shape[1:]):

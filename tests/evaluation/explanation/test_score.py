@@ -98,7 +98,7 @@ def test_patches_of_siglip2_are_hidden_in_place(tmp_path: Path) -> None:
     rows, columns = seen.shape or (0, 0)
     keep = torch.ones(1, rows, columns, dtype=torch.bool)
     keep[0, 1, 2] = False
-    changed = (seen.hidden(keep)["pixel_values"] != seen.inputs["pixel_values"]).any(dim=-1)[0]
+    changed = (seen.mixed(keep.float())["pixel_values"] != seen.inputs["pixel_values"]).any(dim=-1)[0]
     assert changed.nonzero().flatten().tolist() == [columns + 2]
     assert seen.pixels.shape == (8 * rows, 8 * columns, 3)
 

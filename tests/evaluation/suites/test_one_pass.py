@@ -77,7 +77,7 @@ def test_everything_is_encoded_once(
     assert sum(encoded[text] for text in texts) == len(texts)
     cost = result.cost[str(tiny_clip)]
     assert cost[0].startswith(f"{tiny_clip}: ")
-    assert "7 to measure" in cost[0]
+    assert "to encode in 7 datasets; measured here" in cost[0]
 
 
 def test_cost_counts_distinct_and_cached_items(
@@ -180,7 +180,7 @@ def test_dry_run_prints_the_cost_and_writes_nothing(
     shared: Path, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(shared, "--model", str(tiny_clip), "--out", tmp_path / "out", "--cache", "none", "--dry-run") == 0
-    assert "to encode in 7 datasets (7 to measure)" in capsys.readouterr().out
+    assert "to encode in 7 datasets; measured here" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

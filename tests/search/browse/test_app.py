@@ -166,7 +166,16 @@ def test_the_list_names_images_and_captions(client: Client, browsed: Path) -> No
 def test_the_page_knows_the_index(client: Client, browsed: Path) -> None:
     about = json.loads(client.ask("GET", "/api/about")[1])[0]
     assert (about["name"], about["images"], about["captions"]) == (str(browsed), 16, 32)
+    assert about["source"].startswith("/")
     assert set(about["columns"]) == set(about["labels"]) == {"year", "color"}
+
+
+def test_the_shown_command_can_be_copied(index_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(index_folder, tmp_path / "index")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"source": "/a b/d.csv?image=file&caption=c"}))
+    about = json.loads(App([Index(folder)]).answer(Request("GET", "/api/about", b"")).content)[0]
+    assert about["source"] == "'/a b/d.csv?image=file&caption=c'"
 
 
 def test_a_missing_image_is_an_answer(index_folder: Path, tmp_path: Path, model: DualEncoder) -> None:

@@ -153,7 +153,7 @@ function showList() {
   for (const id of ["download", "clear"]) $(id).hidden = !items.length;
   if (items.length) {
     $("command").replaceChildren("Download the list, then write a copy of the data without them: ",
-      make("code", {}, `clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`),
+      make("code", {}, `clipkit data check ${app.about.source} --fix cleaned --drop drop.jsonl`),
       ". Remove lines from the list to keep images.");
   }
 }
@@ -205,7 +205,7 @@ async function downloadView(query, body, total) {
       entries.push(...items.map((item) => entryOf(item, query.view, query.words)));
     }
     await download({ index: app.index, entries });
-    say(`${entries.length.toLocaleString("en")} entries written to drop.jsonl, for: clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`);
+    say(`${entries.length.toLocaleString("en")} entries written to drop.jsonl, for: clipkit data check ${app.about.source} --fix cleaned --drop drop.jsonl`);
   } catch (error) { say(error.message, true); }
 }
 

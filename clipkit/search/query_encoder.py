@@ -1,0 +1,96 @@
+"""Encoding of queries by the model of an index, of which only the needed tower is loaded."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from clipkit.images import ImageLike
+from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
+from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
+from clipkit.search.quick_text import QuickText, quick_text
+
+if TYPE_CHECKING:
+    from clipkit.models import DualEncoder
+    from clipkit.recipe import Side
+
+
+class QueryEncoder:
+    """Encoder of queries. It loads a tower for its first query, and checks that it is of the model of the index.
+
+    Args:
+        folder: folder of the index, for messages.
+        manifest: content of its manifest.
+        given: model to use, or its name; None: the model that made the index.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], given: "str | Path | DualEncoder | None") -> None:
+        self._folder = folder
+        self._probes = manifest["probes"]
+        self._source: str | Path | DualEncoder = manifest["model"]["name"] if given is None else given
+        self._towers: dict[str, DualEncoder | OnnxEncoder] = {}
+
+    @cached_property
+    def model(self) -> "DualEncoder | OnnxEncoder":
+        """The whole model, or its ONNX export.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            DataError: the model is not the one that made the index.
+        """
+        model = self._opened(None)
+        if "text" in model.sides:
+            self._check(model, "text")
+        return model
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
+        """Return unit-length features of any number of texts; errors as for `model`."""
+        return self.tower("text").encode_text(texts)
+
+    def encode_short(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
+        """Return unit-length features of a few texts; the first ones in the shortest time."""
+        is_loaded = self.is_whole or "text" in self._towers
+        quick = None if is_loaded else self._quick_text
+        return self.encode_text(texts) if quick is None else quick.encode_text(texts)
+
+    def encode_image(self, images: Sequence[ImageLike]) -> Float[Tensor, "N D"]:
+        """Return unit-length features of images; errors as for `model`, and DataError for an unreadable image."""
+        return self.tower("image").encode_image(images)
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the whole model is loaded."""
+        return "model" in self.__dict__
+
+    def tower(self, side: "Side") -> "DualEncoder | OnnxEncoder":
+        """Return the model if it is loaded, otherwise a model that has only the tower for texts or images."""
+        if side not in self._towers:
+            model = self.model if self.is_whole else self._opened(side)
+            self._check(model, side)
+            self._towers[side] = model
+        return self._towers[side]
+
+    def _opened(self, only: "Side | None") -> "DualEncoder | OnnxEncoder":
+        if not isinstance(self._source, str | Path):
+            return self._source
+        if is_onnx(self._source):
+            return OnnxEncoder(self._source)
+        from clipkit.models import load
+
+        return load(self._source, only=only)
+
+    def _check(self, model: "DualEncoder | OnnxEncoder", side: "Side") -> None:
+        features = model.encode_text(list(PROBE_TEXTS)) if side == "text" else model.encode_image(probe_images())
+        check_same_model(self._probes, side, features, str(self._folder), model.name)
+
+    @cached_property
+    def _quick_text(self) -> QuickText | None:
+        """Text tower that needs no other library; None if there is none for the model of the index."""
+        source = self._source
+        quick = quick_text(source) if isinstance(source, str | Path) and not is_onnx(source) else None
+        if quick is not None and same_model(self._probes, "text", quick.encode_text(list(PROBE_TEXTS))):
+            return quick
+        return None

@@ -1,0 +1,36 @@
+"""Protection of an index from being replaced by mistake."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import OutputError
+
+_NOUNS = {"image": "images", "text": "distinct captions"}
+
+
+def check_not_replaced(
+    folder: Path, source: str | None, before: Mapping[str, Mapping[bytes, int]], now: Mapping[str, Iterable[bytes]],
+    former: Mapping[str, Any] | None,
+) -> None:  # fmt: skip
+    """Check that data from another source keep at least half of the images, and of the captions, of an index.
+
+    Args:
+        folder: folder of the index.
+        source: source of the new data; None for a Python object, which is not checked.
+        before: rows of the index by key; by kind, image or text.
+        now: keys of the new data, by kind.
+        former: manifest of the index; None for a new index.
+
+    Raises:
+        OutputError: more than half would be removed: probably, the wrong folder was given.
+    """
+    if former is None or None in (source, former["source"]) or source == former["source"]:
+        return
+    for kind, rows in before.items():
+        lost = len(rows.keys() - set(now[kind]))
+        if 2 * lost > len(rows):
+            raise OutputError(
+                f"{folder}: was made from {former['source']}; {source} would remove {lost:,} of its {len(rows):,} "
+                f"{_NOUNS[kind]}; give another folder with --out, or delete the index first"
+            )
