@@ -47,7 +47,12 @@ class QueryEncoder:
         return model
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of any number of texts; errors as for `model`."""
+        """Return unit-length features of any number of texts.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            DataError: the model is not the one that made the index.
+        """
         return self.tower("text").encode_text(texts)
 
     def encode_short(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
@@ -57,7 +62,12 @@ class QueryEncoder:
         return self.encode_text(texts) if quick is None else quick.encode_text(texts)
 
     def encode_image(self, images: Sequence[ImageLike]) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images; errors as for `model`, and DataError for an unreadable image."""
+        """Return unit-length features of images.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            DataError: the model is not the one that made the index, or an image is unreadable.
+        """
         return self.tower("image").encode_image(images)
 
     @property

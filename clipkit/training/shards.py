@@ -162,7 +162,7 @@ class Shards(Weights):
             self.model.sides[side].trunk = trunk
 
     def _empty(self) -> None:
-        """Free the memory of the original trunks."""
+        """Free the memory of the weights of the complete trunks, which the sharded copies replace."""
         for trunk in self._whole.values():
             for parameter in trunk.parameters():
                 parameter.data = parameter.data.new_empty(0)

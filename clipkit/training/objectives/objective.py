@@ -19,7 +19,7 @@ Value = Callable[[Gathered, Scalars, slice], Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One kind of features from which an objective is computed."""
+    """Features that an objective needs: the tower that computes them, and how its inputs are made."""
 
     tower: Literal["image", "text"]
     make: Augment | TextOf
