@@ -229,7 +229,7 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         if empty >= 0 and captions:
             raise DataError(
                 f"{rows.name}: {rows.row} {row_of_text[empty] + 1} has no caption; fill it in or drop the {rows.row} "
-                "(clipkit data check --fix does)"
+                "(clipkit data check --fix drops it)"
             )
         if empty >= 0:
             del texts["caption"]

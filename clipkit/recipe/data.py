@@ -197,7 +197,9 @@ class DataRecipe(Section):
         if self.views is None:
             return self
         if self.store is None:
-            raise ValueError("views needs data.store, which is null; remove data.store or data.views")
+            raise ValueError(
+                "views needs data.store, but data.store is null; remove the line data.store: null, or remove data.views"
+            )
         if self.augment == "none":
             raise ValueError(
                 f"views is {self.views}, but data.augment is none, so all views would be equal; remove one of the two"

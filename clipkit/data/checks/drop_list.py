@@ -35,7 +35,9 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
         DataError: the file cannot be read, or names an image or a caption that the data does not have.
     """
     if file.suffix.lower() != ".jsonl":
-        raise DataError(f"{file}: is not a list of images to drop; give the .jsonl file that clipkit browse wrote")
+        raise DataError(
+            f"{file}: is not a list of images to drop; give the .jsonl file that clipkit browse or data doubtful wrote"
+        )
     position_of = {image_name(pairs, position): position for position in range(len(pairs.images))}
     known: set[tuple[int, str]] = set()
     images: dict[int, str] = {}

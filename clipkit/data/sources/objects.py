@@ -1,4 +1,4 @@
-"""Reader of Python objects: lists of pairs or dicts, dicts of columns, DataFrames, torch Datasets and `datasets`."""
+"""Reader of Python objects: lists of pairs or dicts, dicts of columns, DataFrames, torch or Hugging Face datasets."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

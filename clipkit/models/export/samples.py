@@ -29,11 +29,11 @@ CAPTIONS: Mapping[str, str] = {
 
 
 def image_files(side: int) -> dict[str, bytes]:
-    """Return image files by kind.
+    """Return the bytes of sample image files by the format or property that they test, e.g. "gray".
 
     Args:
         side: side of the model's input in pixels. In two of the images, a center crop of this size removes an odd
-            number of pixels.
+            number of pixels, which libraries may round in different ways.
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)
     alpha = square.convert("RGBA")

@@ -183,7 +183,9 @@ def as_model_errors(repository: str) -> Iterator[None]:
     except ValueError as error:
         if CARD not in str(error):  # an answer that is not JSON, for example from a proxy
             raise ModelError(f"{repository}: {_interrupted(error)}") from None
-        raise ModelError(f"{repository}: the Hub rejects the model card ({one_line(error)}); fix its header") from None
+        raise ModelError(
+            f"{repository}: the Hub rejects the model card ({one_line(error)}); fix its YAML header"
+        ) from None
     except interruptions as error:
         raise ModelError(f"{repository}: {_interrupted(error)}") from None
 
