@@ -66,9 +66,9 @@ class Cut:
         """Run the lower part; return what the upper part needs.
 
         Returns:
-            `activations` (B, …), and the inputs of the trunk that are not in `left_out`, such as masks. If the lower
-            part computes some columns of the output, also these columns as `outside` (B, C); in this case, the whole
-            trunk runs.
+            `activations` (B, …), and the inputs of the trunk that are not in `left_out`, such as masks. If some
+            columns of the trunk's output do not come from the upper part, they are `outside` (B, C); to get them, the
+            whole trunk runs.
         """
         reached: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Decoding of images in advance, in threads, or in processes if the device is an accelerator."""
+"""Decoding of images ahead of time: in processes if the device is an accelerator, otherwise in threads."""
 
 import multiprocessing
 import os

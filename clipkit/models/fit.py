@@ -97,7 +97,10 @@ def _token_counts(tokenizer: Any) -> tuple[int, int]:
 
 
 def _end_token(trunk: Any) -> int | Literal["highest"] | None:
-    """Return the ID of the token from which a causal tower takes its features; None if there is no such token."""
+    """Return the ID of the token from which a causal tower takes its features.
+
+    "highest": it takes them at the token with the highest ID of the text. None: it does not use a certain token.
+    """
     if isinstance(trunk, CausalText):
         return "highest" if trunk.end is None else trunk.end
     config: Any = getattr(trunk.native, "config", None)

@@ -51,12 +51,12 @@ def load(
             `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a folder
             with adapters in PEFT's layout; a clipkit run.
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
-        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights; a CUDA GPU encodes with
-            bfloat16 autocast, which is several times as fast, other devices in float32. Features are always float32.
+        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights. Then a CUDA GPU encodes
+            with bfloat16 autocast (several times as fast), and other devices in float32. Features are always float32.
         only: image or text: load this tower alone, which is faster and needs less memory. Its features are the same;
             the model encodes only images or texts, and cannot be saved.
-        image_tower, text_tower, preprocess, tokenizer: parts of a model that `DualEncoder.from_modules` built: the
-            folder has only its weights. Not for other models.
+        image_tower, text_tower, preprocess, tokenizer: only for a model that `DualEncoder.from_modules` built, and
+            required for it: its folder has the weights, but not these parts.
 
     Raises:
         ModelError: the model is missing, invalid or unsupported, the device is unavailable or the type is unknown.

@@ -40,7 +40,7 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that returns a function from a tensor to True if adapters have computed the tensor.
+    """Context that gives a function, which tells whether a given tensor was computed by adapters.
 
     The result is True for the weights that adapters return, and for all tensors that exist only while adapters compute.
     """

@@ -85,7 +85,7 @@ class LossRecipe(LossOptions):
                 raise ValueError("name is an empty list; add at least one loss")
             if unused := self.unused_options([]):
                 raise ValueError(
-                    f"{unused[0]} applies to a single loss, but the key name has a list of losses; move "
+                    f"{unused[0]} applies to a single loss, but the key 'name' has a list of losses; move "
                     f"{unused[0]} into an entry of the list"
                 )
         if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):

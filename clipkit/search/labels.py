@@ -86,7 +86,10 @@ def labels_of(index: Index, column: str) -> NDArray[np.object_]:
     labels = np.array([text if text and text != "-1" else None for text in texts.cast(pa.string()).to_pylist()], object)
     classes = len({label for label in labels if label is not None})
     if not 2 <= classes <= _MOST_CLASSES:
-        raise DataError(f"{index.path}: column {column!r} has {classes:,} different values; give a column of labels")
+        raise DataError(
+            f"{index.path}: column {column!r} has {classes:,} different values, but labels have 2 to "
+            f"{_MOST_CLASSES:,}; give a column of labels"
+        )
     return labels
 
 

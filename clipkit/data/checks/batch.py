@@ -22,8 +22,8 @@ _MANY = 0.5
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
     """Estimate how many pairs of rows in one batch have the same caption or image.
 
-    A batch contains different images, each with one of its captions, as in training. Two given images are both in the
-    batch with probability G (G - 1) / (N (N - 1)).
+    No image occurs twice in a batch, but two of its images may be duplicates of each other. Each image has one of its
+    captions, as in training. Two given images are both in the batch with probability G (G - 1) / (N (N - 1)).
 
     Args:
         pairs: N images with captions.
@@ -31,9 +31,9 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
         batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        `size`: G. `same_caption`: expected number of pairs of rows with equal captions of different images.
-        `same_image`: expected number of pairs of rows with duplicate images. `rows`: expected number of rows that have
-        the same caption or image as another row.
+        `size`: G. `same_caption`: expected number of combinations of two rows with equal captions. `same_image`:
+        expected number of combinations of two rows whose images are duplicates of each other. `rows`: expected number
+        of rows that have the same caption or image as another row.
     """
     count = len(pairs.images)
     size = min(batch_size, count)

@@ -134,9 +134,8 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     """
     if is_address(name):
         raise DataError(
-            f"{wanted.source}: is a remote address, which can only be streamed for training (.tar "
-            "shards, with data.samples); "
-            "download the data for other uses"
+            f"{wanted.source}: is a remote address; it can only be training data (.tar shards, and data.samples set "
+            "to their number of samples); download the data for other uses"
         )
     if "\0" in name:
         raise DataError(f"{wanted.source[:200]}: is not a valid file name; check the path")

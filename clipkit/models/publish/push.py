@@ -141,7 +141,10 @@ def _is_edited(api: Any, repository: str, text: str) -> bool:
 
 
 def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
-    """Return a note if the repository contains weights of another layout, which a library may load instead."""
+    """Return a note if the repository has old weights under file names that the pushed folder does not replace.
+
+    A library may load the old weights instead of the new ones. Without such files, the list is empty.
+    """
     local = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     others = [name for name in remote if name.endswith(WEIGHTS) and name not in local]
     if not others:

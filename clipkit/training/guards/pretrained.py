@@ -68,7 +68,9 @@ class _Trial:
 
 
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
-    """Return a finding if the model seems to need another normalization or activation, or does not match the pairs.
+    """Return a finding if the model matches images and captions much better with other settings, or hardly at all.
+
+    The settings are the normalization of pixels and the activation.
 
     Args:
         model: a pretrained model.
