@@ -27,7 +27,7 @@ _AHEAD = 2
 
 
 def threads_for(module: nn.Module, batches: int) -> int:
-    """Return the number of threads for a number of batches on a CPU. It is 1 for few batches, and if a module has shards.
+    """Return the number of threads for a number of batches on a CPU: 1 for few batches, or if a module has shards.
 
     Modules with shards exchange data between processes, so all processes must run the batches in the same order.
     """

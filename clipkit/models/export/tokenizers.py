@@ -71,7 +71,7 @@ def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
 
 
 def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
-    """Take the transformers tokenizer out of open_clip's HFTokenizer, and add the cleaning of captions of the latter."""
+    """Take the transformers tokenizer out of open_clip's HFTokenizer, and add the caption cleaning of the latter."""
     from open_clip.tokenizer import get_clean_fn
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast
