@@ -50,7 +50,6 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with as_os_errors():
             yield temporary
-        share_files(temporary)
         if path.is_file() and not path.is_symlink():
             with suppress(OSError):
                 shutil.copymode(path, temporary)
@@ -86,17 +85,21 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
-def share_files(path: Path) -> None:
-    """Give a file, or all files in a folder, at least the permissions of a new file (0o666 without the umask).
+@contextmanager
+def sharing_files(folder: Path) -> Iterator[None]:
+    """Context that gives files written in a folder at least the permissions of a new file (0o666 without the umask).
 
-    Other libraries may write files that only their owner can read, e.g. safetensors 0.8.
+    Other libraries may write files that only their owner can read, e.g. safetensors 0.8. Files that were there before,
+    and were not replaced, keep their permissions.
     """
-    probe = (path if path.is_dir() else path.parent) / f".{uuid4().hex}.writing"
+    before = {file.stat().st_ino for file in folder.rglob("*") if is_file(file)}
+    yield
+    probe = folder / f".{uuid4().hex}.writing"
     probe.touch()
     usual = probe.stat().st_mode
     probe.unlink()
-    for file in (path, *path.rglob("*")):
-        if file.is_file() and not file.is_symlink() and file.stat().st_mode | usual != file.stat().st_mode:
+    for file in folder.rglob("*"):
+        if is_file(file) and not file.is_symlink() and file.stat().st_ino not in before:
             file.chmod(file.stat().st_mode | usual)
 
 

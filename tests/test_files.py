@@ -31,12 +31,21 @@ def test_locked_blocks_follow_one_another(tmp_path: Path) -> None:
 def test_written_files_have_the_permissions_of_a_new_file(tmp_path: Path, tiny_clip: Path) -> None:
     (tmp_path / "new").touch()
     usual = (tmp_path / "new").stat().st_mode
-    with replacing(tmp_path / "alone") as temporary:
-        temporary.touch(0o600)
-    assert (tmp_path / "alone").stat().st_mode == usual
     model = clipkit.load(tiny_clip)
     for _ in range(2):  # a new folder, and an existing one
         model.save(tmp_path / "model")
         modes = {file.name: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
         assert "model.safetensors" in modes
         assert set(modes.values()) == {usual}, modes
+    clipkit.export(model, to="open_clip", out=tmp_path / "export")
+    assert {file.stat().st_mode for file in (tmp_path / "export").iterdir()} == {usual}
+
+
+def test_other_files_keep_their_permissions(tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / "private.txt").touch(0o600)
+    private = (tmp_path / "private.txt").stat().st_mode
+    clipkit.load(tiny_clip).save(tmp_path)
+    with replacing(tmp_path / "copy") as temporary:
+        temporary.mkdir()
+        (temporary / "private.txt").hardlink_to(tmp_path / "private.txt")
+    assert (tmp_path / "private.txt").stat().st_mode == private

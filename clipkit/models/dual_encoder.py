@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import DataError
-from clipkit.files import as_os_errors, replacing, share_files
+from clipkit.files import as_os_errors, replacing, sharing_files
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.adapters.attach import merged
@@ -231,10 +231,10 @@ class DualEncoder(nn.Module):
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         with replacing(folder) if is_new else as_os_errors(folder) as written:
             written.mkdir(exist_ok=True)
-            with merged(self):
-                self.backend.save(self, written)
-            save_view_heads(self.view_heads, written)
-            share_files(written)
+            with sharing_files(written):
+                with merged(self):
+                    self.backend.save(self, written)
+                save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
         """Return the facts about the saved model for its model card.

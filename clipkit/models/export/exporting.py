@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipkit.errors import OutputError
 from clipkit.export_formats import export_format
-from clipkit.files import replacing
+from clipkit.files import replacing, sharing_files
 from clipkit.images import ImageLike, Stored, open_image
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.comparison import Comparison, changed, run_card
@@ -67,7 +67,8 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary, tempfile.TemporaryDirectory() as samples:
             temporary.mkdir()
-            notes = target.write(model, temporary)
+            with sharing_files(temporary):
+                notes = target.write(model, temporary)
             side = model.image.preprocess.image_size or 96
             files = _files(images, side, Path(samples)) if "image" in model.sides else {}
             texts = _named(captions) if "text" in model.sides else {}
