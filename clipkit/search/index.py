@@ -148,9 +148,9 @@ class Index:
         rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
         terms = terms_of(query, several, minus, rows)
         words = _one_text(terms)
-        self._check_options(where, k, precision, words)  # loading the model takes seconds
+        mask = self._check_options(where, k, precision, words)  # before the model is loaded, which takes seconds
         vector = self.vector_of(terms)
-        return self.search_vectors(vector[None], where=where, k=k, precision=precision, without=rows, words=words)[0]
+        return self._ranked(vector[None], mask, k, precision, rows, words)[0]
 
     def search_many(
         self, queries: Iterable[str], *, where: str | None = None, k: int = 20, precision: float | None = None
@@ -160,8 +160,8 @@ class Index:
         if not several:
             return []
         texts = [str(terms[0].what) for terms in several]
-        self._check_options(where, k, precision, texts)
-        return self.search_vectors(self.encoder.encode_text(texts), where=where, k=k, precision=precision, words=texts)
+        mask = self._check_options(where, k, precision, texts)
+        return self._ranked(self.encoder.encode_text(texts), mask, k, precision, (), texts)
 
     def search_vectors(
         self,
@@ -183,7 +183,18 @@ class Index:
             without: rows that are left out.
             words: texts of the queries, if the queries are texts; results then have a relevance.
         """
-        mask = self._check_options(where, k, precision, words)
+        return self._ranked(vectors, self._check_options(where, k, precision, words), k, precision, without, words)
+
+    def _ranked(
+        self,
+        vectors: Float[Tensor, "Q D"],
+        mask: NDArray[np.bool_] | None,
+        k: int,
+        precision: float | None,
+        without: Sequence[int],
+        words: Sequence[str] | None,
+    ) -> list[list[Hit]]:
+        """Return the best images for each query among the rows of a mask; other arguments as for `search_vectors`."""
         check_vectors(vectors, self.features.shape[1])
         if without:
             mask = np.ones(len(self), bool) if mask is None else mask

@@ -1,4 +1,4 @@
-"""What is refused before the model is loaded, and how images of an index are named."""
+"""Options that are refused before the model is loaded, and locations of images in an index."""
 
 from pathlib import Path
 from typing import Any
