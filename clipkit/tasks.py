@@ -58,6 +58,14 @@ TASKS: dict[str, TaskRow] = {
         data="Labeled images, several per label: class folders, a table, shards (WebDataset), or hf:NAME (Hugging "
         "Face Hub).",
     ),
+    "landmarks": TaskRow(
+        "Landmark retrieval", "image-feature-extraction", "medium_map", ("easy_map", "medium_map", "hard_map"),
+        help="Evaluate landmark retrieval (revisited Oxford and Paris).\n\nEach query image searches the gallery; some "
+        "images are easy to find, some hard, and some are ignored.",
+        data="A JSON file with imlist (names of the gallery images), qimlist (names of the query images) and gnd (for "
+        "each query: easy, hard and junk, lists of positions in imlist, and optionally bbx, the box to which the query "
+        "image is cropped). Append ?images=FOLDER to its name to give the folder of the images.",
+    ),
     "clustering": TaskRow(
         "Clustering", "image-feature-extraction", "nmi", ("nmi", "ami", "ari"),
         help="Evaluate clustering.\n\nClusters the image features by k-means, without labels, and compares the "
@@ -101,6 +109,8 @@ _METRICS = {
     "jaccard_5-6": "Jaccard index, 5 or 6 candidates",
     "jaccard_10-12": "Jaccard index, 10 or 12 candidates",
     "map@r": "mAP@R",
+    "map": "mAP",
+    "mp@": "mP@",
     "nmi": "NMI (V-measure)",
     "ami": "adjusted mutual information",
     "ari": "adjusted Rand index",
@@ -127,6 +137,9 @@ _PREFIXES = {
     "text_retrieval_": "image → text ",
     "lp_": "linear probe: ",
     "instance_": "image → image ",
+    "easy_": "easy: ",
+    "medium_": "medium: ",
+    "hard_": "hard: ",
     "knn_": "nearest neighbors: ",
     "image_view_": "image view → other view ",
     "text_view_": "text view → caption ",

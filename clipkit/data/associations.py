@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipkit.data.listed_images import listed_image
 from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.emoji_tests import emoji_test
 from clipkit.errors import DataError
@@ -11,7 +12,6 @@ from clipkit.files import is_file
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
-_ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
 _ROLES = ("cue", "candidates", "associations")
 
 
@@ -58,7 +58,7 @@ def read_associations(source: str | Path) -> Associations:
                 f"{where}: an association is not among the candidates, or a candidate is listed twice; fix the row"
             )
         cues.append(cue.strip())
-        candidates.append([images.setdefault(_image(folder, one, path), len(images)) for one in shown])
+        candidates.append([images.setdefault(listed_image(folder, one, path), len(images)) for one in shown])
         right.append([one in chosen for one in shown])
     return Associations(str(path), list(images), cues, candidates, right)
 
@@ -80,12 +80,3 @@ def _rows(path: Path) -> list[Any]:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
-
-
-def _image(folder: Path, name: str, file: Path) -> Path:
-    for ending in _ENDINGS:
-        if is_file(folder / f"{name}{ending}"):
-            return folder / f"{name}{ending}"
-    raise DataError(
-        f"{file}: image {folder / name} is missing; give the folder of the images as {file.name}?images=FOLDER"
-    )

@@ -11,6 +11,7 @@ from clipkit.evaluation.tasks.associations import associations
 from clipkit.evaluation.tasks.clustering import clustering
 from clipkit.evaluation.tasks.compositional import compositional
 from clipkit.evaluation.tasks.instances import instances
+from clipkit.evaluation.tasks.landmarks import landmarks
 from clipkit.evaluation.tasks.probe import probe
 from clipkit.evaluation.tasks.retrieval import retrieval, retrieval_result
 from clipkit.evaluation.tasks.zeroshot import zeroshot
@@ -28,6 +29,7 @@ __all__ = [
     "compare_suites",
     "compositional",
     "instances",
+    "landmarks",
     "probe",
     "read_result",
     "retrieval",

@@ -67,6 +67,11 @@ class Emoji:
         return f"images/{self.image.name}"
 
     @property
+    def without_tone(self) -> tuple[int, ...]:
+        """Code points without skin tones."""
+        return tuple(code for code in self.codes if code not in _SKIN_TONES)
+
+    @property
     def family(self) -> tuple[int, ...]:
         """Code points without skin tone and gender; they are equal for all variants of an emoji."""
         kept = [
@@ -120,9 +125,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for one in [*train, *held]:
-        copy = folder / "images" / one.image.name
-        if size_of(copy) != size_of(one.image):  # do not rewrite a file that another process may be reading
-            shutil.copyfile(one.image, copy)
+        copy_image(one, folder)
     data = EmojiData(folder, len(families), len(held_out))
     images, names = [one.file for one in train], [one.name for one in train]
     _write(data.train, "caption", images, names)
@@ -143,6 +146,13 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         grouped = [one for one in shown if one.group in prompts]
         _write(file, "label", [one.file for one in grouped], [str(one.group) for one in grouped])
     return data
+
+
+def copy_image(emoji: Emoji, folder: Path) -> None:
+    """Copy the image of an emoji to the dataset in `folder`, unless it is there."""
+    copy = folder / emoji.file
+    if size_of(copy) != size_of(emoji.image):  # do not rewrite a file that another process may be reading
+        shutil.copyfile(emoji.image, copy)
 
 
 def write_names(file: Path, language: str) -> Path:

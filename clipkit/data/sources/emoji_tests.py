@@ -1,4 +1,4 @@
-"""Sources `twemoji:near_misses` and `twemoji:associations`: small tests of composition and association on emoji."""
+"""Sources `twemoji:near_misses`, `twemoji:associations` and `twemoji:landmarks`: small tests of tasks on emoji."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipkit.data.sources.emoji import EmojiData, build_emoji_data
+from clipkit.data.sources.emoji import EmojiData, build_emoji_data, copy_image, read_emoji
 from clipkit.errors import DataError
 from clipkit.files import cache_folder, locked, write_whole
 
@@ -20,13 +20,16 @@ _WORDS = {
 
 
 def emoji_test(source: str) -> Path:
-    """Write `twemoji:near_misses` or `twemoji:associations` to the cache folder, and return the path of the file.
+    """Write the file of a source to the cache folder, and return its path.
+
+    Args:
+        source: `twemoji:near_misses`, `twemoji:associations` or `twemoji:landmarks`.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
         DataError: the source is unknown.
     """
-    writers = {"near_misses": _near_misses, "associations": _associations}
+    writers = {"near_misses": _near_misses, "associations": _associations, "landmarks": _landmarks}
     content = source.removeprefix("twemoji:")
     if content not in writers:
         raise DataError(
@@ -72,6 +75,33 @@ def _associations(data: EmojiData) -> Path:
             rows.append({"cue": word, "candidates": candidates, "associations": right})
     file = data.folder / "associations.jsonl"
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def _landmarks(data: EmojiData) -> Path:
+    """Write queries with each held-out emoji that has skin tones, searched among all variants of held-out emoji.
+
+    Easy are the other skin tones of the query, hard are the other genders with a skin tone; the other genders without
+    skin tone are ignored.
+    """
+    held_out = set(_column(data.held_out, "caption"))
+    emoji = read_emoji()
+    queries = {one.family: one for one in emoji if one.file in held_out}
+    gallery = [one for one in emoji if one.family in queries and one != queries[one.family]]
+    truth: dict[str, dict[str, list[int]]] = {}
+    for position, one in enumerate(gallery):
+        query = queries[one.family]
+        if one.without_tone == query.without_tone:
+            grade = "easy"
+        else:
+            grade = "junk" if one.codes == one.without_tone else "hard"
+        truth.setdefault(query.file, {"easy": [], "hard": [], "junk": []})[grade].append(position)
+    lone = [one for one in queries.values() if one.file not in truth]
+    for one in [*gallery, *lone]:
+        copy_image(one, data.folder)
+    file = data.folder / "landmarks.json"
+    names = [one.file for one in [*gallery, *lone]]
+    write_whole(file, json.dumps({"imlist": names, "qimlist": list(truth), "gnd": list(truth.values())}))
     return file
 
 
