@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from two_towers import part_of, trained
+from closed_form_starts import part_of, trained
 
 from clipkit.metrics import retrieval_ranks
 from clipkit.metrics.bootstrap import cluster_bootstrap, interval

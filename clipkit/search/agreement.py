@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.search.index import Index
-from clipkit.search.nearest import as_float32
+from clipkit.search.nearest import as_float32, unit_vectors
 from clipkit.search.source import CAPTIONS, CONTENT, IMAGE
 
 DEPTH = 10
@@ -147,9 +144,9 @@ class Pair:
 
     def _captions(
         self,
-    ) -> tuple[list[str], tuple[Float[Tensor, "Q D"], Float[Tensor, "Q E"]], list[int | None]]:
-        """Return up to 2,000 captions that both indexes have, their features in each index, and the row of each
-        caption's image in the first index.
+    ) -> tuple[list[str], tuple[NDArray[np.float32], NDArray[np.float32]], list[int | None]]:
+        """Return up to 2,000 captions that both indexes have, their (Q, D) and (Q, E) features in the two indexes, and
+        the row of each caption's image in the first index.
         """
         one, other = self.indexes
         number_in_other = {text: number for number, text in enumerate(other.texts)}
@@ -166,7 +163,9 @@ class Pair:
             )
         chosen = [shared[n] for n in evenly_spaced(len(shared), MOST_QUERIES)]
         texts = [one.texts[n] for n in chosen]
-        features = (_unit(one.text_features[chosen]), _unit(other.text_features[[number_in_other[t] for t in texts]]))
+        numbers = [number_in_other[text] for text in texts]
+        stored = (one.text_features[chosen], other.text_features[numbers])
+        features = (unit_vectors(as_float32(stored[0])), unit_vectors(as_float32(stored[1])))
         return texts, features, [row_of[text] for text in texts]
 
 
@@ -185,7 +184,3 @@ def _positions(one: Index, other: Index) -> NDArray[np.int64]:
         first = _positions(one, one)
         found[found >= 0] = first[found[found >= 0]]
     return found
-
-
-def _unit(features: NDArray[np.float16]) -> Float[Tensor, "Q D"]:
-    return torch.nn.functional.normalize(as_float32(features), dim=1)

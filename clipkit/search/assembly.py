@@ -106,7 +106,7 @@ def assemble(
         hubs = hub_statistics(image_features, text_features, own)
         files["hubs"] = _write(logs / "hubs.npy", lambda file: np.save(file, hubs))
         text_queries = text_features
-        relevance = fit(Nulls(image_features, hubs), found.captions, model.encode_text)
+        relevance = fit(Nulls(image_features, hubs), found.captions, lambda texts: model.encode_text(texts).numpy())
     before = ((former or {}).get("engine") or {}).get("collection")
     engine = _engine(logs, folder, files, text_queries, qdrant or (before is not None and server() is not None))
     error = max(images.error, texts.error, former["features"]["max_error"] if former is not None else 0.0)

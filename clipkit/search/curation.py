@@ -78,9 +78,9 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
         part = slice(start, start + _BLOCK)
         vectors = index.unit_features(part)
         _, rows = index.nearest.top(vectors, count)
-        neighbors = index.unit_features(rows.numpy())
-        found.scores[part] = (neighbors @ vectors[:, :, None])[:, :, 0].numpy()
-        found.rows[part] = rows.numpy()
+        neighbors = index.unit_features(rows)
+        found.scores[part] = (neighbors @ vectors[:, :, None])[:, :, 0]
+        found.rows[part] = rows
         if progress is not None:
             progress(min(start + _BLOCK, len(index)) / len(index))
     return found

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -73,7 +74,7 @@ def doubts_of(
         progress: called from time to time with the completed share of the work, from 0 to 1.
     """
     image_sample, text_sample = (
-        as_float32(rows[evenly_spaced(len(rows), most)])
+        torch.from_numpy(as_float32(rows[evenly_spaced(len(rows), most)]))
         for rows, most in ((images, _IMAGE_SAMPLE), (texts, _TEXT_SAMPLE))
     )
     scores, fits, agreements = np.empty(len(image_of), np.float32), np.empty(len(image_of)), np.empty(len(image_of))
@@ -81,8 +82,8 @@ def doubts_of(
     ends = np.searchsorted(image_of, np.arange(0, len(images) + _IMAGES, _IMAGES))
     for start, end in pairwise(ends.tolist()):
         part = slice(start, end)
-        features = as_float32(texts[text_of[part]])
-        scores[part] = (features * as_float32(images[image_of[part]])).sum(dim=1).numpy()
+        features = torch.from_numpy(as_float32(texts[text_of[part]]))
+        scores[part] = (features.numpy() * as_float32(images[image_of[part]])).sum(axis=1)
         fits[part] = _in_spreads(scores[part], features @ image_sample.T)
         similar = _similarity_to_others(features, image_of[part])
         agreements[part] = _in_spreads(similar, features @ text_sample.T)

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError, one_line
 from clipkit.extras import check_extra
 from clipkit.search.layout import damaged
-from clipkit.search.nearest import Exact, Nearest, scores_of
+from clipkit.search.nearest import Exact, Nearest, best_of, scores_of
 
 NAME = "FAISS IVF, SQ8"
 LEAST_ROWS = 50_000
@@ -53,10 +50,10 @@ def is_installed() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def recall(engine: Nearest, features: NDArray[np.float16], queries: Float[Tensor, "Q D"]) -> float:
+def recall(engine: Nearest, features: NDArray[np.float16], queries: NDArray[np.float32]) -> float:
     """Return recall@10 of an engine: the mean share of a query's ten best rows that the engine finds."""
     found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
-    return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.numel()
+    return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.size
 
 
 def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
@@ -95,8 +92,8 @@ class FaissEngine:
         self.exact = Exact(features)
 
     def top(
-        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
-    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+        self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the scores and row numbers of the best rows for each query; see `Nearest`."""
         import faiss
 
@@ -106,12 +103,10 @@ class FaissEngine:
         settings = faiss.SearchParametersIVF(nprobe=min(self.index.nlist, _PROBES))
         if rows is not None:
             settings.sel = faiss.IDSelectorBatch(rows)
-        found = torch.from_numpy(self.index.search(queries.numpy(), candidates, params=settings)[1])
+        found = self.index.search(np.ascontiguousarray(queries), candidates, params=settings)[1]
         if (found < 0).any():  # the cells that were searched hold too few of the rows
             return self.exact.top(queries, count, rows)
         if (found >= len(self.features)).any():
             raise damaged(self.file, f"a row that is not among the {len(self.features):,} rows")
-        found = found.sort(dim=1).values
-        scores = scores_of(self.features, queries, found)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return scores.gather(1, order), found.gather(1, order)
+        found = np.sort(found, axis=1)
+        return best_of(scores_of(self.features, queries, found), found, count)

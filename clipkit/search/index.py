@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit.errors import DataError, UserError
 from clipkit.images import ImageLike, Stored
@@ -19,7 +16,7 @@ from clipkit.search.hit import Hit, hits_of
 from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, damaged, file_of, open_array, open_table, read_manifest
 from clipkit.search.location import row_at
-from clipkit.search.nearest import Exact, Nearest, as_float32
+from clipkit.search.nearest import Exact, Nearest, as_float32, unit_vectors
 from clipkit.search.qdrant import QdrantEngine, server
 from clipkit.search.query import Term, check_vectors, combined, terms_of
 from clipkit.search.query_encoder import QueryEncoder
@@ -28,7 +25,9 @@ from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from PIL.Image import Image
+    from torch import Tensor
 
     from clipkit.models import DualEncoder
     from clipkit.search.onnx_encoder import OnnxEncoder
@@ -165,7 +164,7 @@ class Index:
 
     def search_vectors(
         self,
-        vectors: Float[Tensor, "Q D"],
+        vectors: "ArrayLike | Tensor",
         *,
         where: str | None = None,
         k: int = 20,
@@ -176,18 +175,19 @@ class Index:
         """Return the best images for each of several unit vectors; other arguments as for `search`.
 
         Args:
-            vectors: features of queries.
+            vectors: (Q, D) features of queries, an array or a tensor.
             where: filter.
             k: maximum number of results.
             precision: expected share of relevant results.
             without: rows that are left out.
             words: texts of the queries, if the queries are texts; results then have a relevance.
         """
-        return self._ranked(vectors, self._check_options(where, k, precision, words), k, precision, without, words)
+        array = np.asarray(vectors.cpu() if hasattr(vectors, "cpu") else vectors, np.float32)
+        return self._ranked(array, self._check_options(where, k, precision, words), k, precision, without, words)
 
     def _ranked(
         self,
-        vectors: Float[Tensor, "Q D"],
+        vectors: NDArray[np.float32],
         mask: NDArray[np.bool_] | None,
         k: int,
         precision: float | None,
@@ -203,9 +203,9 @@ class Index:
         calibrations = self.calibrations if words is not None else {}
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
-        self._check_lengths(scores.abs() / vectors.norm(dim=1, keepdim=True))
+        self._check_lengths(np.abs(scores) / np.linalg.norm(vectors, axis=1, keepdims=True))
         results = []
-        for number, (row_scores, rows) in enumerate(zip(scores.numpy(), found.numpy(), strict=True)):
+        for number, (row_scores, rows) in enumerate(zip(scores, found, strict=True)):
             relevance, least = None, 0.0
             if calibrations and words is not None and len(rows):
                 kind = "short" if is_short(words[number]) else "long"
@@ -231,17 +231,17 @@ class Index:
             raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
         return None if where is None else rows_where(self.rows, where)
 
-    def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> Float[Tensor, "... D"]:
-        """Return features of images ("features") or of captions ("textfeatures") in float32, of exactly unit length.
+    def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> NDArray[np.float32]:
+        """Return (…, D) features of images ("features") or of captions ("textfeatures") in float32, with unit length.
 
         Raises:
             DataError: the features are damaged.
         """
         features = as_float32((self.features if kind == "features" else self.text_features)[rows])
-        self._check_lengths(features.norm(dim=-1), kind)
-        return torch.nn.functional.normalize(features, dim=-1)
+        self._check_lengths(np.linalg.norm(features, axis=-1), kind)
+        return unit_vectors(features)
 
-    def _check_lengths(self, lengths: Tensor, kind: str = "features") -> None:
+    def _check_lengths(self, lengths: NDArray[np.float32], kind: str = "features") -> None:
         """Check that no feature is longer than 1, up to rounding. A longer one is damaged and would be ranked first."""
         if not (lengths <= _LONGEST).all():
             raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
@@ -256,10 +256,10 @@ class Index:
         """Null distributions of scores, from which the relevance of results is computed."""
         return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
 
-    def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
-        """Return the unit vector of a query."""
-        features = torch.empty(len(terms), self.features.shape[1])
-        encoders: dict[str, Callable[[list[Any]], Tensor]] = {
+    def vector_of(self, terms: Sequence[Term]) -> NDArray[np.float32]:
+        """Return the (D,) unit vector of a query."""
+        features = np.empty((len(terms), self.features.shape[1]), np.float32)
+        encoders: dict[str, Callable[[list[Any]], NDArray[np.float32]]] = {
             "text": self.encoder.encode_short,
             "image": self.encoder.encode_image,
             "row": self._stored,
@@ -270,7 +270,7 @@ class Index:
                 features[positions] = encode([terms[position].what for position in positions])
         return combined(features, [term.weight for term in terms])
 
-    def _stored(self, rows: list[Any]) -> Tensor:
+    def _stored(self, rows: list[Any]) -> NDArray[np.float32]:
         return self.unit_features(np.array(rows))
 
     @cached_property

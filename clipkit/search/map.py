@@ -13,11 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from pyarrow import parquet
-from torch import Tensor
 
 from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
@@ -25,6 +22,7 @@ from clipkit.extras import check_extra
 from clipkit.files import write_whole
 from clipkit.search.index import Index
 from clipkit.search.labels import labels_of
+from clipkit.search.nearest import unit_vectors
 
 log = logging.getLogger("clipkit")
 
@@ -69,8 +67,8 @@ def map_of(index: Index) -> Map:
     return made
 
 
-def positions_of(features: Float[Tensor, "N D"], seed: int = SEED) -> NDArray[np.float32]:
-    """Return (N, 2) positions of features in [0, 1], by t-SNE; four or fewer features are put side by side.
+def positions_of(features: NDArray[np.float32], seed: int = SEED) -> NDArray[np.float32]:
+    """Return (N, 2) positions of (N, D) features in [0, 1], by t-SNE; four or fewer features are put side by side.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -81,7 +79,7 @@ def positions_of(features: Float[Tensor, "N D"], seed: int = SEED) -> NDArray[np
 
     if len(features) < 5:
         return np.stack([np.linspace(0, 1, len(features)), np.full(len(features), 0.5)], axis=1).astype(np.float32)
-    units = torch.nn.functional.normalize(features, dim=1).numpy()
+    units = unit_vectors(features)
     components = min(_COMPONENTS, *units.shape)
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(units)
     perplexity = min(_PERPLEXITY, (len(units) - 1) / 3)

@@ -1,15 +1,16 @@
-"""Exact nearest neighbors in memory-mapped features, computed in blocks of 2,048 rows."""
+"""Exact nearest neighbors in memory-mapped features, computed in blocks of rows.
 
+Queries and results are NumPy arrays: `clipkit search` can answer without importing torch, which takes seconds.
+"""
+
+import sys
 from typing import Protocol
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
-_TILE = 2048
-_TILES = 32
+_TILE = 1024
+_TILES = 64
 _QUERIES = 256
 
 
@@ -19,13 +20,14 @@ class Nearest(Protocol):
     name: str
 
     def top(
-        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
-    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
-        """Return the scores and row numbers of the best rows for each query, the best first; at equal scores, the lower
-        row first.
+        self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the (Q, K) scores and row numbers of the best rows for each query, the best first.
+
+        Of equal scores, the lower row comes first.
 
         Args:
-            queries: unit vectors.
+            queries: (Q, D) unit vectors.
             count: number of rows per query; K is smaller if there are fewer rows.
             rows: rows to search in, ascending; None: all.
         """
@@ -44,56 +46,88 @@ class Exact:
         self.features = features
 
     def top(
-        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
-    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+        self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         total = len(self.features) if rows is None else len(rows)
         count = min(count, total)
-        parts = [self._few(part, count, rows, total) for part in queries.split(_QUERIES) if len(part)]
-        if not parts:
-            return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64)
-        return torch.cat([scores for scores, _ in parts]), torch.cat([found for _, found in parts])
+        starts = range(0, max(len(queries), 1), _QUERIES)
+        parts = [self._few(queries[start : start + _QUERIES], count, rows, total) for start in starts]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
 
-    def _few(self, queries: Tensor, count: int, rows: NDArray[np.int64] | None, total: int) -> tuple[Tensor, Tensor]:
-        best, best_rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        converted = torch.empty(_TILE, self.features.shape[1])
+    def _few(
+        self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None, total: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        best, best_rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        # Converted rows are written into the same memory, which stays in the processor's cache.
+        converted = np.empty((_TILE, self.features.shape[1]), np.float32)
         for start in range(0, total, _TILES * _TILE):
             end = min(start + _TILES * _TILE, total)
-            numbers = torch.arange(start, end) if rows is None else torch.from_numpy(rows[start:end])
-            scores = torch.empty(len(queries), end - start)
+            numbers = np.arange(start, end) if rows is None else rows[start:end]
+            scores = np.empty((len(queries), end - start), np.float32)
             for first in range(start, end, _TILE):
                 last = min(first + _TILE, end)
                 part = self.features[first:last] if rows is None else self.features[rows[first:last]]
-                # Write into the same few megabytes, which stay in the CPU cache: new memory takes ten times as long.
-                tile = converted[: last - first].copy_(_tensor(part))
-                torch.mm(queries, tile.T, out=scores[:, first - start : last - start])
-            best = torch.cat([best, scores], dim=1)
-            best_rows = torch.cat([best_rows, numbers.expand(len(queries), -1)], dim=1)
-            best, best_rows = _best(best, best_rows, count)
+                tile = as_float32(part, converted[: last - first])
+                scores[:, first - start : last - start] = queries @ tile.T
+            found = np.broadcast_to(numbers, scores.shape)
+            best, best_rows = best_of(
+                np.concatenate([best, scores], axis=1), np.concatenate([best_rows, found], axis=1), count
+            )
         return best, best_rows
 
 
-def _best(scores: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` highest scores of each query with their rows, highest first; of equal scores the first."""
-    kept = min(count, scores.shape[1])
+def best_of(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the `count` highest scores of each query with their rows, highest first; of equal scores the first.
+
+    Args:
+        scores: (Q, M) scores.
+        rows: (Q, M) their rows.
+        count: number of scores.
+    """
     if 0 < count < scores.shape[1]:
-        least = scores.topk(count, dim=1).values[:, -1:]
-        kept = int((scores >= least).sum(dim=1).max())  # more than `count` if the last score is a tie
-    chosen = scores.topk(kept, dim=1).indices.sort(dim=1).values
-    scores, rows = scores.gather(1, chosen), rows.gather(1, chosen)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-    return scores.gather(1, order), rows.gather(1, order)
+        least = np.partition(scores, -count, axis=1)[:, [-count]]
+        kept = max(count, int((scores >= least).sum(axis=1).max(initial=0)))  # more if the last score is a tie
+        if kept < scores.shape[1]:
+            chosen = np.sort(np.argpartition(scores, -kept, axis=1)[:, -kept:], axis=1)
+            scores, rows = np.take_along_axis(scores, chosen, 1), np.take_along_axis(rows, chosen, 1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def as_float32(features: NDArray[np.float16]) -> Tensor:
-    """Return stored features as a float32 tensor. Torch converts them many times faster than numpy."""
-    return _tensor(features).float()
+_NUMBERS = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
-def _tensor(features: NDArray[np.float16]) -> Tensor:
-    return torch.from_numpy(features if features.flags.writeable else features.copy())
+def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Return numbers of half precision in single precision, in `out` if it is given.
+
+    Torch converts them three times as fast as a table, but its import takes seconds; so it is used if other code has
+    imported it.
+    """
+    out = np.empty(features.shape, np.float32) if out is None else out
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return np.take(_NUMBERS, features.view(np.uint16), out=out, mode="clip")
+    torch.from_numpy(out).copy_(torch.from_numpy(features if features.flags.writeable else features.copy()))
+    return out
 
 
-def scores_of(features: NDArray[np.float16], queries: Float[Tensor, "Q D"], rows: Int[Tensor, "Q K"]) -> Tensor:
-    """Return the exact scores of given rows for each query."""
-    taken = as_float32(features[rows.numpy().reshape(-1)])
-    return (taken.view(*rows.shape, -1) @ queries[:, :, None])[:, :, 0]
+def scores_of(
+    features: NDArray[np.float16], queries: NDArray[np.float32], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the (Q, K) exact scores of given rows for each query.
+
+    Args:
+        features: (N, D) stored features.
+        queries: (Q, D) unit vectors.
+        rows: (Q, K) rows.
+    """
+    taken = as_float32(features[rows.reshape(-1)]).reshape(*rows.shape, -1)
+    return np.asarray((taken @ queries[:, :, None])[:, :, 0])
+
+
+def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (…, D) vectors with unit length; zero vectors stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

@@ -6,11 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-import clipkit.models
 from clipkit.errors import ModelError, one_line
 from clipkit.extras import check_extra
 from clipkit.images import ImageLike, open_image
@@ -42,16 +40,16 @@ class OnnxEncoder:
         self._code = _code_for(Path(folder))
         self.sides = {side: None for side in ("image", "text") if (Path(folder) / f"{side}.onnx").is_file()}
 
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of texts.
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return (M, D) unit-length features of texts.
 
         Raises:
             ModelError: the export has no text tower, or its files do not fit together.
         """
         return self._run(self._code.encode_texts, texts)
 
-    def encode_image(self, images: Sequence[ImageLike]) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images.
+    def encode_image(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+        """Return (N, D) unit-length features of images.
 
         Raises:
             DataError: an image cannot be read.
@@ -59,9 +57,9 @@ class OnnxEncoder:
         """
         return self._run(self._code.encode_images, [open_image(image) for image in images])
 
-    def _run(self, encode: Any, inputs: Sequence[Any]) -> Tensor:
+    def _run(self, encode: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
         try:
-            return torch.from_numpy(encode(inputs)).float()
+            return np.asarray(encode(inputs), np.float32)
         except (Exception, SystemExit) as error:  # onnxruntime's errors have no common base
             raise ModelError(
                 f"{self.name}: cannot encode the query ({one_line(error)}); export the model again"
@@ -73,8 +71,7 @@ def _code_for(folder: Path) -> ModuleType:
 
     Importing the module from its package would import torch.
     """
-    assert clipkit.models.__file__ is not None
-    file = Path(clipkit.models.__file__).parent / "export" / "onnx_example.py"
+    file = Path(__file__).parents[1] / "models" / "export" / "onnx_example.py"
     spec = importlib.util.spec_from_file_location("clipkit_onnx_code", file)
     assert spec is not None
     assert spec.loader is not None

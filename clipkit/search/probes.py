@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import DataError
+from clipkit.search.nearest import unit_vectors
 
 if TYPE_CHECKING:
     from clipkit.models import DualEncoder
@@ -43,23 +42,24 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
     return {side: [[round(v, 5) for v in row] for row in encode[side]().tolist()] for side in model.sides}
 
 
-def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"]) -> bool:
-    """Return whether a model's features of the fixed inputs agree with the features that the index records."""
-    expected = torch.tensor(stored.get(side, ()))
+def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32]) -> bool:
+    """Return whether a model's (P, D) features of the fixed inputs agree with the features that the index records."""
+    expected = np.array(stored.get(side, ()), np.float32)
     if expected.shape != features.shape:
         return False
-    return float(1 - torch.nn.functional.cosine_similarity(expected, features, dim=1).min()) <= _MOST
+    cosines = (unit_vectors(expected) * unit_vectors(features)).sum(axis=1)
+    return float(1 - cosines.min()) <= _MOST
 
 
 def check_same_model(
-    stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"], folder: str, model: str
+    stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32], folder: str, model: str
 ) -> None:
     """Check that a model's features of the fixed inputs agree with the features recorded in the index.
 
     Args:
         stored: features by side, from the manifest.
         side: image or text.
-        features: features of the current model.
+        features: (P, D) features of the current model.
         folder: folder of the index, for the message.
         model: name of the current model, for the message.
 

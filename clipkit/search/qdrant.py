@@ -12,15 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit.errors import DataError, UserError, one_line
 from clipkit.extras import check_extra
 from clipkit.search.engine import LEAST_ROWS
-from clipkit.search.nearest import Exact, scores_of
+from clipkit.search.nearest import Exact, best_of, scores_of
 
 NAME = "Qdrant"
 _BATCH = 1024
@@ -121,8 +118,8 @@ class QdrantEngine:
         self.exact = Exact(features)
 
     def top(
-        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
-    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+        self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the scores and row numbers of the best rows for each query; see `Nearest`.
 
         Raises:
@@ -140,7 +137,5 @@ class QdrantEngine:
         found = [[point.id for point in answer.points] for answer in answers]
         if any(len(ids) < candidates for ids in found):
             return self.exact.top(queries, count, rows)
-        near = torch.tensor(found).sort(dim=1).values
-        scores = scores_of(self.features, queries, near)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return scores.gather(1, order), near.gather(1, order)
+        near = np.sort(np.array(found, np.int64), axis=1)
+        return best_of(scores_of(self.features, queries, near), near, count)

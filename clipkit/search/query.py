@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.errors import DataError, check_text
 from clipkit.images import ImageLike
+from clipkit.search.nearest import unit_vectors
 
 _WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*\*\s*(.*\S)\s*", re.DOTALL)
 
@@ -68,19 +68,23 @@ def terms_of(
     return terms
 
 
-def combined(features: Float[Tensor, "T D"], weights: Sequence[float]) -> Float[Tensor, " D"]:
-    """Return the unit vector of a weighted sum: q = Σ w_t f_t / |Σ w_t f_t|.
+def combined(features: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
+    """Return the (D,) unit vector of a weighted sum: q = Σ w_t f_t / |Σ w_t f_t|.
+
+    Args:
+        features: (T, D) features of the terms.
+        weights: their weights.
 
     Raises:
         DataError: the terms cancel each other.
     """
-    total = (torch.tensor(weights)[:, None] * features).sum(dim=0)
-    if total.norm() < 1e-3 * sum(map(abs, weights)):
+    total = np.array(weights, np.float32) @ features
+    if np.linalg.norm(total) < 1e-3 * sum(map(abs, weights)):
         raise DataError("the parts of the query cancel each other; change their weights")
-    return torch.nn.functional.normalize(total, dim=0)
+    return unit_vectors(total)
 
 
-def check_vectors(vectors: Tensor, width: int) -> None:
+def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
     """Check that vectors of queries have the width of an index, are finite, and are not zero.
 
     Raises:
@@ -88,7 +92,7 @@ def check_vectors(vectors: Tensor, width: int) -> None:
     """
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise DataError(f"vectors has the shape {tuple(vectors.shape)}; give a row of {width} numbers for each query")
-    has_direction = vectors.isfinite().all(dim=1) & vectors.any(dim=1)
+    has_direction = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
     if not has_direction.all():
-        row = int(has_direction.logical_not().nonzero()[0, 0])
+        row = int(np.flatnonzero(~has_direction)[0])
         raise DataError(f"vectors[{row}] is zero or not finite; give features of unit length")

@@ -5,17 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.images import ImageLike
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
-from clipkit.search.quick_text import QuickText, quick_text
 
 if TYPE_CHECKING:
     from clipkit.models import DualEncoder
     from clipkit.recipe import Side
+    from clipkit.search.quick_text import QuickText
 
 
 class QueryEncoder:
@@ -46,29 +46,29 @@ class QueryEncoder:
             self._check(model, "text")
         return model
 
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of any number of texts.
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return (M, D) unit-length features of any number of texts.
 
         Raises:
             ModelError: the model cannot be loaded.
             DataError: the model is not the one that made the index.
         """
-        return self.tower("text").encode_text(texts)
+        return np.asarray(self.tower("text").encode_text(texts))
 
-    def encode_short(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of a few texts; the first ones in the shortest time."""
+    def encode_short(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return (M, D) unit-length features of a few texts; the first ones in the shortest time."""
         is_loaded = self.is_whole or "text" in self._towers
         quick = None if is_loaded else self._quick_text
-        return self.encode_text(texts) if quick is None else quick.encode_text(texts)
+        return self.encode_text(texts) if quick is None else quick.encode_text(texts).numpy()
 
-    def encode_image(self, images: Sequence[ImageLike]) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images.
+    def encode_image(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+        """Return (N, D) unit-length features of images.
 
         Raises:
             ModelError: the model cannot be loaded.
             DataError: the model is not the one that made the index, or an image is unreadable.
         """
-        return self.tower("image").encode_image(images)
+        return np.asarray(self.tower("image").encode_image(images))
 
     @property
     def is_whole(self) -> bool:
@@ -94,13 +94,17 @@ class QueryEncoder:
 
     def _check(self, model: "DualEncoder | OnnxEncoder", side: "Side") -> None:
         features = model.encode_text(list(PROBE_TEXTS)) if side == "text" else model.encode_image(probe_images())
-        check_same_model(self._probes, side, features, str(self._folder), model.name)
+        check_same_model(self._probes, side, np.asarray(features), str(self._folder), model.name)
 
     @cached_property
-    def _quick_text(self) -> QuickText | None:
+    def _quick_text(self) -> "QuickText | None":
         """Text tower that needs no other library; None if there is none for the model of the index."""
         source = self._source
-        quick = quick_text(source) if isinstance(source, str | Path) and not is_onnx(source) else None
-        if quick is not None and same_model(self._probes, "text", quick.encode_text(list(PROBE_TEXTS))):
+        if not isinstance(source, str | Path) or is_onnx(source):
+            return None
+        from clipkit.search.quick_text import quick_text
+
+        quick = quick_text(source)
+        if quick is not None and same_model(self._probes, "text", quick.encode_text(list(PROBE_TEXTS)).numpy()):
             return quick
         return None

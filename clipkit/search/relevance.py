@@ -26,6 +26,7 @@ smallest threshold at which this share of the shown results is relevant. The pre
 for each query.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +34,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clipkit.data.sequences import evenly_spaced
-from clipkit.metrics import logistic_regression
 from clipkit.search.nearest import Exact, as_float32
 
 KINDS = ("short", "long")
@@ -80,18 +77,18 @@ class Nulls:
     def __init__(self, features: NDArray[np.float16], hubs: NDArray[np.float32]) -> None:
         self.features = features
         self.hubs = hubs
-        self._sampled: Tensor | None = None
+        self._sampled: NDArray[np.float32] | None = None
 
     def of_query(
         self,
-        query: Float[Tensor, " D"],
+        query: NDArray[np.float32],
         allowed: NDArray[np.int64] | None = None,
         without: NDArray[np.int64] | None = None,
     ) -> tuple[float, float]:
         """Return median and lower spread of the scores of a query over a sample of the allowed rows.
 
         Args:
-            query: unit vector.
+            query: (D,) unit vector.
             allowed: rows that are searched, ascending; None: all.
             without: rows that are not in the sample.
         """
@@ -102,7 +99,7 @@ class Nulls:
             self._sampled = as_float32(self.features[rows])
         taken = self._sampled if allowed is None else as_float32(self.features[rows])
         assert taken is not None
-        scores = (taken @ query).numpy().astype(np.float64)
+        scores = (taken @ query).astype(np.float64)
         if without is not None:
             scores = scores[~np.isin(rows, without)]
         low, middle = np.quantile(scores, [0.25, 0.5])
@@ -121,7 +118,7 @@ class Nulls:
         """
         z = (scores - null[0]) / null[1]
         h = (scores - self.hubs[rows, 0]) / np.maximum(self.hubs[rows, 1], 1e-4)
-        expected = total * torch.special.ndtr(torch.from_numpy(-z)).numpy()
+        expected = total * np.array([math.erfc(value / math.sqrt(2)) / 2 for value in z])  # N · (1 - Φ(z))
         excess = np.log(np.arange(1, len(z) + 1) / np.maximum(expected, 1e-9)).clip(-3, 12)
         gap = z - z[0]
         gap[0] = z[0] - z[1] if len(z) > 1 else 0.0
@@ -145,7 +142,7 @@ class Calibration:
     def probabilities(self, evidence: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (K,) probabilities for (K, 7) evidence."""
         logits = self.bias + ((evidence - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.weights)
-        return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy())
+        return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
     def threshold(self, precision: float) -> float:
         """Return the lowest probability at which results reach the precision; above 1 if none reaches it."""
@@ -168,14 +165,16 @@ def hub_statistics(
     hubs = np.empty((len(features), 2), np.float32)
     for start in range(0, len(features), _BLOCK):
         scores = as_float32(features[start : start + _BLOCK]) @ reference
+        counted = np.ones(scores.shape, bool)
         own = [
             (row, position[c]) for row, cs in enumerate(captions[start : start + _BLOCK]) for c in cs if c in position
         ]
         if own and len(sample) > 2:
-            scores[tuple(torch.tensor(own).T)] = torch.nan
-        mean = scores.nanmean(dim=1)
-        spread = (scores - mean[:, None]).square().nanmean(dim=1).sqrt()
-        hubs[start : start + _BLOCK] = torch.stack([mean, spread], dim=1).numpy()
+            counted[tuple(np.array(own).T)] = False
+            counted[~counted.any(axis=1)] = True  # all captions of the sample are those of the image
+        mean = scores.mean(axis=1, where=counted)
+        spread = scores.std(axis=1, where=counted)
+        hubs[start : start + _BLOCK] = np.stack([mean, spread], axis=1)
     return hubs
 
 
@@ -209,7 +208,7 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 
 
 def judged(
-    nulls: Nulls, queries: Sequence[Query], features: Float[Tensor, "Q D"]
+    nulls: Nulls, queries: Sequence[Query], features: NDArray[np.float32]
 ) -> Iterator[tuple[Query, NDArray[np.float64], NDArray[np.bool_]]]:
     """Yield each query twice, once with its relevant images in the index and once without them.
 
@@ -218,9 +217,7 @@ def judged(
     possible = [np.union1d(query.relevant, query.unknown) for query in queries]
     deepest = DEPTH + max((len(rows) for rows in possible), default=0)
     best_scores, best_rows = Exact(nulls.features).top(features, deepest)
-    for query, feature, out, scores, rows in zip(
-        queries, features, possible, best_scores.numpy(), best_rows.numpy(), strict=True
-    ):
+    for query, feature, out, scores, rows in zip(queries, features, possible, best_scores, best_rows, strict=True):
         known = np.isin(rows, query.unknown)
         for here in (np.arange(len(rows)) < DEPTH, ~np.isin(rows, out)):
             kept = np.flatnonzero(here)[:DEPTH]
@@ -240,7 +237,7 @@ def is_short(text: str) -> bool:
 
 
 def fit(
-    nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], Float[Tensor, "Q D"]]
+    nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], NDArray[np.float32]]
 ) -> dict[str, dict[str, Any]]:
     """Fit the calibrations for short and for long queries. Return them as the manifest records them.
 
@@ -277,6 +274,10 @@ def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray
     x, y = np.concatenate(evidence), np.concatenate(labels)
     if y.all() or not y.any():
         return None
+    import torch
+
+    from clipkit.metrics import logistic_regression
+
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     standardized, relevant = torch.from_numpy((x - mean) / scale), torch.from_numpy(y).long()
     fitted = logistic_regression(standardized, relevant, 2, _WEIGHT_DECAY / len(x))

@@ -155,7 +155,7 @@ class _Writer:
         if self.former is not None:
             for side, features in self.probes.items():
                 if side in self.former["probes"]:
-                    given = torch.tensor(features)
+                    given = np.array(features, np.float32)
                     check_same_model(self.former["probes"], side, given, str(self.folder), self.model.name)
             self.processes.on_main(partial(check_content, self.folder, self.former))  # damage would be copied
         fingerprint = tower_fingerprint(self.model.image) + tower_fingerprint(self.model.text)

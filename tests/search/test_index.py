@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from clipkit.errors import DataError, UserError
 from clipkit.models import DualEncoder
 from clipkit.search import Index
-from clipkit.search.nearest import Exact
+from clipkit.search.nearest import Exact, as_float32
 from clipkit.search.where import rows_where
+from tests.search.cold import printed_without_torch
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def test_exact_search_is_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipkit.search.nearest._TILES", 2)
     generator = np.random.default_rng(0)
     features = generator.integers(-2, 3, (50, 3)).astype(np.float16)  # many equal scores
-    queries = torch.from_numpy(generator.integers(-2, 3, (4, 3)).astype(np.float32))
+    queries = generator.integers(-2, 3, (4, 3)).astype(np.float32)
     rows = np.flatnonzero(generator.random(50) < 0.6)
     for allowed in (None, rows):
         scores, found = Exact(features).top(queries, 9, allowed)
@@ -39,6 +41,25 @@ def test_exact_search_is_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
             assert own_scores == [-score for score, _ in sorted(ranked)[:9]]
     assert Exact(features).top(queries, 9, np.array([3, 5]))[1].shape == (4, 2)
     assert Exact(features).top(queries[:0], 9)[1].shape == (0, 9)
+
+
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_all_numbers_of_half_precision_are_converted_exactly(has_torch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_torch:
+        monkeypatch.delitem(sys.modules, "torch")
+    numbers = np.arange(65_536, dtype=np.uint16).view(np.float16).reshape(16, -1)
+    for features in (numbers, np.frombuffer(numbers.tobytes(), np.float16)):  # writable and not
+        found = as_float32(features)
+        assert found.dtype == np.float32
+        assert found.shape == features.shape
+        assert np.array_equal(found, features.astype(np.float32), equal_nan=True)
+
+
+def test_vectors_may_be_arrays_tensors_or_lists(index: Index, model: DualEncoder) -> None:
+    features = model.encode_text(["a red square", "snow"])
+    expected = [[hit.row for hit in index.search(text, k=3)] for text in ("a red square", "snow")]
+    for vectors in (features, features.numpy(), features.double(), features.tolist()):
+        assert [[hit.row for hit in hits] for hits in index.search_vectors(vectors, k=3)] == expected
 
 
 def test_a_query_is_a_weighted_sum(index: Index, model: DualEncoder, table: Path) -> None:
@@ -58,6 +79,8 @@ def test_like_finds_the_others_and_needs_no_model(index_folder: Path) -> None:
     hits = index.search(like="images/05.png", k=15)
     assert len(hits) == 15
     assert "images/05.png" not in [hit.image for hit in hits]
+    printed = printed_without_torch([str(index_folder), "--like", "images/05.png", "-k", "1"])
+    assert hits[0].image in printed
     assert [hit.row for hit in index.search(like="05.png", k=15)] == [hit.row for hit in index.search(like=5, k=15)]
     with pytest.raises(DataError, match="no image with the location 99.png"):
         index.search(like="99.png")

@@ -8,6 +8,7 @@ import clipkit
 from clipkit.models import DualEncoder
 from clipkit.search import Index
 from clipkit.search.onnx_encoder import OnnxEncoder
+from tests.search.cold import printed_without_torch
 
 
 @pytest.mark.slow
@@ -20,3 +21,5 @@ def test_the_export_finds_what_the_model_finds(index_folder: Path, model: DualEn
     found = index.image(3)
     assert exported.search(images=[found])[0].row == index.search(images=[found])[0].row
     assert isinstance(exported.model, OnnxEncoder)
+    arguments = [str(index_folder), "a red square", "--model", str(tmp_path / "onnx")]
+    assert index.search("a red square", k=1)[0].image in printed_without_torch(arguments)

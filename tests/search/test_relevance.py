@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from clipkit.search.relevance import (
     Calibration,
@@ -46,8 +45,8 @@ def test_stated_probabilities_are_found(world: tuple[np.ndarray, list[list[str]]
     features = np.array(list(texts.values()), np.float16)
     nulls = Nulls(images, hub_statistics(images, features, [[row] for row in range(300)]))
 
-    def encode(several: list[str]) -> torch.Tensor:
-        return torch.tensor(np.array([texts.get(text, np.ones(32) / 32**0.5) for text in several]), dtype=torch.float32)
+    def encode(several: list[str]) -> np.ndarray:
+        return np.array([texts.get(text, np.ones(32) / 32**0.5) for text in several], np.float32)
 
     fitted = Calibration(**fit(nulls, names[:150], encode)["long"])  # type: ignore[arg-type]
     queries = [query for query in known_queries(names) if not is_short(query.text) and int(query.relevant[0]) >= 150]
