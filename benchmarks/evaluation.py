@@ -216,7 +216,7 @@ def ranks(rows: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     with tqdm(total=rows * rows, unit_scale=True, desc="scores") as bar:
-        metrics = recalls(retrieval_ranks(image, text, torch.arange(rows), bar.update))
+        metrics = recalls(retrieval_ranks(image, text, torch.arange(rows), on_scores=bar.update))
     return {
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),

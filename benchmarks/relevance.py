@@ -53,7 +53,7 @@ def measure(index: Index, seed: int) -> dict[str, Any]:
         results = {}
         for fitting in (True, False):
             chosen = [queries[n] for n in of_kind if fits[n] == fitting]
-            results[fitting] = list(judged(nulls, chosen, index.model.encode_text([query.text for query in chosen])))
+            results[fitting] = list(judged(nulls, chosen, index.encoder.encode_text([query.text for query in chosen])))
         fitted = regression(*([part[n] for part in results[True]] for n in (1, 2)))
         if fitted is not None:
             measured = [(fitted.probabilities(x), y, x[:, _SCORE]) for _, x, y in results[False]]
