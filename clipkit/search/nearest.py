@@ -68,7 +68,8 @@ class Exact:
                 last = min(first + _TILE, end)
                 part = self.features[first:last] if rows is None else self.features[rows[first:last]]
                 tile = as_float32(part, converted[: last - first])
-                scores[:, first - start : last - start] = queries @ tile.T
+                with np.errstate(invalid="ignore"):  # damaged features; `Index` refuses their scores
+                    scores[:, first - start : last - start] = queries @ tile.T
             found = np.broadcast_to(numbers, scores.shape)
             best, best_rows = best_of(
                 np.concatenate([best, scores], axis=1), np.concatenate([best_rows, found], axis=1), count
