@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from closed_form_starts import part_of, trained
 from numpy.typing import NDArray
 from torch import Tensor
-from closed_form_starts import part_of, trained
 
 from clipkit.metrics import retrieval_ranks
 from clipkit.metrics.bootstrap import cluster_bootstrap, interval

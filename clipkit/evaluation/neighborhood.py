@@ -44,7 +44,9 @@ def embedding_map(
     kind: Kind,
     labels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the positions of at most 240 evenly spaced items by t-SNE (van der Maaten and Hinton 2008).
+    """Return two-dimensional positions by t-SNE (van der Maaten and Hinton 2008) of at most 240 items.
+
+    Of more items, 240 are chosen at regular intervals.
 
     Args:
         features: unit-length features of the items.
@@ -53,7 +55,7 @@ def embedding_map(
         labels: the class of each item, if known.
 
     Returns:
-        One row per item: the item under its kind, `x` and `y` in [0, 1], and `label`.
+        One dict per item, with the keys `image` or `text` (the item), `x` and `y` in [0, 1], and `label`.
     """
     from sklearn.manifold import TSNE
 

@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
 
     @property
     def source(self) -> str | None:
-        """Name of the tokenizer in a recipe, if it is not saved with the text tower."""
+        """Name by which a recipe can load this tokenizer; None if the tokenizer is saved with the text tower."""
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]: ...
 

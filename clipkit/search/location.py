@@ -17,11 +17,11 @@ def row_at(table: pa.Table, location: str) -> int | None:
 
     Args:
         table: rows of the index.
-        location: location as the index writes it, or the end of it, or the path of a file with the same content, e.g.
-            a path that was completed by the shell, relative to the working directory.
+        location: location in the index, or its last part; or a path, relative to the working directory, of a file
+            with the same content.
 
     Raises:
-        DataError: several locations end in this way.
+        DataError: several locations end with `location`.
 
     Example:
         >>> row_at(pa.table({"image": ["a/1.jpg", "a/2.jpg"], "content": ["c0", "ff"]}), "2.jpg")

@@ -54,7 +54,7 @@ class GradientSum:
         return self._present
 
     def wait(self) -> None:
-        """Wait for all sums and discard them; for a step that failed."""
+        """Wait for the pending sums of gradients, and discard them, after a step has failed."""
         for _, wait in self._sums:
             wait()
         self._sums = []

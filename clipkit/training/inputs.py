@@ -268,4 +268,4 @@ def _noting_epochs(slices: Any, epochs: deque[int]) -> Iterator[Any]:
 
 
 def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
-    raise NotImplementedError("no features come from text")
+    raise NotImplementedError("this run computes no features of texts")

@@ -62,7 +62,7 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.nda
     """Return the similarity of each caption and its image; NaN if the image is missing or unreadable.
 
     Raises:
-        ModelError: another score is not finite.
+        ModelError: the score of a readable image is not finite.
     """
     scores = torch.linalg.vecdot(features.image[pairs.image_of_caption], features.text).numpy()
     of_bad = np.isin(pairs.image_of_caption, list(features.bad))

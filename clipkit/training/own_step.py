@@ -135,7 +135,7 @@ class Step:
         if {*counts, len(of_image), len(of_caption)} != {len(own)}:
             raise DataError(
                 f"got {counts[0]} images, {counts[1]} captions, {len(of_image)} image ids and {len(of_caption)} "
-                "caption ids; give "
-                f"{len(own)} of each, the rows {self.rows.start} to {self.rows.stop - 1} of the global batch"
+                f"caption ids; give {len(own)} of each: this process has the rows {self.rows.start} to "
+                f"{self.rows.stop - 1} of the global batch"
             )
         return Batch({"image_features": dict(images), "text_features": dict(captions)}, of_image, of_caption, own)

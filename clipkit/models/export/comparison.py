@@ -26,7 +26,7 @@ _Pair = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Theirs:
-    """Features that another library computes with the code of a model card; None for a missing tower."""
+    """Features that the example code of a model card computes with another library; None for a missing tower."""
 
     image: Float[Tensor, "N D"] | None
     text: Float[Tensor, "M D"] | None

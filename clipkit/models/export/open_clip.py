@@ -49,7 +49,7 @@ class OpenClip:
         if backend.library != "transformers":
             raise ModelError(
                 f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use --to onnx, "
-                "or --to sentence-transformers if each projection reads only one layer"
+                "or --to sentence-transformers if each projection takes its input from a single layer"
             )
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:

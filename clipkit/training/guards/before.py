@@ -187,7 +187,7 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a batch with very few negatives, or with few negatives and a high scale, at which the loss is near 0."""
+    """Report a batch with very few negatives, or with few negatives and a loss near 0 because the scale is high."""
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
         return Finding(

@@ -173,4 +173,4 @@ def _batch(model: DualEncoder) -> int | None:
 
 
 def _no_tokens(texts: list[str]) -> Inputs:
-    raise NotImplementedError("no features come from text")
+    raise NotImplementedError("this run computes no features of texts")
