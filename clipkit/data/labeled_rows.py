@@ -1,4 +1,4 @@
-"""Selection of the rows that have a label, with class names; rows without a label are counted."""
+"""Selection of the rows that have a label; a finding reports the number of rows without one."""
 
 from collections.abc import Mapping
 from dataclasses import replace

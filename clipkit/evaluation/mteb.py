@@ -224,7 +224,7 @@ class _Row(Held):
 
 
 def _rgb(content: bytes | ImageLike) -> NDArray[np.uint8]:
-    """Decode an image as mteb and its wrappers do: upright; transparent pixels keep their color."""
+    """Decode an image as mteb and its wrappers do: apply the EXIF rotation, and ignore the transparency."""
     if isinstance(content, bytes):
         with open_content(content) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

@@ -19,13 +19,14 @@ _MOST_BYTES = 4 << 20  # bytes of the pixels of an image that an accelerator res
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Inputs or pixels of a batch of images, and the errors of unreadable images by position in `Decoder.images`."""
+    """A batch of images, as inputs of a tower or as pixels, with the errors of unreadable images."""
 
     inputs: dict[str, Tensor]
     """The tower's inputs by name; or `content`, the pixels (H, W, 3) of one image after another as bytes."""
     sizes: list[tuple[int, int] | None]
     """Width and height of each image that the accelerator resizes."""
     errors: dict[int, DataError]
+    """Errors by position in `Decoder.images`."""
 
     def __len__(self) -> int:
         return len(self.sizes)

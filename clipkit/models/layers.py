@@ -166,12 +166,13 @@ class LayeredImage(Layered):
 class LayeredText(Layered):
     """Transformers text encoder whose output concatenates several layers (see `clipkit.recipe.layers`).
 
-    Layer `mean:N` is the mean over the tokens of hidden state N: 0 are the embeddings, N the output of block N.
+    Layer `mean:N` is the mean over the tokens of hidden state N. Hidden state 0 is the output of the embeddings, each
+    later one the output of the block with its number.
 
     Args:
         native: the encoder.
         pooling: pooling of layer `output`: mean, last or cls.
-        layers: names of the layers; None: all layers from which `layers: auto` chooses.
+        layers: names of the layers; None: all layers that the recipe key `layers: auto` can choose.
 
     Raises:
         ModelError: the encoder does not have all chosen layers.

@@ -40,7 +40,7 @@ def greedy_soup(
         report: called with a line before each evaluation.
 
     Returns:
-        The soup, in the layout of the best model, and all models, best first.
+        The best model with the averaged weights, and all models, best first.
 
     Raises:
         ModelError: the architectures differ, or there are fewer than two models.

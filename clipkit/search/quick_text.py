@@ -1,8 +1,8 @@
-"""Text tower of a CLIP, loaded without its image tower, transformers, open_clip and timm.
+"""Text tower of a CLIP, loaded without the image tower and without importing transformers, open_clip or timm.
 
 A single search in a new process spends most of its time on importing these libraries. All models of
-`transformers.CLIPModel` and the usual ones of open_clip have the same text architecture, which is implemented here. It
-is used only if its features of a few fixed texts equal those stored in the index.
+`transformers.CLIPModel` and the usual ones of open_clip have the same text architecture. The implementation of this
+file is used only if its features of a few fixed texts equal those stored in the index.
 """
 
 import importlib.util

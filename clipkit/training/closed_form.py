@@ -198,9 +198,10 @@ def pair_sums(
     images: Int[Tensor, " n"],
     processes: Processes,
 ) -> PairSums:
-    """Return sums over the pairs of some images, from which means and covariances follow, on every process.
+    """Return the sums over the pairs of some images, from which means and covariances are computed.
 
-    The images are divided among the processes. Each process sums over 512 images at a time.
+    The images are divided among the processes, and each process returns the sums over all of them. 512 images are
+    summed at a time.
     """
     sums = PairSums.zeros(image.shape[1], text.shape[1], image.device)
     share = images[processes.share(len(images))]

@@ -114,7 +114,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def memory_in_use() -> int:
-    """Return the memory in use in bytes: the peak allocation of the GPU, or the current memory of this process."""
+    """Return the peak allocation of the GPU in bytes or, without a GPU, the current memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)

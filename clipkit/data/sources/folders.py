@@ -98,7 +98,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
     """Return the rows of a metadata table whose images are in the folder of a split.
 
-    If `split` is None, return all rows; a finding reports several splits.
+    If `split` is None, return all rows, with a finding if they are of several splits.
     """
     if not isinstance(rows.images, Files):
         return rows

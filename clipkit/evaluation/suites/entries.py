@@ -185,9 +185,9 @@ def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
-    """Return the datasets of a suite; the name of a dataset is replaced by the dataset's content.
+    """Return the datasets of a suite; a name is replaced by the definition of the built-in dataset.
 
-    The key `version_of` of a named dataset is dropped if the suite does not contain the original dataset.
+    Its key `version_of` is dropped if the suite does not contain the dataset that it is a version of.
     """
     entries = [_named(given, path) if isinstance(given, str) else given for given in datasets]
     names = {entry.get("name") for entry in entries if isinstance(entry, dict)}
