@@ -1,5 +1,5 @@
 """Training: the training step, the training loop and the run folder."""
 
-from clipkit.training.run import train
+from clipkit.training.entry import train
 
 __all__ = ["train"]
