@@ -1,7 +1,7 @@
 """Compare search engines on an index's features, multiplied, as JSON: recall@10, latency, build time and memory.
 
     pip install faiss-cpu lancedb
-    python benchmarks/search.py dev.index FOLDER [--rows 100000] [--engines exact,numpy,…]
+    python benchmarks/search.py dev.index FOLDER [--rows 100000] [--engines exact,faiss-ivf]
 
 Rows are made from the images of the index: sums of two random images, weighted 1 and 0 … 0.8, with noise of the
 features' covariance at half of its size, of unit length and stored in half precision. Queries are the features of the
@@ -30,7 +30,7 @@ from clipkit.search.nearest import Exact
 
 _K, _CANDIDATES, _QUERIES = 10, 200, 200
 _BLOCK = 50_000
-ENGINES = ("exact", "numpy", "bits", "faiss-flat", "faiss-ivf", "lancedb")
+ENGINES = ("exact", "exact-with-torch", "bits", "faiss-flat", "faiss-ivf", "lancedb")
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
@@ -63,14 +63,14 @@ def reranked(features: NDArray[np.float16], query: NDArray[np.float32], rows: ND
     return rows[np.argsort(-(features[rows].astype(np.float32) @ query), kind="stable")[:_K]]
 
 
-def exact(features: NDArray[np.float16], folder: Path) -> Search:
+def exact_with_torch(features: NDArray[np.float16], folder: Path) -> Search:
     """Return the exact search of `clipkit.search` without an engine, in a process that has imported torch."""
     import torch  # noqa: F401
 
-    return numpy(features, folder)
+    return exact(features, folder)
 
 
-def numpy(features: NDArray[np.float16], folder: Path) -> Search:
+def exact(features: NDArray[np.float16], folder: Path) -> Search:
     """Return the same search in a process that has not imported torch, such as a query that needs no model."""
     engine = Exact(features)
     return lambda query: engine.top(query[None], _K)[1][0]
@@ -144,7 +144,7 @@ def measure(engine: str, folder: Path) -> dict[str, Any]:
     for query in queries[:5]:
         search(query)
     seconds, busy, right = [], [], 0
-    for query, answer in zip(queries[: _QUERIES if engine not in ("exact", "numpy") else 30], answers, strict=False):
+    for query, answer in zip(queries[: _QUERIES if not engine.startswith("exact") else 30], answers, strict=False):
         began, worked = time.perf_counter(), time.process_time()
         found = search(query)
         seconds.append(time.perf_counter() - began)
@@ -186,7 +186,11 @@ def main() -> None:
         print(json.dumps(rows[-1]), file=sys.stderr)
     print(
         json.dumps(
-            {"rows": arguments.rows, "threads": os.environ.get("OMP_NUM_THREADS", os.cpu_count()), "engines": rows},
+            {
+                "rows": arguments.rows,
+                "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+                "engines": rows,
+            },
             indent=1,
         )
     )

@@ -141,8 +141,8 @@ def counted(count: int, noun: str) -> str:
     """Format a number with its noun, in the plural if needed.
 
     Example:
-        >>> counted(1, "image"), counted(2000, "image")
-        ('1 image', '2,000 images')
+        >>> counted(1, "image"), counted(2000, "image"), counted(2, "class"), counted(2, "query")
+        ('1 image', '2,000 images', '2 classes', '2 queries')
     """
-    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{plural}"
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"

@@ -70,6 +70,41 @@ class Held(Stored):
         """Return the image: a path, a PIL image, an array, or the bytes of a file."""
 
 
+class Changed(Stored):
+    """Base class of images that are made from another image each time they are read.
+
+    Args:
+        source: the other image.
+        change: what is changed, in a few characters, which are added to the name.
+    """
+
+    __slots__ = ("change", "source")
+
+    def __init__(self, source: Path | Stored, change: str) -> None:
+        self.source = source
+        self.change = change
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}~{self.change}"
+
+    @property
+    def size(self) -> int:
+        return size_of(self.source)
+
+    def __str__(self) -> str:
+        return f"{self.source}~{self.change}"
+
+    @abstractmethod
+    def changed(self, image: Image.Image) -> Image.Image:
+        """Return the image that is made from the source, an upright RGB image."""
+
+    def read_bytes(self) -> bytes:
+        content = io.BytesIO()
+        self.changed(open_image(self.source)).save(content, "PNG", compress_level=1)
+        return content.getvalue()
+
+
 @dataclass(frozen=True, slots=True)
 class InMemory(Stored):
     """Image file in memory."""

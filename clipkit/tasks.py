@@ -87,7 +87,9 @@ _OF_RUNS = {"views": ("Views of images", "image-feature-extraction")}
 _COSINES = ("_auc", "_correlation", "_gain_over_random", "_gain_over_center")
 
 # Counts of a result's data, with their nouns.
-_COUNTED = {"images": "image", "captions": "caption", "instances": "instance", "classes": "class"}
+_COUNTED = {
+    "images": "image", "captions": "caption", "instances": "instance", "queries": "query", "classes": "class",
+}  # fmt: skip
 
 _METRICS = {
     "acc1": "top-1 accuracy",

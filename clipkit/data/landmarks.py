@@ -1,17 +1,20 @@
 """Landmark retrieval data: queries with easy, hard and ignored images, in the format of revisited Oxford and Paris."""
 
-import io
 import json
+from collections import Counter
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from clipkit.data.listed_images import listed_image
 from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.emoji_tests import emoji_test
 from clipkit.errors import DataError
 from clipkit.files import is_file
-from clipkit.images import Stored, open_image, size_of
+from clipkit.images import Changed, Stored, size_of
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
@@ -36,47 +39,33 @@ class Landmarks:
     @property
     def fingerprint(self) -> str:
         """Text that contains everything in the data that can affect a result, except the contents of the images."""
-        sizes = [[str(image.name), size_of(image)] for image in self.images]
+        sizes = [[image.name, size_of(image)] for image in self.images]
         return json.dumps([sizes, self.easy, self.hard, self.junk])
 
 
-class Cropped(Stored):
+class Cropped(Changed):
     """Image of which only the part inside a box is used.
 
     Args:
         source: the file.
-        box: left, upper, right and lower edge in pixels; the box is clipped to the image.
+        box: left, upper, right and lower edge in pixels of the upright image; edges outside the image are moved to it.
     """
 
-    __slots__ = ("box", "source")
+    __slots__ = ("box",)
 
-    def __init__(self, source: Path, box: tuple[float, float, float, float]) -> None:
-        self.source = source
+    def __init__(self, source: Path, box: tuple[int, int, int, int]) -> None:
+        super().__init__(source, ",".join(map(str, box)))
         self.box = box
 
-    @property
-    def name(self) -> str:
-        return f"{self.source.name}~{','.join(f'{edge:g}' for edge in self.box)}"
-
-    @property
-    def size(self) -> int:
-        return size_of(self.source)
-
-    def __str__(self) -> str:
-        return str(self.source.with_name(self.name))
-
-    def read_bytes(self) -> bytes:
-        image = open_image(self.source)
-        left, upper, right, lower = (round(edge) for edge in self.box)
-        box = (max(0, left), max(0, upper), min(image.width, right), min(image.height, lower))
-        if box[0] >= box[2] or box[1] >= box[3]:
+    def changed(self, image: Image.Image) -> Image.Image:
+        left, upper, right, lower = self.box
+        inside = (max(0, left), max(0, upper), min(image.width, right), min(image.height, lower))
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
             raise DataError(
                 f"{self.source}: the box {list(self.box)} is outside the image of {image.width} × {image.height} "
                 "pixels; correct bbx in the file of the queries"
             )
-        content = io.BytesIO()
-        image.crop(box).save(content, "PNG", compress_level=1)
-        return content.getvalue()
+        return image.crop(inside)
 
 
 def read_landmarks(source: str | Path) -> Landmarks:
@@ -84,7 +73,8 @@ def read_landmarks(source: str | Path) -> Landmarks:
 
     The file has the structure of `gnd_roxford5k.pkl` (Radenović et al. 2018): `imlist`, names of the gallery images;
     `qimlist`, names of the query images; `gnd`, for each query an object with `easy`, `hard` and `junk`, lists of
-    positions in `imlist`, and optionally `bbx`, the box to which the query image is cropped.
+    positions in `imlist`, and optionally `bbx`, the box to which the query image is cropped: its left, upper, right and
+    lower edge in pixels of the upright image.
 
     Args:
         source: path of the file, or `twemoji:landmarks` for a built-in test. Images are in the folder of the file, or
@@ -108,7 +98,7 @@ def read_landmarks(source: str | Path) -> Landmarks:
         where = f"{path}: query {number} ({query})"
         grades.append(_grades(entry, len(gallery), where))
         file = listed_image(folder, query, path)
-        if file in files and not any(files[file] in positions for positions in grades[-1].values()):
+        if file in files and files[file] not in grades[-1]["junk"]:
             raise DataError(f"{where} is also in imlist, so it would find itself; add its position there to junk")
         box = entry.get("bbx")
         images.append(file if box is None else Cropped(file, _box(box, where)))
@@ -144,18 +134,16 @@ def _grades(entry: dict[str, Any], count: int, where: str) -> dict[str, list[int
         if not isinstance(positions, list) or not all(type(one) is int and 0 <= one < count for one in positions):
             raise DataError(f"{where}: {grade} is not a list of positions from 0 to {count - 1} in imlist; correct gnd")
         grades[grade] = positions
-    listed = [position for positions in grades.values() for position in positions]
-    if twice := sorted({one for one in listed if listed.count(one) > 1}):
+    counts = Counter(position for positions in grades.values() for position in positions)
+    if twice := [position for position, count in counts.items() if count > 1]:
         raise DataError(f"{where}: position {twice[0]} is listed twice in {', '.join(_GRADES)}; list each image once")
     return grades
 
 
-def _box(box: Any, where: str) -> tuple[float, float, float, float]:
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(type(edge) in (int, float) for edge in box)
-        or not (box[0] < box[2] and box[1] < box[3])
-    ):
-        raise DataError(f"{where}: bbx is {box}; give the left, upper, right and lower edge in pixels")
-    return (box[0], box[1], box[2], box[3])
+def _box(box: Any, where: str) -> tuple[int, int, int, int]:
+    """Return the edges of a box as whole pixels."""
+    if isinstance(box, list) and all(type(edge) in (int, float) and isfinite(edge) for edge in box):
+        edges = [round(edge) for edge in box]
+        if len(edges) == 4 and edges[0] < edges[2] and edges[1] < edges[3]:
+            return (edges[0], edges[1], edges[2], edges[3])
+    raise DataError(f"{where}: bbx is {str(box)[:100]}; give the left, upper, right and lower edge in pixels")

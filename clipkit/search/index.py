@@ -18,7 +18,7 @@ from clipkit.search.layout import check_content, damaged, file_of, open_array, o
 from clipkit.search.location import row_at
 from clipkit.search.nearest import Exact, Nearest, as_float32, unit_vectors
 from clipkit.search.qdrant import QdrantEngine, server
-from clipkit.search.query import Term, check_vectors, combined, terms_of
+from clipkit.search.query import Term, as_vectors, check_vectors, combined, terms_of
 from clipkit.search.query_encoder import QueryEncoder
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
@@ -107,7 +107,9 @@ class Index:
 
     @property
     def model(self) -> "DualEncoder | OnnxEncoder":
-        """The whole model for queries, or its ONNX export. A search loads only the tower that it needs.
+        """The whole model for queries, or its ONNX export, which encodes to arrays instead of tensors.
+
+        A search loads only the tower that it needs.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -181,9 +183,13 @@ class Index:
             precision: expected share of relevant results.
             without: rows that are left out.
             words: texts of the queries, if the queries are texts; results then have a relevance.
+
+        Raises:
+            DataError: the vectors are no (Q, D) numbers, or one is zero or not finite.
         """
-        array = np.asarray(vectors.cpu() if hasattr(vectors, "cpu") else vectors, np.float32)
-        return self._ranked(array, self._check_options(where, k, precision, words), k, precision, without, words)
+        return self._ranked(
+            as_vectors(vectors), self._check_options(where, k, precision, words), k, precision, without, words
+        )
 
     def _ranked(
         self,

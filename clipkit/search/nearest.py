@@ -1,7 +1,4 @@
-"""Exact nearest neighbors in memory-mapped features, computed in blocks of rows.
-
-Queries and results are NumPy arrays: `clipkit search` can answer without importing torch, which takes seconds.
-"""
+"""Exact nearest neighbors in memory-mapped features, computed in blocks of rows, with NumPy."""
 
 import sys
 from typing import Protocol
@@ -51,15 +48,15 @@ class Exact:
         total = len(self.features) if rows is None else len(rows)
         count = min(count, total)
         starts = range(0, max(len(queries), 1), _QUERIES)
-        parts = [self._few(queries[start : start + _QUERIES], count, rows, total) for start in starts]
+        parts = [self._top_of_part(queries[start : start + _QUERIES], count, rows, total) for start in starts]
         return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
 
-    def _few(
+    def _top_of_part(
         self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None, total: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         best, best_rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         # Converted rows are written into the same memory, which stays in the processor's cache.
-        converted = np.empty((_TILE, self.features.shape[1]), np.float32)
+        converted = np.zeros((_TILE, self.features.shape[1]), np.float32)
         for start in range(0, total, _TILES * _TILE):
             end = min(start + _TILES * _TILE, total)
             numbers = np.arange(start, end) if rows is None else rows[start:end]
@@ -67,9 +64,11 @@ class Exact:
             for first in range(start, end, _TILE):
                 last = min(first + _TILE, end)
                 part = self.features[first:last] if rows is None else self.features[rows[first:last]]
-                tile = as_float32(part, converted[: last - first])
+                as_float32(part, converted[: last - first])
                 with np.errstate(invalid="ignore"):  # damaged features; `Index` refuses their scores
-                    scores[:, first - start : last - start] = queries @ tile.T
+                    # All rows are multiplied: the rounding of a score depends on their number, and equal images
+                    # should have equal scores.
+                    scores[:, first - start : last - start] = (queries @ converted.T)[:, : last - first]
             found = np.broadcast_to(numbers, scores.shape)
             best, best_rows = best_of(
                 np.concatenate([best, scores], axis=1), np.concatenate([best_rows, found], axis=1), count
@@ -82,14 +81,17 @@ def best_of(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the `count` highest scores of each query with their rows, highest first; of equal scores the first.
 
+    NaN, the score of a damaged feature, counts as infinite, so that it is found and refused.
+
     Args:
         scores: (Q, M) scores.
         rows: (Q, M) their rows.
         count: number of scores.
     """
+    scores = np.where(np.isnan(scores), np.float32(np.inf), scores)
     if 0 < count < scores.shape[1]:
         least = np.partition(scores, -count, axis=1)[:, [-count]]
-        kept = max(count, int((scores >= least).sum(axis=1).max(initial=0)))  # more if the last score is a tie
+        kept = int((scores >= least).sum(axis=1).max(initial=0))  # more if the last score is a tie
         if kept < scores.shape[1]:
             chosen = np.sort(np.argpartition(scores, -kept, axis=1)[:, -kept:], axis=1)
             scores, rows = np.take_along_axis(scores, chosen, 1), np.take_along_axis(rows, chosen, 1)
@@ -97,7 +99,7 @@ def best_of(
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
-_NUMBERS = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.float32)
+_AS_FLOAT32 = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -107,9 +109,10 @@ def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = 
     imported it.
     """
     out = np.empty(features.shape, np.float32) if out is None else out
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return np.take(_NUMBERS, features.view(np.uint16), out=out, mode="clip")
+    if "torch" not in sys.modules:
+        return np.take(_AS_FLOAT32, features.view(np.uint16), out=out, mode="clip")
+    import torch  # waits if another thread is importing it
+
     torch.from_numpy(out).copy_(torch.from_numpy(features if features.flags.writeable else features.copy()))
     return out
 

@@ -3,13 +3,18 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.errors import DataError, check_text
+from clipkit.errors import DataError, check_text, one_line
 from clipkit.images import ImageLike
 from clipkit.search.nearest import unit_vectors
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
 
 _WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*\*\s*(.*\S)\s*", re.DOTALL)
 
@@ -84,6 +89,23 @@ def combined(features: NDArray[np.float32], weights: Sequence[float]) -> NDArray
     return unit_vectors(total)
 
 
+def as_vectors(vectors: "ArrayLike | Tensor") -> NDArray[np.float32]:
+    """Return an array, a tensor on any device or nested lists as an array in float32.
+
+    Raises:
+        DataError: the vectors are not numbers, or not all have the same length.
+    """
+    try:
+        array = vectors.detach().float().cpu() if hasattr(vectors, "detach") else vectors
+        with np.errstate(over="ignore"):  # `check_vectors` refuses infinite numbers
+            return np.asarray(array, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"vectors is not a matrix of numbers ({one_line(error)}); give an array or a tensor with a row of numbers "
+            "for each query"
+        ) from None
+
+
 def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
     """Check that vectors of queries have the width of an index, are finite, and are not zero.
 
@@ -92,7 +114,9 @@ def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
     """
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise DataError(f"vectors has the shape {tuple(vectors.shape)}; give a row of {width} numbers for each query")
-    has_direction = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+    has_direction = np.isfinite(lengths) & (lengths > 0)
     if not has_direction.all():
         row = int(np.flatnonzero(~has_direction)[0])
         raise DataError(f"vectors[{row}] is zero or not finite; give features of unit length")

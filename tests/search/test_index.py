@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import torch
 from clipkit.errors import DataError, UserError
 from clipkit.models import DualEncoder
 from clipkit.search import Index
-from clipkit.search.nearest import Exact, as_float32
+from clipkit.search.nearest import Exact, as_float32, best_of, unit_vectors
 from clipkit.search.where import rows_where
 from tests.search.cold import printed_without_torch
 
@@ -58,8 +60,48 @@ def test_all_numbers_of_half_precision_are_converted_exactly(has_torch: bool, mo
 def test_vectors_may_be_arrays_tensors_or_lists(index: Index, model: DualEncoder) -> None:
     features = model.encode_text(["a red square", "snow"])
     expected = [[hit.row for hit in index.search(text, k=3)] for text in ("a red square", "snow")]
-    for vectors in (features, features.numpy(), features.double(), features.tolist()):
+    with_gradient = features.clone().requires_grad_()
+    for vectors in (features, features.numpy(), features.double(), features.tolist(), with_gradient):
         assert [[hit.row for hit in hits] for hits in index.search_vectors(vectors, k=3)] == expected
+    assert index.search_vectors(features.bfloat16(), k=1)[0][0].row == expected[0][0]
+
+
+@pytest.mark.parametrize("vectors", [[[1.0, 2.0], [3.0]], [["a", "b"]], [object()]])
+def test_vectors_that_are_no_numbers_are_refused(index: Index, vectors: Any) -> None:
+    with pytest.raises(DataError, match="vectors is not a matrix"):
+        index.search_vectors(vectors)
+
+
+def test_a_damaged_feature_is_found_among_equal_scores() -> None:
+    scores = np.array([[0.5, 0.5, 0.5, 1, np.nan, 0.1], [np.nan, 1, 0.5, 0.5, 0.5, 0]], np.float32)
+    best, rows = best_of(scores, np.broadcast_to(np.arange(6), (2, 6)), 3)
+    assert rows.tolist() == [[4, 3, 0], [0, 1, 2]]
+    assert np.isinf(best[:, 0]).all()
+
+
+def test_equal_images_have_equal_scores() -> None:
+    generator = np.random.default_rng(0)
+    feature = unit_vectors(generator.standard_normal((1, 64)).astype(np.float32)).astype(np.float16)
+    for count in (1, 16, 37, 300, 1024):
+        queries = unit_vectors(generator.standard_normal((3, 64)).astype(np.float32))
+        scores, rows = Exact(np.repeat(feature, count, axis=0)).top(queries, count)
+        assert rows.tolist() == [list(range(count))] * 3
+        assert (scores == scores[:, :1]).all()
+
+
+def test_searching_waits_for_the_import_of_torch_by_another_thread() -> None:
+    code = """
+import threading, sys
+import numpy as np
+from clipkit.search.nearest import Exact
+exact = Exact(np.ones((3, 2), np.float16))
+assert "torch" not in sys.modules
+importing = threading.Thread(target=lambda: __import__("torch"))
+importing.start()
+while importing.is_alive():
+    exact.top(np.ones((1, 2), np.float32), 2)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
 
 
 def test_a_query_is_a_weighted_sum(index: Index, model: DualEncoder, table: Path) -> None:
@@ -125,7 +167,7 @@ def test_queries_without_a_meaning_are_refused(index: Index, query: dict[str, ob
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(0.0, "vectors[1]"), (float("nan"), "vectors[1]"), (None, "(2, 3)")],
+    [(0.0, "vectors[1]"), (1e-30, "vectors[1]"), (float("nan"), "vectors[1]"), (None, "(2, 3)")],
 )
 def test_vectors_without_a_direction_are_refused(index: Index, change: float | None, named: str) -> None:
     vectors = index.unit_features(slice(0, 2))

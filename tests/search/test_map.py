@@ -26,7 +26,7 @@ def test_groups_stay_together() -> None:
     generator = torch.Generator().manual_seed(0)
     groups = torch.arange(60) % 3
     features = torch.randn(3, 16, generator=generator)[groups] + 0.2 * torch.randn(60, 16, generator=generator)
-    positions = torch.from_numpy(positions_of(features))
+    positions = torch.from_numpy(positions_of(features.numpy()))
     assert positions.shape == (60, 2)
     assert (positions.amin(), positions.amax()) == (0, 1)
     nearest = torch.cdist(positions, positions).fill_diagonal_(9).argmin(dim=1)
@@ -35,7 +35,7 @@ def test_groups_stay_together() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6])
 def test_few_images_have_positions(count: int) -> None:
-    positions = positions_of(torch.eye(8)[:count])
+    positions = positions_of(np.eye(8, dtype=np.float32)[:count])
     assert positions.shape == (count, 2)
     assert np.isfinite(positions).all()
 

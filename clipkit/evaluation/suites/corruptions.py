@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from clipkit.evaluation.suites.entries import Corruption
 from clipkit.image_formats import open_content
-from clipkit.images import Stored, open_image, size_of
+from clipkit.images import Changed, Stored
 
 # Strengths of the levels 1 to 5.
 BLUR = (0.004, 0.008, 0.013, 0.02, 0.03)
@@ -28,30 +28,17 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Value that is added to each pixel, for pixels in [0, 1]."""
 
 
-class Corrupted(Stored):
+class Corrupted(Changed):
     """Image that is corrupted each time it is read."""
 
-    __slots__ = ("corruption", "source")
+    __slots__ = ("corruption",)
 
     def __init__(self, source: Path | Stored, corruption: Corruption) -> None:
-        self.source = source
+        super().__init__(source, f"{corruption.name}-{corruption.level}")
         self.corruption = corruption
 
-    @property
-    def name(self) -> str:
-        return f"{self.source.name}~{self.corruption.name}-{self.corruption.level}"
-
-    @property
-    def size(self) -> int:
-        return size_of(self.source)
-
-    def __str__(self) -> str:
-        return f"{self.source}~{self.corruption.name}-{self.corruption.level}"
-
-    def read_bytes(self) -> bytes:
-        content = io.BytesIO()
-        corrupted(open_image(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
-        return content.getvalue()
+    def changed(self, image: Image.Image) -> Image.Image:
+        return corrupted(image, self.corruption, self.source.name)
 
 
 def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Image:

@@ -319,7 +319,11 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
         "task": entry.task,
         "metric": entry.main_metric,
         "model": model,
-        **{kind: result["data"][kind] for kind in ("images", "captions", "instances") if kind in result["data"]},
+        **{
+            kind: result["data"][kind]
+            for kind in ("images", "captions", "instances", "queries")
+            if kind in result["data"]
+        },
         **{name: figure.get(name) for name in ("value", "low", "high", "chance")},
         "metrics": {name: one["value"] for name, one in result["metrics"].items()},
         "data_sha256": result["data"]["sha256"],

@@ -83,7 +83,7 @@ def landmarks(
         {
             "name": marked.name,
             "images": len(marked.images),
-            "instances": len(asked),
+            "queries": len(asked),
             "sha256": data_hash(hashes, [], [one for kind in listed for row in kind for one in (len(row), *row)]),
         },
         figures(landmark_columns(queries), {name: column.value for name, column in landmark_columns(chance).items()}),
@@ -152,8 +152,10 @@ def landmark_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
 
 def _answers(result: Mapping[str, Any]) -> list[Answers]:
     queries = result["queries"]
-    values = np.nan_to_num(np.asarray(queries["medium_map"], dtype=np.float64))
-    return [Answers("image", queries["images"], values, are_ranks=False, images=queries["images"])]
+    values = np.asarray(queries["medium_map"], dtype=np.float64)
+    counted = np.flatnonzero(~np.isnan(values))
+    images = [queries["images"][row] for row in counted]
+    return [Answers("image", images, values[counted], are_ranks=False, images=images)]
 
 
 TASK = Task(

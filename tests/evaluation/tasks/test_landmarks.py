@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 import clipkit
-from clipkit.data.landmarks import Landmarks, read_landmarks
+from clipkit.data.landmarks import Cropped, read_landmarks
 from clipkit.errors import DataError
+from clipkit.images import open_image
 
 GALLERY = [f"{number:02d}" for number in range(12)]
 TRUTH = [
@@ -73,10 +75,13 @@ def test_metrics_are_those_of_rankings_without_ignored_images(tiny_clip: Path, s
         ({"gnd": [*TRUTH[:3], {"easy": [True], "hard": [], "junk": []}]}, "query 3.*easy"),
         ({"gnd": [*TRUTH[:3], {"easy": [5], "hard": [5], "junk": []}]}, "position 5"),
         ({"gnd": [{**TRUTH[0], "bbx": [9, 0, 3, 8]}, *TRUTH[1:]]}, r"\[9, 0, 3, 8\]"),
+        ({"gnd": [{**TRUTH[0], "bbx": [0.1, 0, 0.4, 8]}, *TRUTH[1:]]}, r"\[0.1, 0, 0.4, 8\]"),
+        ({"gnd": [{**TRUTH[0], "bbx": [0, 0, float("inf"), 8]}, *TRUTH[1:]]}, "inf"),
         ({"gnd": [{"easy": [], "hard": [], "junk": [1]}] * 4}, "no query"),
         ({"imlist": [*GALLERY[:11], "gone"]}, "gone"),
         ({"imlist": [*GALLERY[:11], "00.png"]}, " 12 .* 11 "),
         ({"qimlist": ["00", "13", "14", "03"]}, r"query 3 \(03\)"),
+        ({"qimlist": ["03", "13", "14", "01"]}, r"query 0 \(03\).*junk"),  # easy, so it would find itself
     ],
 )
 def test_invalid_files_are_refused(changes: dict[str, Any], named: str, shapes: Path, tmp_path: Path) -> None:
@@ -97,5 +102,29 @@ def test_a_cropped_image_is_not_mistaken_for_the_whole_one(tiny_clip: Path, shap
     whole = [{kind: truth[kind] for kind in ("easy", "hard", "junk")} for truth in TRUTH]
     other = clipkit.evaluate.landmarks(model, written(tmp_path, shapes, gnd=whole), cache=tmp_path / "cache")
     assert cropped["data"]["sha256"] != other["data"]["sha256"]
-    assert isinstance(data := read_landmarks(written(tmp_path, shapes)), Landmarks)
-    assert data.fingerprint != read_landmarks(written(tmp_path, shapes, gnd=whole)).fingerprint
+    assert (
+        read_landmarks(written(tmp_path, shapes)).fingerprint
+        != read_landmarks(written(tmp_path, shapes, gnd=whole)).fingerprint
+    )
+
+
+def test_a_box_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:10] = 255  # the upper half, which is the right half after the rotation
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    right, left = (open_image(Cropped(tmp_path / "a.png", box)) for box in ((10, 0, 99, 99), (-5, 0, 10, 30)))
+    assert (right.size, left.size) == ((10, 40), (10, 30))
+    assert (np.asarray(right).min(), np.asarray(left).max()) == (255, 0)
+
+
+def test_predictions_have_one_row_per_query(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    model = clipkit.load(str(tiny_clip))
+    clipkit.evaluate.landmarks(model, written(tmp_path, shapes), cache=False, predictions=file)
+    rows = parquet.read_table(file).to_pylist()
+    assert [row["images"].rpartition("/")[2] for row in rows] == [
+        "12.png~4,2,31,28", "13.png~0,0,500,500", "14.png", "15.png",
+    ]  # fmt: skip
+    assert [row["hard_map"] is None for row in rows] == [False, False, True, True]
