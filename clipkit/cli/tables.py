@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from clipkit.errors import printable
-from clipkit.report.page import metrics_table, standing
 from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
 
@@ -28,6 +27,8 @@ def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
     """Print the metrics of several results side by side, with the chance level of each metric."""
+    from clipkit.report.page import metrics_table
+
     shown = metrics_table(columns, title)
     print_table(shown.header, shown.rows, title)
 
@@ -46,6 +47,8 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
     print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {named_data(data)}")
     changed = comparison["disagreements"]
     if changed:
+        from clipkit.report.page import standing
+
         cells = [
             [str(query["asks"]), _query(query), *(standing(query, model) for model in ("first", "second"))]
             for query in changed

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from clipkit.errors import ModelError, one_line
@@ -56,12 +57,14 @@ def check_repository(name: str) -> None:
     Raises:
         ModelError: as for `local_folder`.
     """
+    with suppress(OSError, RuntimeError):  # too long for a path, or an unknown user
+        if Path(name).expanduser().is_dir():
+            return
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
-        if not Path(name).expanduser().is_dir():
-            _in_cache(repository, revision or None)
+        _in_cache(repository, revision or None)
     except (HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError):
         local_folder(name, ())
 

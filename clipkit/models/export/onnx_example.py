@@ -102,20 +102,27 @@ def normalized(image: Image.Image) -> Any:
     return (np.asarray(image, dtype=np.float32) / 255 - mean) / std
 
 
-def tokens(texts: Sequence[str]) -> dict[str, Any]:
-    """Return inputs of text.onnx by name, each (M, L)."""
+@cache
+def tokenizer() -> Any:
+    """Return the tokenizer, which cuts and pads texts for text.onnx."""
     from tokenizers import Tokenizer
 
     settings = CONFIG["text"]
     if settings["pad_token"] is None:
         raise SystemExit("this folder has no tokenizer.json: tokenize with clipkit")
-    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    tokenizer.enable_truncation(settings["context_length"])
+    opened = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    opened.enable_truncation(settings["context_length"])
     # Towers that attend to padding need all captions at full length.
     length = settings["context_length"] if settings["fixed_length"] else None
-    tokenizer.enable_padding(pad_id=settings["pad_id"], pad_token=settings["pad_token"], length=length)
+    opened.enable_padding(pad_id=settings["pad_id"], pad_token=settings["pad_token"], length=length)
+    return opened
+
+
+def tokens(texts: Sequence[str]) -> dict[str, Any]:
+    """Return inputs of text.onnx by name, each (M, L)."""
+    settings = CONFIG["text"]
     texts = [repaired(text) for text in texts] if settings["repair"] else texts
-    encodings = tokenizer.encode_batch([text.lower() for text in texts] if settings["lowercase"] else list(texts))
+    encodings = tokenizer().encode_batch([text.lower() for text in texts] if settings["lowercase"] else list(texts))
     ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
     inputs = {"input_ids": ids, "attention_mask": mask}
