@@ -7,6 +7,7 @@ file is used only if its features of a few fixed texts equal those stored in the
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class QuickText:
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Return unit-length features of texts."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread():
             return torch.stack([self._encode(text) for text in texts])
 
     def _encode(self, text: str) -> Float[Tensor, " D"]:
@@ -195,3 +196,18 @@ class QuickText:
         return F.layer_norm(
             x, x.shape[-1:], self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], self._epsilon
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Context in which torch computes with one thread.
+
+    A text of a few tokens is too short for several threads, which wait for each other at every operation: on a machine
+    with other work, a query would take seconds longer.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
