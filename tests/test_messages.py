@@ -152,3 +152,19 @@ def test_good_messages_pass(tmp_path: Path) -> None:
         'Finding("name", "note", "the loss is no longer finite", "lower optim.lr", step)\n'
     )
     assert report(tmp_path) == []
+
+
+def test_values_are_inserted_into_texts() -> None:
+    """A text with braces around an expression has lost its prefix f."""
+    forgotten = []
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        shown = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        shown |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        forgotten += [
+            f"{file.name}:{node.lineno}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in shown
+            if re.search(r"\{[a-z_]+(\.[a-z_]+|\[[^\]]*\]|\([^)]*\))+[^}]*\}", node.value)
+        ]
+    assert not forgotten

@@ -45,7 +45,8 @@ class _InOrder(TyperGroup):
     """Command group whose help lists commands in the order in which they are added; Typer would list subgroups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+        position = {name: number for number, name in enumerate(_ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: position.get(name, len(_ORDER)))
 
 
 app = typer.Typer(

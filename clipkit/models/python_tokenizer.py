@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
 from clipkit.images import kind_of
-from clipkit.models.tokenizer import Tokenizer, TransformersTokenizer
+from clipkit.models.tokenizer import MOST_TOKENS, Tokenizer, TransformersTokenizer
 
 _LONG = "word " * 2000
 
@@ -81,7 +81,7 @@ def tokenizer_of(given: Any) -> Tokenizer:
 
     if isinstance(given, PreTrainedTokenizerBase):
         limit = given.model_max_length
-        if limit > 10**6:
+        if limit > MOST_TOKENS:
             raise ModelError(
                 f"the tokenizer {type(given).__name__} has no model_max_length; set model_max_length to the "
                 "number of positions of the text tower"

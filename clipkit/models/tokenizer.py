@@ -21,6 +21,9 @@ from clipkit.run_files import read_object
 # Names of vocabulary files that some tokenizers read although their class does not list them.
 _VOCABULARY = r"^(vocab|tokenizer)\b(?!_config).*|\.(model|spm|bpe|tiktoken)$"
 
+MOST_TOKENS = 1_000_000
+"""Largest context length; transformers gives 1e30 to tokenizers without a maximum."""
+
 
 class Tokenizer(Protocol):
     """Converts strings to `input_ids` (M, L) and, if the tower uses a mask, `attention_mask` (M, L).
@@ -214,6 +217,11 @@ def transformers_tokenizer(
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
+    if min(limits) > MOST_TOKENS:
+        raise ModelError(
+            f"{folder}: its tokenizer has no model_max_length; set model_max_length in tokenizer_config.json, or "
+            "model.text.context_length in a recipe, to the context length of the encoder"
+        )
     return TransformersTokenizer(native, int(min(limits)), fixed=fixed, mask=mask)
 
 

@@ -139,12 +139,18 @@ def _prove(
     our_images = model.encode_image(images.values()) if images else None  # the error names files that cannot be read
     our_texts = model.encode_text(captions.values()) if captions else None
     theirs = run_card(code, model, library, list(images.values()), list(captions.values()))
+    for what, given, found in (("images", images, theirs.image), ("captions", captions, theirs.text)):
+        if given and found is None:
+            raise NotImplementedError(
+                f"the card's code for {library} computes no features of {what}, so the export cannot be compared; "
+                "write it in clipkit/models/publish/usage.md.jinja"
+            )
     of_images, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
     if of_images.largest_excused > limit:
         notes.append(
             "the crops of the two libraries differ by one pixel if the margin beside the center crop is an "
             "odd number of pixels; the features of such images differ by up to "
-            "{of_images.largest_excused:.2g}"
+            f"{of_images.largest_excused:.2g}"
         )
     for what, compared, plain in (
         ("images that are not opened with the card's rgb()", of_images, theirs.plain_image),

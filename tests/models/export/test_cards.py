@@ -134,6 +134,15 @@ def test_difference_is_refused_by_kind(model: DualEncoder, tmp_path: Path, monke
     assert not (tmp_path / "out").exists()
 
 
+def test_a_card_without_code_is_not_a_comparison(
+    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipkit.models.export.exporting.first_code", lambda usage: "")
+    with pytest.raises(NotImplementedError, match="open_clip"):
+        export(model, "open_clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_card_of_a_single_tower_runs(tower: str, tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
