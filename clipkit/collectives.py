@@ -53,7 +53,9 @@ def _forget_dropped() -> None:
     """Remove from `_lent` the tensors that gloo no longer uses; a tensor in use has an additional reference."""
     counts = _references(_lent)
     _lent[:] = [
-        tensor for tensor, count in zip(_lent, counts, strict=True) if count > _UNSHARED or tensor._use_count() > 1
+        tensor
+        for tensor, count in zip(_lent, counts, strict=True)
+        if count > _UNSHARED or tensor._use_count() > 1  # type: ignore[attr-defined, unused-ignore] # before torch 2.15
     ]
 
 
