@@ -258,7 +258,7 @@ def other_tokenizer(start: RunStart) -> Finding | None:
     tokenizer = start.model.text.tokenize
     try:
         folder = Path(start.model.text.trunk.native.config.name_or_path)  # type: ignore[union-attr,arg-type]
-        pretrained = transformers_tokenizer(folder, None).native.get_vocab()
+        pretrained = transformers_tokenizer(folder, context_length=1).native.get_vocab()
     except Exception:  # the tower has no tokenizer in its folder, so the recipe has to name one
         return None
     if isinstance(tokenizer, TransformersTokenizer) and tokenizer.native.get_vocab() == pretrained:
