@@ -11,7 +11,7 @@ function address(app, kind, item) {
   return `/${index}/${kind}/${item.row}?v=${app.abouts[index].version}`;
 }
 
-export function picture(app, item, first) {
+export function thumbnail(app, item, first) {
   const image = make("img", { src: address(app, "thumbnail", item), alt: item.captions[0] || item.image, loading: "lazy" });
   const button = make("button", { className: `open${first ? " first" : ""}`, type: "button", title: item.image }, image);
   button.setAttribute("aria-label", `Open ${item.captions[0] || item.image}`);
@@ -47,11 +47,11 @@ export function marker(app, item, label = "drop") {
 
 // note: a line above the text of the card.
 export function card(app, item, note = "") {
-  const pictures = make("div", { className: "pictures" }, picture(app, item, true));
-  if (item.other) pictures.append(picture(app, item.other, false));
+  const thumbnails = make("div", { className: "thumbnails" }, thumbnail(app, item, true));
+  if (item.other) thumbnails.append(thumbnail(app, item.other, false));
   const like = make("button", { type: "button" }, "like this");
   like.addEventListener("click", () => app.like(item));
-  const made = make("div", { className: "card" }, pictures, make("div", { className: "text" }, ...(note ? [make("p", {}, note)] : []), ...lines(item)),
+  const made = make("div", { className: "card" }, thumbnails, make("div", { className: "text" }, ...(note ? [make("p", {}, note)] : []), ...lines(item)),
     ...(item.index ? [] : [make("div", { className: "does" }, like, marker(app, item))]));
   made.item = item;
   made.classList.toggle("marked", app.list.has(item));

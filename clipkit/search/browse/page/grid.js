@@ -3,7 +3,7 @@
 const PAGE = 60, KEPT = 60, GAP = 10, TALLEST = 8e6; // browsers draw nothing below some 16 million pixels
 
 export class Grid {
-  // pictures: number of images on a card, 0 to 2. fetchItems(start, count) -> {total, items}; draw(item, position) -> element of a card.
+  // thumbnails: number of images on a card, 0 to 2. fetchItems(start, count) -> {total, items}; draw(item, position) -> element of a card.
   constructor(element, draw) {
     this.element = element;
     this.draw = draw;
@@ -19,9 +19,9 @@ export class Grid {
     new ResizeObserver(() => this.redraw()).observe(element.parentElement);
   }
 
-  reset(total, pictures, fetchItems, first = []) {
+  reset(total, thumbnails, fetchItems, first = []) {
     this.total = total;
-    this.pictures = pictures;
+    this.thumbnails = thumbnails;
     this.fetchItems = fetchItems;
     this.pages = new Map(first.length ? [[0, first]] : []);
     this.redraw();
@@ -35,13 +35,13 @@ export class Grid {
 
   measure() {
     const width = this.element.clientWidth;
-    const least = { 0: 260, 1: 158, 2: 290 }[this.pictures];
+    const least = { 0: 260, 1: 158, 2: 290 }[this.thumbnails];
     const columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
     const card = Math.floor((width - GAP * (columns - 1)) / columns);
     const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
     const coarse = matchMedia("(pointer: coarse)").matches;
     const text = (coarse ? 7.1 : 6.5) * rem;
-    const height = Math.round(this.pictures ? card / this.pictures + text : 5.7 * rem);
+    const height = Math.round(this.thumbnails ? card / this.thumbnails + text : 5.7 * rem);
     const rows = Math.ceil(this.total / columns);
     const whole = rows * (height + GAP);
     return { columns, card, height, step: height + GAP, rows, whole, drawn: Math.min(whole, TALLEST) };

@@ -1,7 +1,7 @@
 // The map: images as points; a lasso or a rectangle selects some of them.
 
 import { ask, finished, say } from "/ask.js";
-import { make, picture } from "/cards.js";
+import { make, thumbnail } from "/cards.js";
 
 const COLORS = ["#2f7fd0", "#e08a00", "#009e73", "#cc5fa0", "#d5480a", "#8f56d8", "#9a8f00", "#17a2b8", "#a0623a"];
 const OTHER = "#8a93a1", EDGE = 10, NEAR = 14;
@@ -179,7 +179,7 @@ export class ImageMap {
     this.canvas.style.cursor = near === null ? "crosshair" : "pointer";
     if (row === this.hovered && this.preview.childElementCount) return;
     this.hovered = row;
-    this.preview.replaceChildren(...(row === null ? [] : [picture(this.app, { row, image: "", captions: [] }, false)]));
+    this.preview.replaceChildren(...(row === null ? [] : [thumbnail(this.app, { row, image: "", captions: [] }, false)]));
     this.preview.style.left = `${Math.max(0, Math.min(place[0] + 14, this.width - 150))}px`;
     this.preview.style.top = `${place[1] > this.height / 2 ? place[1] - 154 : place[1] + 14}px`;
   }

@@ -123,7 +123,7 @@ async function show() {
   const isShown = () => started === app.started;
   if (query.view === "compare") return showComparison(app, grid, asked(query), isShown);
   if (query.view === "map" && !(await map.load(query, isShown))) return;
-  const body = asked(query), pictures = ["duplicates", "captions", "labels"].includes(query.view) ? 2 : 1;
+  const body = asked(query), thumbnails = ["duplicates", "captions", "labels"].includes(query.view) ? 2 : 1;
   if (query.view === "search" && !(body.words.length || body.like.length || body.images.length)) {
     return say("Enter words, drop an image here, or press “like this” below an image.");
   }
@@ -133,7 +133,7 @@ async function show() {
     const fetched = async (start, count) => (await ask("/api/list", { query: body, start, count })).json();
     const found = await finished(() => fetched(0, 60), isShown, (one) => `Comparing all images: ${Math.round(100 * one.working)} %`);
     if (!found) return;
-    grid.reset(found.total, pictures, fetched, found.items);
+    grid.reset(found.total, thumbnails, fetched, found.items);
     $("select_all").hidden = $("download_view").hidden = !found.total || query.view === "all";
     $("download_view").onclick = () => downloadView(query, body, found.total);
     offerMarking();
