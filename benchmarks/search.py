@@ -71,7 +71,7 @@ def exact_with_torch(features: NDArray[np.float16], folder: Path) -> Search:
 
 
 def exact(features: NDArray[np.float16], folder: Path) -> Search:
-    """Return the same search in a process that has not imported torch, such as a query that needs no model."""
+    """Return the exact search of `clipkit.search` in a process without torch, such as a query that needs no model."""
     engine = Exact(features)
     return lambda query: engine.top(query[None], _K)[1][0]
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipkit.data.listed_images import listed_image
-from clipkit.data.sources.columns import split_options
-from clipkit.data.sources.emoji_tests import emoji_test
+from clipkit.data.listed_images import listed_image, listing_of
 from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.opening import read_text
@@ -40,11 +38,8 @@ def read_associations(source: str | Path) -> Associations:
     Raises:
         DataError: the file, a value or an image is missing or invalid.
     """
-    name, options = split_options(str(source))
-    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
-    if unknown := [option for option in options if option != "images"]:
-        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
-    folder = Path(options["images"]).expanduser() if "images" in options else path.parent
+    path, folder = listing_of(source)
+    folder = folder or path.parent
     images: dict[Path, int] = {}
     cues, candidates, right = [], [], []
     for number, row in enumerate(_rows(path), 1):

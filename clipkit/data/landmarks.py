@@ -9,9 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from clipkit.data.listed_images import listed_image
-from clipkit.data.sources.columns import split_options
-from clipkit.data.sources.emoji_tests import emoji_test
+from clipkit.data.listed_images import listed_image, listing_of
 from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Changed, Stored, size_of
@@ -83,11 +81,8 @@ def read_landmarks(source: str | Path) -> Landmarks:
     Raises:
         DataError: the file, a value or an image is missing or invalid.
     """
-    name, options = split_options(str(source))
-    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
-    if unknown := [option for option in options if option != "images"]:
-        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
-    folder = Path(options["images"]).expanduser() if "images" in options else path.parent
+    path, folder = listing_of(source)
+    folder = folder or path.parent
     gallery, queries, truth = _contents(path)
     files = {listed_image(folder, one, path): position for position, one in enumerate(gallery)}
     if len(files) < len(gallery):

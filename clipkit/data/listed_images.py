@@ -2,10 +2,28 @@
 
 from pathlib import Path
 
+from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.emoji_tests import emoji_test
 from clipkit.errors import DataError
 from clipkit.files import is_file
 
 _ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
+
+
+def listing_of(source: str | Path) -> tuple[Path, Path | None]:
+    """Return the file or folder of a source that lists images, and the folder of the images if the source names it.
+
+    Args:
+        source: a path, optionally with `?images=FOLDER`, or the name of a built-in test (`twemoji:NAME`).
+
+    Raises:
+        DataError: the source has another option, or there is no such test.
+    """
+    name, options = split_options(str(source))
+    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
+    if unknown := [option for option in options if option != "images"]:
+        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
+    return path, Path(options["images"]).expanduser() if "images" in options else None
 
 
 def listed_image(folder: Path, name: str, file: Path) -> Path:

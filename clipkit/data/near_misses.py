@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.data.listed_images import listing_of
 from clipkit.data.sequences import Files
-from clipkit.data.sources.columns import NAMES, Rows, Wanted, split_options
-from clipkit.data.sources.emoji_tests import emoji_test
+from clipkit.data.sources.columns import NAMES, Rows, Wanted
 from clipkit.data.sources.read import rows_of
 from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
@@ -65,11 +65,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
     """
     if not isinstance(source, str | Path):
         raise DataError(f"{kind_of(source)} is not compositional data; give the path of a file or a folder")
-    name, options = split_options(str(source))
-    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
-    unknown = [option for option in options if option != "images"]
-    if unknown:
-        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
+    path, images_folder = listing_of(source)
     files = [file for file in matching(path / "*") if file.suffix in _FILES] if path.is_dir() else [path]
     if not files or not all(file.suffix in _FILES for file in files):
         raise DataError(
@@ -80,7 +76,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
     captions: dict[str, int] = {}
     image_positions, caption_positions, categories = [], [], []
     for file in files:
-        folder = Path(options["images"]).expanduser() if "images" in options else file.parent
+        folder = images_folder or file.parent
         for image_names, texts, category in _instances(file):
             paths = [_image(folder, image, file) for image in image_names]
             image_positions.append([images.setdefault(image, len(images)) for image in paths])

@@ -39,16 +39,21 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     Raises:
         ModelError: neither the folder nor the repository exists, or the repository is not accessible.
     """
-    try:
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return folder
-    except (OSError, RuntimeError):  # too long for a path, or an unknown user
-        pass
+    folder = _folder(name)
+    if folder is not None:
+        return folder
     if not _REPOSITORY.fullmatch(name) or name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: folder not found; give a folder, or a Hub repository as org/name")
     repository, _, revision = name.partition("@")
     return _download(repository, revision or None, model_types)
+
+
+def _folder(name: str) -> Path | None:
+    with suppress(OSError, RuntimeError):  # too long for a path, or an unknown user
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+    return None
 
 
 def check_repository(name: str) -> None:
@@ -57,9 +62,8 @@ def check_repository(name: str) -> None:
     Raises:
         ModelError: as for `local_folder`.
     """
-    with suppress(OSError, RuntimeError):  # too long for a path, or an unknown user
-        if Path(name).expanduser().is_dir():
-            return
+    if _folder(name) is not None:
+        return
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
