@@ -1,8 +1,7 @@
-"""Table of the losses that a recipe can use, with one row per loss; it does not import torch.
+"""Table of the losses that a recipe can use, with one row per loss. This module does not import torch.
 
-The recipe validates options and requirements against these rows. Training builds the call of each loss from its row.
-`clipkit train --help` and docs/losses.md are written from the rows. A row `NAME` belongs to the function
-`clipkit.losses.NAME`.
+A row with the name `NAME` describes the function `clipkit.losses.NAME`. Recipes are validated with the rows, and
+training uses the rows to call the losses. `clipkit train --help` and docs/losses.md are written from the rows.
 
 After changing a row, update docs/losses.md:
 
@@ -18,7 +17,7 @@ from typing import Any
 
 
 class Need(Enum):
-    """Inputs of a loss in addition to the image and caption features."""
+    """Input that a loss needs in addition to the image and caption features."""
 
     IDS = "image and caption IDs", ("image_ids", "caption_ids")
     SCALE = "the scale", ("scale",)
@@ -34,7 +33,7 @@ class Need(Enum):
 
     @property
     def is_required(self) -> bool:
-        """True if the user has to provide this input; IDs and a scale are always available."""
+        """True if the user must provide this input. IDs and a scale are always available."""
         return self not in (Need.IDS, Need.SCALE)
 
 
@@ -51,16 +50,17 @@ class LossRow:
 
     Attributes:
         name: name of the loss and of its function in `clipkit.losses`.
-        summary: one sentence.
-        formula: one line; the function's docstring has the equation.
-        level: value of the loss when all similarities are equal, as a formula or in words, for the help pages.
+        summary: one sentence about what the loss does.
+        formula: formula of the loss in one line. The docstring of the function has the exact equation.
+        level: text for the help pages: the value of the loss when all similarities are equal, e.g. "ln G".
         source: paper that introduced the loss.
         use_when: situation in which to choose this loss.
         positives: image-caption combinations that the loss pulls together.
         memory: order of magnitude of the memory, in addition to the features.
         needs: inputs in addition to the features; every batch has IDs and a scale.
         options: keys of the recipe's loss section that this loss uses.
-        chance: function that computes the value described by `level`; None if the value is not a fixed number.
+        chance: function that computes the value of the loss when all similarities are equal; None if this value is not
+            a fixed number.
     """
 
     name: str
@@ -209,11 +209,13 @@ LOSSES = {row.name: row for row in _ROWS}
 LEGEND = (
     "Symbols: x: image features; y: caption features; G: number of pairs in the global batch; D: dimension "
     "of the features; H: number of hard negative captions in the global batch; d: distance; m: margin; s: "
-    "logit scale; b: logit bias; [u]₊: max(u, 0). In a softmax, positives and negatives are similarities "
-    "times s. Chance: value of the loss when all similarities are equal. Memory in tiles or in bands: the "
-    "loss is computed block by block, so that the G × G matrix is never stored; a tile is a square block, a "
-    "band is a block of whole rows. loss.duplicates sets how the loss treats other pairs with the same image "
-    "or caption: as positives (positive, the default), as negatives (negative), or as neither (ignore)."
+    "logit scale; b: logit bias; [u]₊: max(u, 0). Every softmax is computed over scaled similarities, e.g. "
+    "s x_i · y_j. In the formula of dcl, the positive and the negatives are also scaled similarities. Chance is "
+    "the value of the loss when all similarities are equal. Memory in tiles or in bands means that the loss is "
+    "computed block by block, so that the G × G matrix is never stored. A tile is a square block; a band is a "
+    "block of whole rows. Two pairs of a batch are duplicates if they have the same image or the same caption. "
+    "The option loss.duplicates decides whether the image of a pair and the caption of its duplicate are treated "
+    "as a positive (positive, the default), as a negative (negative), or as neither (ignore)."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {

@@ -15,21 +15,24 @@ from torch import Tensor
 from clipkit.errors import lost_process
 
 _lent: list[Tensor] = []
-"""Tensors in use by a collective operation, whose memory threads of gloo may still reference."""
+"""Tensors on the CPU that a collective operation, and threads of gloo, may still use."""
 _MOST_SECONDS = 1.0
 """Longest time that a fork waits for the threads of gloo."""
 
 
 @contextmanager
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
-    """Context for a collective operation: if another process has ended, raise a one-line error.
+    """Context for a collective operation, which raises a one-line error if another process has ended.
 
-    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, this
-    module keeps a reference to each returned tensor until the threads of gloo no longer use the tensor, and a fork
-    waits for these threads. Otherwise, a thread of gloo could free a tensor, which runs Python code. Before Python
-    3.11.10, a loader worker that is forked at that moment waits forever
-    (https://github.com/python/cpython/issues/112275).
+    The operation must use the tensors that the context returns. These tensors share memory with the given tensors.
+
+    Raises:
+        TrainingError: another process has ended or does not respond.
     """
+    # On a CPU, `_lent` keeps a reference to each returned tensor until the threads of gloo no longer use the tensor. A
+    # fork waits for these threads. Otherwise, a thread of gloo could free a tensor, which runs Python code. Before
+    # Python 3.11.10, a loader worker that is forked at that moment waits forever
+    # (https://github.com/python/cpython/issues/112275).
     _forget_dropped()
     given = [tensor.detach() if tensor.device.type == "cpu" else tensor for tensor in tensors]
     _lent.extend(tensor for tensor in given if tensor.device.type == "cpu")
@@ -50,7 +53,8 @@ _UNSHARED = _references([object()])[0]
 
 
 def _forget_dropped() -> None:
-    """Remove from `_lent` the tensors that gloo no longer uses; a tensor in use has an additional reference."""
+    """Remove the tensors that gloo no longer uses from `_lent`."""
+    # A tensor that gloo uses has an additional reference.
     counts = _references(_lent)
     _lent[:] = [
         tensor
@@ -71,7 +75,7 @@ os.register_at_fork(before=_wait_for_threads)
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
-    """Return the rows, padded with rows of zeros to `height` rows."""
+    """Append rows of zeros, so that the result has `height` rows."""
     return (
         rows.contiguous()
         if len(rows) == height
@@ -80,9 +84,10 @@ def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
 
 
 class GatherRows(torch.autograd.Function):
-    """Differentiable all_gather of rows, of which each process may have a different number.
+    """Differentiable all_gather of rows. The number of rows may differ between processes.
 
-    The backward pass sums the gradients of all processes and keeps the rows of this process (reduce_scatter).
+    The backward pass sums the gradients of all processes, and returns the gradients of this process's rows
+    (reduce_scatter).
     """
 
     @staticmethod

@@ -81,11 +81,11 @@ class TrainingError(Exception):
 
 
 class BatchError(TrainingError):
-    """Error for a batch for which the loss is undefined; all processes raise it, because all see the whole batch."""
+    """Error for a batch for which the loss is undefined. All processes raise it, because all see the whole batch."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Exception after a stop signal. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
+    """Exception that stops a run after a stop signal. `code` is the exit code: 130 after Ctrl+C, otherwise 143."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -93,7 +93,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_text(text: str) -> None:
-    """Check that a text has no lone surrogate (half of a character): no tokenizer or file accepts one.
+    """Check that a text has no lone surrogate (half of a character), which no tokenizer and no file accepts.
 
     Raises:
         DataError: the text has a lone surrogate.
@@ -106,12 +106,12 @@ def check_text(text: str) -> None:
 
 
 def _without_line_breaks(message: str) -> str:
-    """Replace line breaks by spaces, and make the rest printable."""
+    """Replace line breaks by spaces, and escape other control characters."""
     return printable(" ".join(message.splitlines()))
 
 
 def lost_process(error: BaseException) -> TrainingError:
-    """Return the one-line error for a collective operation that failed because another process has ended."""
+    """Return the error to raise if a collective operation fails because another process has ended."""
     lost = TrainingError(
         f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
         "start all processes again, and add --resume for a training run"

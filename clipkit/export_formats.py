@@ -1,8 +1,8 @@
-"""Tables of the export formats of models and indexes for the command line and Python, without heavy imports.
+"""Tables of the export formats of models and indexes, without heavy imports.
 
-To add a format of models, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row
-here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row to the table in that
-file and one here.
+To add a format of models, write a class that implements `Format` in a new file of `clipkit/models/export`, and add a
+row here. To add a format of indexes, write a function in `clipkit/search/export.py`, add a row to the table in that
+file, and add a row here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ FORMATS = {
 
 
 def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
-    """Return the description of an export format, after checking that it exists and has the given options.
+    """Return the row of an export format of models, after checking its name and options.
 
     Args:
         name: name of the format.
@@ -64,9 +64,10 @@ class IndexFormat:
 
     summary: str
     usage: str
-    """Python code: {out} is the path of the result, {column} its column of features, {model} the model's name."""
+    """Python code with the placeholders {out} (path of the exported index), {column} (column of the features) and
+    {model} (name of the model)."""
     extra: str | None = None
-    """Extra of pyproject.toml, and the library of the same name, that writes the format."""
+    """Name of the library that writes the format, which is also the name of the extra in pyproject.toml."""
 
 
 INDEX_FORMATS = {
@@ -91,7 +92,7 @@ INDEX_FORMATS = {
 
 
 def index_format(name: str) -> IndexFormat:
-    """Return the description of a format of indexes, after checking that it exists and that its library is installed.
+    """Return the row of an export format of indexes, after checking that the library of the format is installed.
 
     Raises:
         UserError: the format does not exist, or its library is not installed.

@@ -11,7 +11,7 @@ def check_extra(extra: str, modules: list[str], error: type[UserError] = UserErr
     Args:
         extra: name of the extra in pyproject.toml.
         modules: the libraries, by the names under which they are imported.
-        error: type of the error.
+        error: type of the error to raise.
 
     Raises:
         UserError: a library is not installed; the message contains the pip command.

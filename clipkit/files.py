@@ -13,7 +13,7 @@ from uuid import uuid4
 def cache_folder() -> Path:
     """Return the cache folder: `$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder.
 
-    The user may delete it at any time.
+    The user may delete this folder at any time.
     """
     chosen = os.environ.get("CLIPKIT_CACHE")
     if chosen:
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Return True if the file exists, and False for invalid names too, e.g. names that are too long."""
+    """Return whether a path is an existing file; False if the name is invalid, e.g. too long."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -31,15 +31,14 @@ def is_file(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context that gives a temporary path for a new file or folder, and renames it to `path` at the end.
+    """Context for replacing a file or folder atomically: write to the temporary path that the context gives.
 
-    `path` is always either complete and new, or unchanged. A full disk or an error leaves no other files; a killed
-    process leaves at most a hidden file or folder whose name ends in .writing. A symbolic link is replaced, not
-    followed. A new folder replaces only an empty folder.
+    At the end, the context renames the temporary file or folder to `path`. After an error, `path` is unchanged and the
+    temporary file or folder is removed. A killed process can leave a temporary file, whose name ends in .writing. If
+    `path` is a symbolic link, the link is replaced, not its target. A folder can replace only an empty folder.
 
     Raises:
-        OSError: the file or folder cannot be written, also if a library such as safetensors reports this with its own
-            type of error.
+        OSError: the file or folder cannot be written. System errors of libraries such as safetensors are converted.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP
@@ -75,7 +74,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextmanager
 def as_os_errors(path: Path = Path()) -> Iterator[Path]:
-    """Context that gives `path`, and converts system errors of Rust libraries (safetensors, tokenizers) to OSErrors."""
+    """Context that converts system errors of Rust libraries (safetensors, tokenizers) to OSError; it gives `path`."""
     try:
         yield path
     except Exception as error:
@@ -87,11 +86,11 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
 
 @contextmanager
 def sharing_files(folder: Path) -> Iterator[None]:
-    """Context that gives files written in a folder at least the permissions of a new file (0o666 without the umask).
+    """Context that gives the files written in a folder the default permissions of new files, e.g. 0o644.
 
-    Other libraries may write files that only their owner can read, e.g. safetensors 0.8. Files that were there before,
-    and were not replaced, keep their permissions.
+    Files that already exist and are not replaced keep their permissions.
     """
+    # Some libraries, e.g. safetensors 0.8, write files that only the owner can read.
     before = {file.stat().st_ino for file in folder.rglob("*") if is_file(file)}
     yield
     probe = folder / f".{uuid4().hex}.writing"
@@ -104,7 +103,7 @@ def sharing_files(folder: Path) -> Iterator[None]:
 
 
 def to_disk(path: Path) -> None:
-    """Flush the content of a file, or the list of the files in a folder, to the disk (fsync)."""
+    """Flush a file, or the list of the files in a folder, to the disk (fsync)."""
     if sys.platform == "win32":  # Windows flushes only files that are opened for writing.
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -116,9 +115,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Context that holds the lock of a file: only one process can hold it, other processes wait. Without effect on
-    Windows.
-    """
+    """Context that locks a file, so that other processes that lock the file wait. Does nothing on Windows."""
     with file.open("a") as opened:
         if sys.platform != "win32":
             import fcntl

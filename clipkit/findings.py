@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 FEW = 0.01
-"""Share of the rows below which a problem has little effect on results."""
+"""If a problem affects a smaller share of the rows, it has little effect on results."""
 _MOST_EXAMPLES = 10
 T = TypeVar("T")
 
@@ -18,11 +18,10 @@ class Finding:
 
     Args:
         name: stable identifier, e.g. `broken_images`.
-        severity: error: training fails or metrics are wrong; warning: the result gets worse; note: for information.
+        severity: "error" if training fails or metrics are wrong, "warning" if the result gets worse, or "note".
         message: description of the problem, with numbers.
         advice: action that solves the problem.
-        step: training step at which the problem was detected; None: before training, or a problem of the whole data or
-            run.
+        step: training step at which the problem was detected; None: the problem does not belong to a step.
         count: number of affected images or captions; None: not counted.
         share: `count` divided by the number of all images or captions, in [0, 1].
         examples: up to ten affected images or captions.
@@ -53,12 +52,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule(Generic[T]):
-    """A rule that can report a finding: one row of a table of rules.
+    """Rule that checks an object, e.g. a run, and can report a finding.
 
     Args:
-        name: name of the finding that it reports.
-        find: function from the examined object to a finding, or None.
-        summary: condition under which it reports a finding, as listed in docs/guards.md.
+        name: name of the finding that the rule reports.
+        find: function that examines the object and returns a finding, or None if there is no problem.
+        summary: condition under which the rule reports a finding, as listed in docs/guards.md.
     """
 
     name: str
@@ -67,12 +66,12 @@ class Rule(Generic[T]):
 
 
 def apply(rules: Iterable[Rule[T]], examined: T) -> list[Finding]:
-    """Apply all rules and return their findings."""
+    """Apply all rules to an object, and return the findings."""
     return [finding for rule in rules if (finding := rule.find(examined)) is not None]
 
 
 def most_severe_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort by severity, then by step; findings of equal rank keep their order."""
+    """Sort findings by severity, then by step; ties keep their order."""
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.step or 0))
 
 
@@ -94,8 +93,8 @@ def finding_about(
         name: stable identifier of the finding.
         what: plural noun for the affected rows, e.g. "missing images".
         advice: action that solves the problem.
-        describe: function from a position to a text that identifies the row.
-        severity: None: a warning if 1 % or more of the rows are affected, otherwise a note.
+        describe: function that returns a text for a position, e.g. the path of the image.
+        severity: severity of the finding; None: a warning if 1 % or more of the rows are affected, otherwise a note.
 
     Example:
         >>> finding_about([3], 8, name="empty", what="empty captions", advice="drop them", describe=str).message

@@ -1,7 +1,7 @@
 """Opening of image files with Pillow, limited to allowed formats and to a maximum number of pixels.
 
 Pillow also supports formats that start programs (EPS starts Ghostscript) or that contain a file of any other format
-(IPTC); they are not allowed.
+(IPTC). These formats are not allowed.
 """
 
 import io
@@ -66,16 +66,17 @@ def pixel_limit(most: int) -> Iterator[None]:
 
 
 def most_file_bytes() -> int | None:
-    """Return the maximum size of an image file in bytes, given the maximum number of pixels; None: unlimited."""
+    """Return the maximum size of an image file in bytes, derived from the pixel limit; None: unlimited."""
     return None if Image.MAX_IMAGE_PIXELS is None else _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS + _METADATA
 
 
 def open_by_pillow(file: BinaryIO) -> Image.Image:
-    """Open an image file without decoding its pixels; use the result as a context.
+    """Open an image file without decoding the pixels; close the image after use.
 
     Raises:
         RefusedImageError: the image has too many pixels, or one side is more than 200 times as long as the other.
-        Exception: Pillow cannot open it, or its format is not allowed (UnidentifiedImageError).
+        UnidentifiedImageError: Pillow does not recognize the format, or the format is not allowed.
+        Exception: the file is damaged.
     """
     file.seek(0, io.SEEK_END)
     size = file.tell()
@@ -114,18 +115,20 @@ def check_opened(image: Image.Image) -> None:
 
 
 def check_shape(size: tuple[int, int]) -> None:
-    """Check that an image has pixels and is not an extremely narrow strip.
+    """Check that an image has pixels and is not extremely long and narrow.
 
     Raises:
         RefusedImageError: a side is 0, or one side is more than 200 times as long as the other.
     """
     width, height = size
     if not min(size):
-        raise RefusedImageError(f"an image of {width} × {height} pixels has no pixels; drop its rows")
+        raise RefusedImageError(
+            f"an image of {width} × {height} pixels is empty; remove the rows with this image from the data"
+        )
     if max(size) > MOST_ELONGATED * min(size):
         raise RefusedImageError(
             f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop "
-            "the image or drop its rows"
+            "the image, or remove the rows with this image from the data"
         )
 
 
@@ -135,8 +138,8 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
         return
     pixels = size[0] * size[1]
     advice = (
-        "drop its rows or, if you trust the file, raise data.max_pixels (in a recipe), the environment "
-        f"variable {_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
+        "remove the rows with this image from the data or, if you trust the file, raise data.max_pixels (in a recipe), "
+        f"the environment variable {_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
     )
     if pixels > most:
         raise RefusedImageError(f"is over the limit of {most} pixels ({size[0]} × {size[1]} pixels); {advice}")

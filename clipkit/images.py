@@ -1,4 +1,4 @@
-"""Opening of images: convert files, arrays and PIL images to upright RGB images."""
+"""Opening of images: files, arrays and PIL images are converted to upright RGB images."""
 
 import base64
 import errno
@@ -29,9 +29,9 @@ from clipkit.pixels import rgb
 
 
 class Stored(ABC):
-    """Base class of images in an archive, a table or elsewhere, with `name` and `read_bytes` like a Path.
+    """Base class of images that are not separate local files, e.g. images in an archive or a table.
 
-    `str(image)` is the location of the image, for messages.
+    `name` and `read_bytes()` work as for a Path. `str(image)` is the location of the image, for messages.
     """
 
     __slots__ = ()
@@ -56,7 +56,7 @@ class Stored(ABC):
 
 
 class Held(Stored):
-    """Base class of images that a Python object holds in memory, or creates on access."""
+    """Base class of images from a Python object, e.g. a dataset that creates images when they are accessed."""
 
     __slots__ = ()
 
@@ -71,11 +71,11 @@ class Held(Stored):
 
 
 class Changed(Stored):
-    """Base class of images that are made from another image each time they are read.
+    """Base class of images that are computed from a source image each time they are read.
 
     Args:
-        source: the other image.
-        change: what is changed, in a few characters, which are added to the name.
+        source: the source image.
+        change: short description of the change, which is appended to the name, e.g. "blur-3".
     """
 
     __slots__ = ("change", "source")
@@ -97,7 +97,11 @@ class Changed(Stored):
 
     @abstractmethod
     def changed(self, image: Image.Image) -> Image.Image:
-        """Return the image that is made from the source, an upright RGB image."""
+        """Return the changed version of the source image.
+
+        Args:
+            image: the source image, upright and in RGB.
+        """
 
     def read_bytes(self) -> bytes:
         content = io.BytesIO()
@@ -136,17 +140,17 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
     """Open an image as an RGB PIL image, from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
-    EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and values of more
-    than 8 bits are scaled to 8 bits (docs/data.md).
+    The result is upright (EXIF rotation), has a white background instead of transparency, and shows the first frame of
+    an animation. Values of more than 8 bits are scaled to 8 bits (docs/data.md).
 
     Args:
         image: path, stored file, PIL image or array.
-        draft: decode a JPEG at 1/2, 1/4 or 1/8 of its size if its short side keeps at least this many pixels. Faster,
-            but the pixels differ slightly.
+        draft: decode a large JPEG at 1/2, 1/4 or 1/8 of its size, with a short side of at least this many pixels. This
+            is faster, but the pixels differ slightly. None: decode at full size.
 
     Raises:
-        DataError: the file is missing, not a regular file, too large or cannot be decoded, the format or the type is
-            unsupported, or one side is more than 200 times as long as the other.
+        DataError: the file is missing, not a regular file, too large or damaged; the format or the type is unsupported;
+            or one side is more than 200 times as long as the other side.
         MemoryError: there is not enough memory; the image itself may be valid.
     """
     if isinstance(image, Held):
@@ -160,14 +164,14 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise DataError(
-                f"an array of shape {image.shape} and type {image.dtype} is not an image: "
+                f"an array of shape {image.shape} and type {image.dtype} is not an image; "
                 "give uint8 values in (H, W), (H, W, 3) or (H, W, 4)"
             )
         with _as_data_errors(None):
             check_shape((image.shape[1], image.shape[0]))
         return rgb(Image.fromarray(image))
     if not isinstance(image, str | Path | Stored):
-        raise DataError(f"{kind_of(image)} is not an image: give a path, a PIL image or a uint8 array")
+        raise DataError(f"{kind_of(image)} is not an image; give a path, a PIL image or a uint8 array")
     with _as_data_errors(image), _file_of(image) as file, open_by_pillow(file) as opened:
         width, height = opened.size
         if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
@@ -191,7 +195,9 @@ def _file_of(image: str | Path | Stored) -> BinaryIO:
         raise
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise RefusedImageError(f"cannot be read ({reason}); check the file or the address, or drop its rows") from None
+        raise RefusedImageError(
+            f"cannot be read ({reason}); check the file or the URL, or remove the rows with this image from the data"
+        ) from None
 
 
 def _content_of(image: Stored) -> bytes:
@@ -202,9 +208,10 @@ def _content_of(image: Stored) -> bytes:
 
 
 _SMALLER = (
-    "make the image smaller, drop its rows, or raise data.max_pixels (in a recipe) or the environment variable "
-    "CLIPKIT_MAX_PIXELS"
+    "make the image smaller, remove the rows with this image from the data, or raise data.max_pixels (in a recipe) or "
+    "the environment variable CLIPKIT_MAX_PIXELS"
 )
+_REPLACE = "replace the file, or remove the rows with this image from the data"
 
 
 @contextmanager
@@ -221,19 +228,19 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
             f"{name}is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); {_SMALLER}"
         ) from None
     except UnsuitableFileError as error:
-        advice = _SMALLER if error.errno == errno.EFBIG else "replace the file or drop its rows"
+        advice = _SMALLER if error.errno == errno.EFBIG else _REPLACE
         raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
         raise DataError(f"{name}file not found; check the path") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name}is not an image that Pillow can read; replace the file or drop its rows") from None
+        raise DataError(f"{name}is not an image that Pillow can read; {_REPLACE}") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
-        raise DataError(f"{name}cannot be decoded ({one_line(error)}); replace the file or drop its rows") from None
+        raise DataError(f"{name}cannot be decoded ({one_line(error)}); {_REPLACE}") from None
 
 
 def in_memory(image: Path | Stored) -> InMemory:
-    """Read an image file into memory, so that it is read only once for several uses.
+    """Read an image file into memory, so that several uses read the file only once.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -243,7 +250,7 @@ def in_memory(image: Path | Stored) -> InMemory:
 
 
 def read_image(image: Path | Stored) -> bytes:
-    """Return the content of an image file. All code reads the content of images with this function.
+    """Return the content of an image file.
 
     Raises:
         OSError: the file is missing, not a regular file, too large or cannot be read.
@@ -255,7 +262,7 @@ def read_image(image: Path | Stored) -> bytes:
 
 
 def kind_of(thing: object) -> str:
-    """Return the type of an object with an article, e.g. "a list", for messages."""
+    """Return the type of an object with its article for messages, e.g. "a list"."""
     if thing is None:
         return "None"
     name = type(thing).__name__
@@ -263,7 +270,11 @@ def kind_of(thing: object) -> str:
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
-    """Return width and height after EXIF rotation of an image file, without decoding the pixels."""
+    """Return the width and height of an image after EXIF rotation, without decoding the pixels.
+
+    Args:
+        content: content of the image file.
+    """
     with open_content(content) as opened:
         width, height = opened.size
         try:

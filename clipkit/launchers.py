@@ -1,4 +1,4 @@
-"""Launches that clipkit does not support: settings of `accelerate launch`, and processes that share a GPU."""
+"""Errors for launches that clipkit does not support: some settings of `accelerate launch`, and a shared GPU."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,10 +21,10 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
     """Raise an error if `accelerate launch` requests a feature that clipkit does not support.
 
     Args:
-        environment: variables of this process.
+        environment: environment variables of this process.
 
     Raises:
-        UserError: names the setting, its variable and what to use instead.
+        UserError: an unsupported feature is requested. The message names the variable and an alternative.
 
     Example:
         >>> refuse_unsupported_launcher({"ACCELERATE_USE_DEEPSPEED": "false"})
@@ -39,13 +39,13 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
 
 
 def refuse_shared_gpus(used: Sequence[tuple[str, str]]) -> None:
-    """Raise an error if two processes use the same GPU, which makes both slow or ends in a deadlock.
+    """Raise an error if two processes use the same GPU, because they would be slow or wait for each other forever.
 
     Args:
-        used: for each rank, the name of its machine and the name of its GPU ("" for a CPU).
+        used: name of the machine and name of the GPU for each rank; the name of the GPU is "" on a CPU.
 
     Raises:
-        UserError: names the ranks and the number of GPUs in use.
+        UserError: two processes use the same GPU. The message names their ranks.
 
     Example:
         >>> refuse_shared_gpus([("node1", "GPU 0"), ("node1", "GPU 1"), ("node2", "GPU 0")])

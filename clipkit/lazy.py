@@ -1,4 +1,4 @@
-"""Lazy import of public names: a name is imported on first use, so that a command loads only the libraries it needs."""
+"""Lazy import of public names, so that a command loads only the libraries that it needs."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def on_first_use(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` function for a package that imports its public names on first use.
+    """Return a `__getattr__` function for a package, which imports a public name when the name is first used.
 
     Args:
         package: dotted name of the package.
-        names: for each module of the package, the public names that it defines, separated by spaces.
+        names: mapping from each module of the package to the public names in the module, separated by spaces.
     """
     modules = {name: f"{package}.{module}" for module, listed in names.items() for name in listed.split()}
 

@@ -1,7 +1,7 @@
-"""Opening of local files that a user or a dataset names, limited to regular files and to a maximum size.
+"""Opening of local data files, limited to regular files and to a maximum size.
 
-A pipe or a device can block forever or never end, and a sparse file can be larger than the memory. All local files of
-the data are therefore checked and opened here.
+All local data files are opened here, because a path may be a pipe or a device that blocks forever, or a sparse file
+that is larger than the memory.
 """
 
 import errno
@@ -21,14 +21,14 @@ _KINDS = {
 
 
 class UnsuitableFileError(OSError):
-    """Error for a path that is no regular file or is too large; `strerror` is the reason, e.g. "is a pipe"."""
+    """Error for a path that is not a regular file, or for a file that is too large. `strerror` is the reason."""
 
 
 def check_file(path: str | Path, most_bytes: int | None = None) -> None:
     """Check that a path is a regular file of at most `most_bytes` bytes, without opening it.
 
     Raises:
-        UnsuitableFileError: the path is not a regular file, or the file is larger.
+        UnsuitableFileError: the path is not a regular file, or the file is larger than `most_bytes`.
         OSError: the path cannot be accessed.
         ValueError: the name is not valid for a file.
     """
@@ -38,7 +38,7 @@ def check_file(path: str | Path, most_bytes: int | None = None) -> None:
 def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
     """Open a regular file for reading bytes.
 
-    A file whose size is 0 is returned as empty without reading it: pseudo files such as /proc/kmsg block.
+    If the size of the file is 0, the result is an empty file in memory.
 
     Raises:
         UnsuitableFileError: the path is not a regular file, or the file is larger than `most_bytes`.
@@ -55,7 +55,7 @@ def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
     except OSError:
         os.close(descriptor)
         raise
-    if status.st_size == 0:
+    if status.st_size == 0:  # reading pseudo files such as /proc/kmsg would block
         os.close(descriptor)
         return io.BytesIO()
     return os.fdopen(descriptor, "rb")
@@ -84,7 +84,8 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     """Return the text of a regular file.
 
     Raises:
-        OSError, ValueError: as for `open_file`, or the content is not UTF-8 (UnicodeDecodeError is a ValueError).
+        OSError, ValueError: as for `open_file`.
+        UnicodeDecodeError: the content does not have the given encoding.
     """
     with open_text(path, encoding) as file:
         return file.read()

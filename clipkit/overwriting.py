@@ -1,4 +1,4 @@
-"""Decide whether an output may be written to a path: only files and runs of clipkit are ever replaced."""
+"""Checks before an output is written: only files and runs that clipkit wrote are ever replaced."""
 
 import os
 import stat
@@ -33,7 +33,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
     if not folder.is_dir():
         raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{file}: cannot be written: the folder {folder} is read-only; give another file")
+        raise OutputError(f"{file}: cannot be written because the folder {folder} is read-only; give another file")
     run = run_of(file)
     if run is not None:
         raise OutputError(f"{file}: belongs to the run {run}; give another file")
@@ -80,9 +80,9 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder to which clipkit writes this path, e.g. RUN/metrics.jsonl; None if it belongs to no run.
+    """Return the run folder of a path that a run of clipkit writes, e.g. RUN for RUN/metrics.jsonl.
 
-    Files in a run folder that clipkit does not write, e.g. RUN/notes.md, do not belong to the run.
+    The result is None for all other paths, also for other files in a run folder, e.g. RUN/notes.md.
     """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:

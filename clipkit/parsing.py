@@ -1,4 +1,4 @@
-"""Safe parsing of users' YAML and JSON files, with limits on size and depth; ValueError is the only error.
+"""Safe parsing of YAML and JSON from users, with limits on size and depth. Invalid content raises only ValueError.
 
 >>> parse_yaml("optim: {lr: 1.0e-5}")
 {'optim': {'lr': 1e-05}}
@@ -19,7 +19,7 @@ _MOST_NODES = 20_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader for plain values; refuses duplicate keys, deep nesting and aliases that repeat too many values."""
+    """YAML loader for plain values; rejects duplicate keys, deep nesting and aliases that repeat too many values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -1,7 +1,7 @@
 """Conversion of decoded pixels to upright 8-bit RGB: rotation, transparency, and values of more than 8 bits.
 
-Values of more than 8 bits are scaled by the range that the file states. If it states none, the values suggest the range
-(`_window`); docs/data.md describes the rule.
+Values of more than 8 bits are scaled by the value range that the file declares. If the file declares no range, the
+range is estimated from the values. docs/data.md describes the rules.
 """
 
 import sys
@@ -34,7 +34,7 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class _File:
-    """Information about an image's file that Pillow discards when it decodes the image."""
+    """Information about an image file that Pillow discards when it decodes the image."""
 
     layout: str
     """Layout of the stored values in Pillow's notation, e.g. RGB;16B; "" for an image without a file."""
@@ -54,13 +54,13 @@ class _File:
 
     @property
     def has_lower_bytes(self) -> bool:
-        """True if the file has 16 bits in each of several channels."""
+        """True if the file has several channels of 16 bits, whose lower bytes Pillow discards."""
         return self.layout.startswith(_SEVERAL) and self.layout.partition(";")[2] in _OTHER_ORDER
 
     def lower_bytes(self) -> Image.Image | None:
-        """Decode the file again and return an image of the lower bytes of its 16-bit values.
+        """Decode the file again, and return an image of the lower bytes of the 16-bit values.
 
-        The result is None if the decoder does not support this.
+        The result is None if the decoder cannot read the lower bytes.
         """
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
@@ -81,14 +81,18 @@ class _File:
         return decoded
 
     def tag(self, number: int) -> float | None:
-        """Return the value of a TIFF tag for the first channel; None if it is missing or not a number."""
+        """Return the value of a TIFF tag for the first channel; None if the tag is missing or not a number."""
         value = self.tags.get(number)
         value = value[0] if isinstance(value, tuple) and value else value
         return value if isinstance(value, int | float) and np.isfinite(value) else None
 
 
 def has_lower_bytes(image: Image.Image) -> bool:
-    """Return whether an image that is not yet decoded has 16 bits in each of several channels."""
+    """Return whether an image has several channels of 16 bits, whose lower bytes Pillow discards.
+
+    Args:
+        image: image that Pillow has opened but not decoded.
+    """
     return _File.of(image).has_lower_bytes
 
 
@@ -128,7 +132,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _transparent_color(image: Image.Image, file: _File) -> tuple[int, ...] | None:
-    """Return the values of the color that a PNG declares as transparent, if there is one and it is valid."""
+    """Return the color that a PNG declares as transparent; None if there is no valid color."""
     key = image.info.get("transparency")
     channels = 3 if image.mode == "RGB" else 1
     values = key if isinstance(key, tuple) else (key,)
@@ -142,7 +146,12 @@ def _transparent_color(image: Image.Image, file: _File) -> tuple[int, ...] | Non
 
 
 def in_strips(size: tuple[int, int], convert: Callable[[Box], Image.Image]) -> Image.Image:
-    """Build an RGB image from a function that returns the pixels of a box; large images are built in strips of rows."""
+    """Build an RGB image of the given size; a large image is built from strips of rows, to save memory.
+
+    Args:
+        size: width and height in pixels.
+        convert: function that returns the pixels in a box (left, top, right, bottom).
+    """
     boxes = list(_strips(size))
     if len(boxes) == 1:
         return convert(boxes[0])
@@ -170,7 +179,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _of_gray(image: Image.Image, file: _File) -> Image.Image:
-    """Convert a gray image of whole numbers (mode I) or fractions (mode F) to 8-bit RGB."""
+    """Convert a gray image of integers (mode I) or floats (mode F) to 8-bit RGB."""
     is_unsigned = image.mode == "I" and file.tag(_BITS) == 32 and file.tag(_FORMAT) in (None, 1)
 
     def values_in(box: Box) -> Values:
@@ -192,7 +201,13 @@ def _of_gray(image: Image.Image, file: _File) -> Image.Image:
 
 
 def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[Values], Values]:
-    """Return a function that maps the values of a gray image to 0 … 255."""
+    """Return a function that scales the values of a gray image to 0 … 255.
+
+    Args:
+        parts: the values of the image, split into strips of rows.
+        file: information about the image file.
+        is_float: True if the values are floats.
+    """
     lowest, highest = np.inf, -np.inf
     for part in parts:
         finite = part[np.isfinite(part)] if is_float else part
@@ -213,9 +228,9 @@ def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[
 
 
 def _window(lowest: float, highest: float) -> tuple[float, float]:
-    """Return the range of the values of a float image, estimated from its lowest and highest value.
+    """Estimate the value range of a float image: (0, 1), (0, 255), or otherwise (lowest, highest).
 
-    Resizing can overshoot the range a little, so values may exceed it by a tenth.
+    Values up to 10 % outside (0, 1) or (0, 255) are tolerated, because resizing can produce such values.
 
     Example:
         >>> _window(0.0, 0.7), _window(0.0, 250.0), _window(-2.0, 2.5)
@@ -239,7 +254,7 @@ def _linear(low: float, high: float) -> Callable[[Values], Values]:
 
 
 def _depth(highest: float) -> int | None:
-    """Return the bit depth for values up to `highest`; None if no image format has that many bits.
+    """Return the bit depth of an image whose highest value is `highest`; None if the value needs more than 16 bits.
 
     Example:
         >>> _depth(255), _depth(4000), _depth(70_000)
@@ -249,7 +264,11 @@ def _depth(highest: float) -> int | None:
 
 
 def _is_dark(image: Image.Image) -> bool:
-    """Return whether 14 bits per channel suffice for an image of 16-bit values, given an image of their upper bytes."""
+    """Return whether all values of a 16-bit image fit into 14 bits.
+
+    Args:
+        image: image of the upper bytes of the values.
+    """
     extrema: Any = image.getextrema()
     return max(high for _, high in extrema[:3]) < 1 << (_DEPTHS[-2] - 8)
 
@@ -259,8 +278,8 @@ def _of_16_bits(upper: Image.Image, lower: Image.Image, key: tuple[int, ...] | N
 
     Args:
         upper: RGB or RGBA image of the upper bytes of the values.
-        lower: image of the lower bytes.
-        key: color that is transparent; None: the image declares no transparent color.
+        lower: image of the lower bytes of the values.
+        key: transparent color, with 16 bits per channel; None: the image declares no transparent color.
     """
 
     def values_in(box: Box) -> Values:

@@ -1,4 +1,4 @@
-"""Process groups: distribute rows, gather features with gradients, sum gradients, and raise errors on all processes."""
+"""Groups of processes: distribute rows, gather features, sum gradients, and raise errors on all processes."""
 
 import atexit
 import os
@@ -33,7 +33,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
 
     Raises:
         UserError: the launcher requests a setting that clipkit does not support, or two processes share a GPU.
-        TrainingError: a process does not connect in time, or fewer processes joined than were started.
+        TrainingError: a process does not connect in time, or Accelerate connects only some of the processes.
     """
     refuse_unsupported_launcher(os.environ)
     from accelerate import Accelerator
@@ -52,7 +52,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
     except (dist.DistError, ConnectionError, TimeoutError) as error:
         late = TrainingError(
             f"the {started} processes did not all connect within {timeout_minutes:g} minutes ({one_line(error)}); "
-            "check that each was started and can reach MASTER_ADDR, then start all again"
+            "check that every process was started and can reach MASTER_ADDR, then start all processes again"
         )
         late.everywhere = False
         raise late from None
@@ -76,7 +76,7 @@ def _leave_processes() -> None:
 
 
 def _gpu_of(device: torch.device) -> tuple[str, str]:
-    """Return the name of this machine, and a name of the GPU that is unique on this machine ("" for a CPU)."""
+    """Return the name of this machine and the UUID of the GPU; "" instead of the UUID for a CPU."""
     if device.type != "cuda":
         return socket.gethostname(), ""
     return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
@@ -91,15 +91,14 @@ def _mixed_precision(precision: str) -> str:
 
 
 class Processes:
-    """A group of one or more processes. All operations are exact, even if processes have different numbers of rows.
+    """Group of one or more processes, with operations on values of all processes.
 
-    Tensors on an accelerator use one group (NCCL), tensors on the CPU another (gloo). Operations on the CPU do not wait
-    for those on the accelerator.
+    The operations are exact, even if the processes have different numbers of rows.
 
     Args:
-        accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
-        timeout: time that operations on CPU tensors wait for a process that does not respond, if the device is not the
-            CPU. For all other operations, `accelerator` sets this time.
+        accelerator: Accelerator that is connected to the processes; None: only this process, on the CPU.
+        timeout: maximum time that an operation on CPU tensors waits for the other processes of a run on GPUs. The
+            timeout of all other operations was given to `accelerator_of`.
 
     Example:
         >>> processes = Processes(None)
@@ -111,20 +110,22 @@ class Processes:
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
         self.device = torch.device("cpu") if accelerator is None else accelerator.device
+        # Tensors on an accelerator use another group (NCCL), so that operations on the CPU (gloo) do not wait for
+        # operations on the accelerator.
         self._cpu_group = _group_on_cpu(timeout) if self.count > 1 and self.device.type != "cpu" else None
 
     @classmethod
     def alone(cls) -> Self:
-        """Return a group of only this process, in which no operation communicates."""
+        """Return a group that consists of only this process and needs no communication."""
         return cls(None)
 
     @property
     def is_main(self) -> bool:
-        """True on the process that writes files and prints."""
+        """True if this process is the main process, which writes files and prints."""
         return self.index == 0
 
     def share(self, total: int) -> slice:
-        """Return the contiguous range of `total` rows that this process handles."""
+        """Return the range of rows that this process handles, out of `total` rows."""
         return self._share_of(self.index, total)
 
     def _share_of(self, index: int, total: int) -> slice:
@@ -133,7 +134,11 @@ class Processes:
     def gather(self, rows: Float[Tensor, "B D"], total: int) -> Float[Tensor, "G D"]:
         """Gather the rows of all processes, in rank order.
 
-        The gradient of a row is summed over the processes that use it.
+        In the backward pass, the gradients of a row are summed over all processes.
+
+        Args:
+            rows: the rows of this process, i.e. those of `share(total)`.
+            total: number of rows of all processes together.
         """
         if self.count == 1:
             return rows
@@ -149,14 +154,14 @@ class Processes:
         return self._cpu_group if value.device.type == "cpu" else None
 
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Combine the tensors of all processes by a reduction, in place, and return the result."""
+        """Replace a tensor by a reduction, e.g. the sum, over all processes, and return the tensor."""
         if self.count > 1:
             with together(value) as (lent,):
                 dist.all_reduce(lent, op=operation, group=self._group_of(value))
         return value
 
     def start_sum(self, value: Tensor) -> Callable[[], None]:
-        """Start to sum a tensor over all processes, in place; the returned function waits until the sum is complete.
+        """Start to replace a tensor by its sum over all processes, and return a function that waits for the sum.
 
         All processes must start the same sums in the same order.
         """
@@ -180,18 +185,18 @@ class Processes:
         return -self.smallest(-value)
 
     def any(self, *facts: bool) -> list[bool]:
-        """Return for each of several booleans whether it is True on at least one process."""
+        """Return for each boolean whether this boolean is True on at least one process."""
         if self.count == 1:
             return list(facts)
         agreed = self._reduced(torch.tensor(facts, dtype=torch.int32), dist.ReduceOp.MAX)
         return [bool(fact) for fact in agreed.tolist()]
 
     def of_main(self, value: int) -> int:
-        """Return the value of the main process, on all processes."""
+        """Return the main process's value on all processes."""
         return int(self.rows_of_main(torch.tensor(value)))
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return the picklable values of all processes, in rank order."""
+        """Return the values of all processes in rank order; a value can be any picklable object."""
         if self.count == 1:
             return [value]
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -208,10 +213,10 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Context in which a user error on one process is raised on all processes.
+        """Context that raises an error on all processes if a UserError is raised on any process.
 
         Raises:
-            UserError: with the message of the first process that failed.
+            UserError: a process failed. The message comes from the lowest rank that failed.
         """
         failure: UserError | None = None
         try:
@@ -221,10 +226,10 @@ class Processes:
         self.raise_together(failure)
 
     def raise_together(self, failure: UserError | None) -> None:
-        """Raise an error on all processes if any process passes a failure.
+        """Raise an error on all processes if `failure` is not None on any process.
 
         Raises:
-            UserError: with the message of the first process that has a failure.
+            UserError: a process has a failure. The message comes from the lowest rank with a failure.
         """
         if self.count == 1:
             if failure is not None:
@@ -242,7 +247,11 @@ class Processes:
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
-        """Return the main process's values of a tensor that has the same shape and data type on all processes."""
+        """Return the main process's tensor on all processes.
+
+        Args:
+            rows: tensor with the same shape and data type on all processes.
+        """
         if self.count == 1:
             return rows
         agreed = rows.clone()
@@ -251,10 +260,10 @@ class Processes:
         return agreed
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """Run `work` on the main process while the others wait; if it fails, all processes fail.
+        """Run `work` on the main process while the other processes wait.
 
         Raises:
-            UserError, TrainingError: the error that `work` raised; on the other processes an error of the same class.
+            UserError, TrainingError: `work` raised this error. The other processes raise an error of the same class.
         """
         failure: UserError | TrainingError | None = None
         if self.is_main:
@@ -274,7 +283,7 @@ _groups_on_cpu: dict[int, dist.ProcessGroup] = {}
 
 
 def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
-    """Return the gloo group of all processes; the first call creates it, and all processes must make this call."""
+    """Return the gloo group of all processes. The first call must be made by all processes."""
     default = dist.group.WORLD
     if id(default) not in _groups_on_cpu:
         _groups_on_cpu.clear()  # remove groups of an earlier launch in this Python process

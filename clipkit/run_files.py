@@ -9,13 +9,13 @@ from clipkit.errors import DataError
 from clipkit.parsing import parse_json, read_yaml
 
 IN_METRICS = ("loss", "grad_norm")
-"""Keys of the numbers that every row of metrics.jsonl has."""
+"""Keys that every row of metrics.jsonl has; their values are numbers."""
 IN_SPEED = ("pairs_per_second", "data_wait_seconds", "step_seconds")
-"""Keys of the numbers that every row of speed.jsonl has."""
+"""Keys that every row of speed.jsonl has; their values are numbers."""
 
 
 class RunFiles:
-    """Paths of all files of a run folder; no file is created.
+    """Paths of all files in a run folder. The files do not have to exist.
 
     Args:
         path: the run folder.
@@ -28,8 +28,7 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.marker = self.path / ".clipkit-run"
-        """File that marks a folder as a run, which clipkit may clear; lists the model files that clipkit wrote.
-        """
+        """File that marks a folder as a run, so that clipkit may clear the folder. It lists the written model files."""
         self.recipe = self.path / "recipe.yaml"
         """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
@@ -47,7 +46,7 @@ class RunFiles:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
-        """Adapters of `tune: lora` and `tune: dora`, without their base; `model` has them merged."""
+        """Adapters of `tune: lora` and `tune: dora` without the base model; in `model`, the adapters are merged."""
         self.tracking = self.path / "tracking"
         self.files = (
             self.recipe, self.metrics, self.speed, self.evaluations, self.bad_samples, self.findings, self.results,
@@ -62,12 +61,12 @@ class RunFiles:
 
     @property
     def is_marked(self) -> bool:
-        """True if clipkit has written this run folder."""
+        """True if the folder contains the file with which clipkit marks its run folders."""
         return self.marker.is_file() and not self.marker.is_symlink()
 
     @property
     def model_files(self) -> list[str]:
-        """Names of the files in `model` that clipkit wrote; empty if they are unknown."""
+        """Names of the files that clipkit wrote to the folder `model`; empty if the names are unknown."""
         return self.marker.read_text(encoding="utf-8").splitlines() if self.is_marked else []
 
     @property
@@ -80,7 +79,7 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
     """Return the recipe of a run as a dict.
 
     Raises:
-        DataError: the folder holds no readable recipe.
+        DataError: the folder does not contain a readable recipe.
     """
     file = RunFiles(folder).recipe
     try:
@@ -101,7 +100,7 @@ def results_of(folder: str | Path) -> dict[str, Any] | None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one if the file is missing or unreadable."""
+    """Return the JSON object in a file, or an empty dict if the file is missing or unreadable."""
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,25 +115,26 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file, one per line, without damaged lines; an empty list if the file is missing.
+    """Return the JSON objects of a log file with one object per line; skip damaged lines.
 
-    A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zero bytes.
+    A killed process can leave an incomplete last line, and a power failure can leave NUL characters. If the file is
+    missing, the result is an empty list.
 
     Args:
-        file: a log of a run.
-        needed: keys whose values must be numbers; a row without one of these numbers counts as damaged.
+        file: log file of a run.
+        needed: keys whose values must be numbers; a row is skipped if one of these numbers is missing.
     """
     rows = (row for line in _lines(file) if (row := row_of(line)) is not None)
     return [row for row in rows if all(isinstance(row.get(name), int | float) for name in needed)]
 
 
 def last_row(file: Path) -> dict[str, Any] | None:
-    """Return the last complete row of a file without parsing the other rows."""
+    """Return the last undamaged row of a log file; None if there is none."""
     return next((row for line in reversed(_lines(file)) if (row := row_of(line)) is not None), None)
 
 
 def row_of(line: str | bytes) -> dict[str, Any] | None:
-    """Return the JSON object in a line, or None if the line is damaged or the object has no `step`."""
+    """Return the JSON object in a line of a log file; None if the line is damaged or has no integer `step`."""
     try:
         row = parse_json(line)
     except ValueError:

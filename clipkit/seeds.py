@@ -1,4 +1,4 @@
-"""Stable seeds: random numbers depend on their purpose, never on the process that draws them."""
+"""Random seeds that depend only on the purpose of the random numbers, never on the process that draws them."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Names and display formats of evaluation tasks and metrics, without heavy imports.
 
-To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. For a task
-with training data or additional options, write its command in `clipkit/cli/evaluate.py`, and leave `help` and `data`
-of the row empty.
+To add a task, define `TASK` in a new file `clipkit/evaluation/tasks/NAME.py`, and add a row to `TASKS`. If the task has
+training data or additional options, write its command in `clipkit/cli/evaluate.py`, and leave `help` and `data` of the
+row empty.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from clipkit.findings import counted
 
 @dataclass(frozen=True)
 class TaskRow:
-    """Display names of an evaluation task, for tables, reports and model cards."""
+    """Names, main metrics and help texts of an evaluation task."""
 
     title: str
     hub_name: str
@@ -23,12 +23,11 @@ class TaskRow:
     main_metric: str
     """Metric in a suite's table, unless the dataset specifies another one."""
     headlines: tuple[str, ...]
-    """Metrics at the top of a report; those that the result does not have are left out."""
+    """Metrics at the top of a report. A metric that is not in the result is left out."""
     learns: bool = False
     """True if the task needs labeled training data in addition to the evaluated data."""
     help: str = ""
-    """Help text of the command `clipkit eval NAME --data D`; empty if `clipkit/cli/evaluate.py` has a function for it.
-    """
+    """Help text of the command `clipkit eval NAME`; empty if `clipkit/cli/evaluate.py` has a function for it."""
     data: str = ""
     """Help text of the option --data of this command."""
 
@@ -48,9 +47,9 @@ TASKS: dict[str, TaskRow] = {
         help="Evaluate compositional understanding.\n\nIn each test instance, two captions or two images differ "
         "in one detail (hard negatives), and the model must choose the correct one. Examples of such data are "
         "SugarCrepe and Winoground.",
-        data="A CSV, JSON or JSONL file, or a folder of such files, one per category. Columns of SugarCrepe: image, "
-        "caption, negative_caption; of SugarCrepe++: also caption2, a second correct caption; of Winoground: image_0, "
-        "image_1, caption_0, caption_1.",
+        data="A CSV, JSON or JSONL file, or a folder with one such file per category. The columns are image, caption "
+        "and negative_caption (SugarCrepe), optionally with caption2, a second correct caption (SugarCrepe++); or "
+        "image_0, image_1, caption_0 and caption_1 (Winoground).",
     ),
     "instances": TaskRow(
         "Instance retrieval", "image-feature-extraction", "instance_recall@1", ("instance_recall@1", "instance_map@r"),
@@ -60,11 +59,12 @@ TASKS: dict[str, TaskRow] = {
     ),
     "landmarks": TaskRow(
         "Landmark retrieval", "image-feature-extraction", "medium_map", ("easy_map", "medium_map", "hard_map"),
-        help="Evaluate landmark retrieval (revisited Oxford and Paris).\n\nEach query image searches the gallery; some "
-        "images are easy to find, some hard, and some are ignored.",
-        data="A JSON file with imlist (names of the gallery images), qimlist (names of the query images) and gnd (for "
-        "each query: easy, hard and junk, lists of positions in imlist, and optionally bbx, the box to which the query "
-        "image is cropped). Append ?images=FOLDER to its name to give the folder of the images.",
+        help="Evaluate landmark retrieval (revisited Oxford and Paris).\n\nEach query image is compared with "
+        "all gallery images. The correct gallery images of a query are easy or hard to find; junk images are ignored.",
+        data="A JSON file with three keys. imlist: names of the gallery images. qimlist: names of the query images. "
+        "gnd: for each query, the lists easy, hard and junk of positions in imlist, and optionally bbx, the box to "
+        "which the query image is cropped. If the images are in another folder, append ?images=FOLDER to the name of "
+        "the file.",
     ),
     "clustering": TaskRow(
         "Clustering", "image-feature-extraction", "nmi", ("nmi", "ami", "ari"),
@@ -74,9 +74,11 @@ TASKS: dict[str, TaskRow] = {
     ),
     "associations": TaskRow(
         "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),
-        help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that belong to a word.",
+        help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that are "
+        "associated with a word.",
         data="A JSON or JSONL file whose rows have the fields cue (a word), candidates (images) and associations (the "
-        "candidates that belong to the word). Append ?images=FOLDER to its name to give the folder of its images.",
+        "candidates that are associated with the word). If the images are in another folder, append ?images=FOLDER to "
+        "the name of the file.",
     ),
 }  # fmt: skip
 
@@ -149,12 +151,12 @@ _PREFIXES = {
 
 
 def title_of(task: str) -> str:
-    """Return the title of a task, or its name if the task is unknown."""
+    """Return the title of a task for display; for an unknown task, return the given name."""
     return TASKS[task].title if task in TASKS else _OF_RUNS.get(task, (task, task))[0]
 
 
 def hub_name_of(task: str) -> str:
-    """Return the task type in the Hub's model index, or the name of the task if it is unknown."""
+    """Return the task type for the Hub's model index; for an unknown task, return the given name."""
     return TASKS[task].hub_name if task in TASKS else _OF_RUNS.get(task, (task, task))[1]
 
 
@@ -173,7 +175,7 @@ def readable(metric: str) -> str:
 
 
 def counts_of(data: Mapping[str, Any]) -> str:
-    """Return the counts of images, captions and classes in the `data` of a result, as a text.
+    """Return the numbers of images, captions and classes in the `data` of a result, as text.
 
     Example:
         >>> counts_of({"name": "dev.csv", "images": 1000, "captions": 5000})
@@ -187,15 +189,15 @@ def counts_of(data: Mapping[str, Any]) -> str:
 
 
 def named_data(data: Mapping[str, Any]) -> str:
-    """Return the name in the `data` of a result, followed by the counts of images, captions and classes."""
+    """Return the name of the data of a result, followed by the numbers of images, captions and classes."""
     counts = counts_of(data)
     return str(data.get("name", "")) + f" ({counts})" * bool(counts)
 
 
 def shown_metrics(*results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the names of the first result's metrics, without mAP@R if it equals R@1 in all results.
+    """Return the names of the first result's metrics, without a redundant mAP@R.
 
-    mAP@R equals R@1 if every query has one correct answer.
+    If every query has only one correct answer, mAP@R equals R@1. In this case, mAP@R is left out.
 
     Example:
         >>> same = {"low": 0.1, "value": 0.2}

@@ -42,7 +42,7 @@ _ORDER = (
 
 
 class _InOrder(TyperGroup):
-    """Command group whose help lists commands in the order in which they are added; Typer would list subgroups last."""
+    """Command group whose help lists the commands in the order of `_ORDER`; Typer would list subgroups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         position = {name: number for number, name in enumerate(_ORDER)}
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def _end_without_collection() -> None:
-    """Skip Python's garbage collection at exit, which takes half a second after torch was imported."""
+    """Skip Python's garbage collection at exit, because it takes half a second if torch is loaded."""
     gc.unfreeze()  # some libraries report objects that Python does not delete at exit
     gc.disable()
 
@@ -120,7 +120,7 @@ def demo(
 ) -> None:
     """Train a small model on emoji names in about five minutes.
 
-    The model learns which emoji has which name; a report shows what it learned.
+    The model learns the names of emoji. A report shows what the model has learned.
     """
     with running():
         from clipkit.cli.demo import run_demo
@@ -140,7 +140,7 @@ def train(
         Path,
         typer.Argument(
             metavar="RECIPE.yaml",
-            help="Recipe file (YAML). Examples are in the folder recipes of the source code, and in "
+            help="Recipe file (YAML). Example recipes are in the folder recipes of the source code, and in "
             "clipkit/recipes of the installed package.",
         ),
     ],
@@ -151,8 +151,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Resume the run in the recipe's output folder from its newest checkpoint; without such a run, start "
-            "one.",
+            help="Resume the run in the recipe's output folder from its newest checkpoint. If the folder contains no "
+            "run, start a new run.",
         ),
     ] = False,
     overwrite: Annotated[
@@ -184,7 +184,7 @@ def train(
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give only one of them")
     if private and push is None:
-        raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
+        raise UserError("--private was given without --push; add --push ORG/NAME, or remove --private")
     check_recipe_inputs(complete, resume, overwrite)
     if processes > 1:
         run_again_on_processes(processes)

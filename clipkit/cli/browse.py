@@ -33,16 +33,16 @@ def browse(
         str | None,
         typer.Option(
             metavar="M",
-            help="Location from which to load the model of INDEX, e.g. its ONNX export, which loads faster. "
-            "Default: the location given to clipkit embed.",
+            help="Folder or Hub repository from which to load the model of INDEX. An ONNX export loads "
+            "faster. Default: the value of --model in clipkit embed.",
         ),
     ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
             metavar="F.txt",
-            help="With OTHER: text file with one query per line, for which the results of both indexes are "
-            "compared. Default: up to 2,000 captions of the indexes.",
+            help="With OTHER: text file with one query per line. The page compares the results of both indexes for "
+            "these queries. Default: up to 2,000 captions of the indexes.",
         ),
     ] = None,
 ) -> None:
@@ -61,7 +61,7 @@ def browse(
             check_is_index(folder)
     if queries is not None:
         if other is None:
-            raise UserError(f"--queries {queries}: compares two indexes, but only one was given; give a second index")
+            raise UserError(f"--queries {queries}: needs two indexes, but only one was given; give a second index")
         check_file(queries, "give a text file with one query per line")
     if model is not None:
         check_models(model)

@@ -65,9 +65,10 @@ def prune(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all stored data.")] = False,
 ) -> None:
-    """Remove stored data. It is computed again when it is needed.
+    """Remove stored data.
 
-    Give at least one option. Data that a running process uses is kept.
+    Give at least one option. Data that a running process uses is kept. Training and evaluation compute removed data
+    again when they need this data.
     """
     import time
 

@@ -19,15 +19,15 @@ _INDENT = " " * 9
 
 
 def read_for_check(source: str, only: str | None = None, *, may_lack: bool = False) -> Pairs:
-    """Read images with captions. In data that is not a table, either the images or the captions may be missing.
+    """Read the images and captions of data that may contain only images or only captions.
 
     Args:
         source: the data.
-        only: "images" or "captions", to read only these; None: both.
-        may_lack: True if a table may lack the column of images or captions.
+        only: "images" or "captions", to read only this kind; None: read all that the data contains.
+        may_lack: True: accept a table without a column of images or of captions; False: raise an error for this table.
 
     Raises:
-        DataError: the data is unreadable, or a table lacks a column.
+        DataError: the data is unreadable, or a table lacks a column that is required.
     """
     broken = ("images", "captions")
     if only is not None:

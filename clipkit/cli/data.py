@@ -121,7 +121,7 @@ def prepare(
         Path,
         typer.Option(
             metavar="DIR",
-            help="New folder for the shards. To resume an interrupted command: the folder of that command.",
+            help="New folder for the shards. To resume an interrupted command, give the folder of this command.",
         ),
     ],
     size: Annotated[
@@ -181,7 +181,7 @@ def prepare(
     )
     if made.skipped:
         print(f"skipped {counted(len(made.skipped), 'image')}; {out / 'skipped.jsonl'} lists them with reasons")
-    print(f"use it in a recipe as data.train: {made.pattern}")
+    print(f"to train on the shards, set this in a recipe: data.train: {made.pattern}")
 
 
 @app.command()
@@ -267,7 +267,7 @@ def check(
     if drop is not None:
         check_file(drop, "give a list that clipkit browse or clipkit data doubtful wrote")
         if fix is None:
-            raise UserError(f"--drop {drop} applies to --fix, which was not given; add --fix DIR")
+            raise UserError(f"--drop {drop} was given without --fix; add --fix DIR, or remove --drop")
     from clipkit.cli.check import print_report, read_for_check
     from clipkit.data import checks
     from clipkit.findings import counted

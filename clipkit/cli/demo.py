@@ -70,7 +70,7 @@ def run_demo(out: Path) -> None:
 
 
 def recipe_file(name: str) -> Path:
-    """Return the path of a recipe: in the installed package, or next to the package in a source checkout."""
+    """Return the path of an example recipe, in the installed package or in a source checkout."""
     package = Path(clipkit.__file__).parent
     installed = package / "recipes" / name
     return installed if installed.is_file() else package.parent / "recipes" / name

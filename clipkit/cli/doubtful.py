@@ -46,9 +46,9 @@ def doubtful(
 ) -> None:
     """Find wrong captions in training data by cross-validation.
 
-    Captions are judged by models that were not trained on them. The list starts with the most doubtful caption. Delete
-    from the list the lines of captions that are correct. Then clipkit data check D --fix DIR --drop LIST.jsonl writes a
-    copy of the data without the captions that are still listed.
+    Each caption is judged by a model that was not trained on this caption. The list starts with the most doubtful
+    caption. If a listed caption is correct, delete its line from the list. Then run clipkit data check D --fix DIR
+    --drop LIST.jsonl, which writes a copy of the data without the captions that are still listed.
     """
     from clipkit.recipe import Recipe
 

@@ -44,8 +44,8 @@ def embed(
         bool,
         typer.Option(
             "--qdrant",
-            help="Also copy the features to a Qdrant server. The environment variable QDRANT_URL contains its "
-            "address, QDRANT_API_KEY its key. clipkit search uses this server whenever QDRANT_URL is set.",
+            help="Also copy the features to a Qdrant server. Set the environment variables QDRANT_URL (address of the "
+            "server) and QDRANT_API_KEY (key of the server). clipkit search uses the server if QDRANT_URL is set.",
         ),
     ] = False,
 ) -> None:

@@ -26,8 +26,8 @@ Explain = Annotated[
     bool,
     typer.Option(
         "--explain",
-        help="Show in the report the most confident mistakes, and which parts of their images match the wrong and the "
-        "correct answer.",
+        help="In the report, show the most confident mistakes, and the parts of the images that match the wrong answer "
+        "and the correct answer.",
     ),
 ]
 ExplainedQueries = Annotated[
@@ -35,19 +35,20 @@ ExplainedQueries = Annotated[
     typer.Option(
         "--explain-query",
         metavar="TEXT|F",
-        help="Show in the report the images that match a text best, and which parts of them match; TEXT need not be in "
-        "the data. F is a text file with one query per line. May be given several times; implies --explain.",
+        help="In the report, show the images that best match TEXT, and the matching parts of these images. TEXT does "
+        "not have to occur in the data. F is a text file with one query per line. May be given several times. Implies "
+        "--explain.",
     ),
 ]
 
 
 def _explained(measuring: Measuring, explain: bool, queries: list[str] | None) -> bool | list[str]:
-    """Return the argument `explain` of an evaluation function, from the options --explain and --explain-query."""
+    """Convert the options --explain and --explain-query to the argument `explain` of an evaluation function."""
     from clipkit.data import read_queries
 
     if (explain or queries) and measuring.report is None and measuring.json_file is None:
         option = "--explain" if explain else "--explain-query"
-        raise UserError(f"{option} adds maps to the report, which was not requested; give --report F.html")
+        raise UserError(f"{option} adds maps to the report, but no report was requested; give --report F.html")
     return [text for query in queries or [] for text in read_queries(query)] or explain
 
 
@@ -256,8 +257,8 @@ def compare(
         typer.Option(
             "--model",
             metavar="M",
-            help="Name of a model to compare, if a suite contains several models. Give this option twice, once "
-            "for each of two models.",
+            help="Model to compare, if a suite contains several models. Give this option twice: first a model of A, "
+            "then a model of B. Without B, give two models of A.",
         ),
     ] = None,
     json_file: JsonFile = None,
@@ -266,8 +267,8 @@ def compare(
     """Compare two results, or two models over a suite.
 
     Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
-    most. If A and B are folders of suites, prints the difference on each dataset, with Holm's correction for the number
-    of datasets, and a summary sentence for papers. If both models are in suite A, leave out B.
+    most. For suites, prints the difference on each dataset with its p-value, and a summary sentence for papers. The
+    p-values are corrected for the number of datasets (Holm). If both models are in suite A, leave out B.
     """
     advice = "give a file that clipkit eval … --json wrote, results.json of a run, or the folder of a suite"
     for file in (first, second):

@@ -64,8 +64,8 @@ def export(
 ) -> None:
     """Export a model or an index to another library.
 
-    To verify the export of a model, the command loads the export with the other library. If its features differ from
-    those of the original model, the export fails.
+    To verify the export of a model, the command loads the exported model with the other library. If the exported model
+    and the original model compute different features, the export fails.
     """
     if to in INDEX_FORMATS or is_index(Path(model)):
         _export_index(Path(model), to, out, {"--data": data, "--int8": int8 or None, "--tolerance": tolerance})
@@ -105,7 +105,7 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
     row = index_format(to)
     for option, value in options.items():
         if value is not None:
-            raise UserError(f"{option}: applies to models, and {folder} is an index; leave out {option}")
+            raise UserError(f"{option}: applies only to models, but {folder} is an index; leave out {option}")
     check_new(out)
     from clipkit.search import Index
     from clipkit.search.export import column_of_features
@@ -119,7 +119,7 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
 
 
 def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:
-    """Return evenly spaced images and captions of the user's data."""
+    """Return images and captions of the user's data, at evenly spaced positions."""
     from clipkit.data import read_pairs
     from clipkit.data.sequences import evenly_spaced
 

@@ -1,4 +1,4 @@
-"""Checks of the models and files that a user names. They run before imports that take seconds."""
+"""Checks of the models and files on the command line. The checks run before slow imports, such as torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,9 @@ _SMALL = 8 << 20
 
 
 def check_models(*names: str) -> None:
-    """Check that each name is a folder or a Hub repository; `load` checks names that begin with `open_clip:`.
+    """Check that the folder or the Hub repository of each model exists.
+
+    Names that begin with `open_clip:` are skipped, because `load` checks them.
 
     Raises:
         ModelError: a folder or repository does not exist.
@@ -29,7 +31,7 @@ def check_models(*names: str) -> None:
 
 
 def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None:
-    """Check that the files and the model of a recipe exist, that small tables are valid, and that no run is replaced.
+    """Check the data, the models and the output folder of a recipe before training starts.
 
     Args:
         recipe: the recipe.
@@ -66,7 +68,7 @@ def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None
 
 
 def _check_small_tables(recipe: "Recipe") -> None:
-    """Read the data of a recipe if it is in small tables, so that errors in it are reported at once.
+    """Read the small tables of a recipe, so that errors in these tables are reported at once.
 
     Raises:
         DataError: a table is invalid, or the training data has fewer pairs than a batch.

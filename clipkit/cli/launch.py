@@ -1,4 +1,4 @@
-"""Processes of a command: start N processes with torch's elastic launcher, or join the group of another launcher."""
+"""Processes of a command: start them with torch's elastic launcher, or join the processes of another launcher."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ def process_rank() -> int | None:
 
 
 def is_main_process() -> bool:
-    """Return True for the process that prints and writes."""
+    """Return True if this process is the main process, which prints and writes files."""
     return not process_rank()
 
 
 def end_with_launcher() -> None:
-    """Watch the launcher of this process. If the launcher is killed, end this process as SIGTERM would.
+    """Start a thread that sends SIGTERM to this process if its launcher is killed.
 
-    A run then saves a checkpoint and ends. A process that is still alive after two minutes is killed.
+    After SIGTERM, a run saves a checkpoint and ends. If this process is still alive after two minutes, it is killed.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(os, "getppid"):
         Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
@@ -52,11 +52,11 @@ def joined_processes() -> "Processes":
 
 
 def _signals(config: Any) -> dict[str, Any]:
-    """Return the option with which torch's launcher forwards SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGUSR1 to processes.
+    """Return the options that make torch's launcher end the processes after SIGUSR1 and the usual stop signals.
 
-    Older versions of torch lack this option, and always forward only the first four of these signals. Then this
-    function installs a handler for SIGUSR1 in the launcher, and returns no option.
+    If torch has no such option, this function installs a handler for SIGUSR1 and returns an empty dict.
     """
+    # Older versions of torch always forward SIGTERM, SIGINT, SIGHUP and SIGQUIT, but never SIGUSR1.
     if "signals_to_handle" in config.__dataclass_fields__:
         return {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -69,7 +69,7 @@ def _signals(config: Any) -> dict[str, Any]:
 
 
 def run_again_on_processes(count: int) -> NoReturn:
-    """Run the current command line in `count` processes that form a group, and exit with their exit code.
+    """Run the current command line again in `count` processes, and exit with the exit code of these processes.
 
     Raises:
         UserError: a launcher started this process.

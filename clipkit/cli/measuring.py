@@ -73,12 +73,12 @@ class Measuring:
     processes: ProcessCount = 1
 
     def measure(self, evaluate: Callable[..., "Result"], *inputs: str | None) -> None:
-        """Evaluate the model on the requested number of processes; print the result once and write the files.
+        """Evaluate the model on the requested number of processes, print the result and write the files.
 
         Args:
-            evaluate: function that evaluates a model and returns the result; receives the options that all evaluation
-                functions share.
-            inputs: sources, in addition to the model, that must not be overwritten.
+            evaluate: function that evaluates a model and returns the result. It accepts the options that all
+                evaluation functions share.
+            inputs: data sources that the output files must not overwrite.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
         if self.processes > 1:
@@ -124,9 +124,10 @@ def cache_of(folder: str | None) -> "Cache":
 
 
 def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that adds a command with the shared options.
+    """Return a decorator that adds an evaluation command to `app`.
 
-    The function's first parameter receives them as a `Measuring`; its other parameters become further options.
+    The command has the options of `Measuring`, whose values are passed as the first argument of the decorated function.
+    The other parameters of the function become additional options of the command.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Functions that check the output files of a command before any work begins, and write them at the end."""
+"""Output files of a command: check that they can be written before any work begins, and write them at the end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from clipkit.overwriting import check_replaceable
 
 
 def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
-    """Check before any work that all files can be written, that none is an input, and that none is given twice.
+    """Check that all output files can be written without overwriting an input or each other.
 
     Args:
         files: files to write; None for a file that was not requested.
@@ -33,7 +33,12 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
 
 
 def write_output(file: Path | None, text: str, what: str) -> None:
-    """Write a file and print its path after `what`, a short description; do nothing if the file is None.
+    """Write a file and print its path; do nothing if `file` is None.
+
+    Args:
+        file: path of the file.
+        text: content of the file.
+        what: noun that is printed before the path, e.g. "report".
 
     Raises:
         OutputError: the file cannot be written.

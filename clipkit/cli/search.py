@@ -67,8 +67,8 @@ def search(
         str | None,
         typer.Option(
             metavar="M",
-            help="Location from which to load the model of the index, e.g. its ONNX export, which loads faster. "
-            "Default: the location given to clipkit embed.",
+            help="Folder or Hub repository from which to load the model of the index. An ONNX export loads "
+            "faster. Default: the value of --model in clipkit embed.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -89,7 +89,7 @@ def search(
     if queries is not None and (query or image or minus or like):
         raise UserError(f"--queries {queries} was given together with another query; give only one of the two")
     if minus and not (queries or query or image or like):
-        raise UserError(f"--minus {minus[0]} was given alone; give also what to find: words, --image or --like")
+        raise UserError(f"--minus {minus[0]} was given without a query; add words, --image or --like")
     if not (queries or query or image or like):
         raise UserError('no query was given; give words, such as "two dogs in snow", --image, --like or --queries')
     for file in image or ():
@@ -122,7 +122,7 @@ def search(
 
 
 def _check_image(file: Path) -> None:
-    """Raise an error if a file is not an image: before the model is loaded, which takes seconds."""
+    """Raise an error if a file is not an image. Call this function before the slow loading of the model."""
     from clipkit.images import open_image
 
     try:
@@ -178,4 +178,4 @@ def _why_nothing(precision: float | None, where: str | None) -> str:
     if precision is None:
         return "no image fulfills the filter"
     filtered = " among the images that fulfill the filter" if where is not None else ""
-    return f"nothing matches at precision {precision:g}{filtered}; a lower precision, or none, shows the best results"
+    return f"no image is likely relevant at --precision {precision:g}{filtered}; lower or remove --precision"

@@ -38,7 +38,7 @@ def suggest(
         str | None,
         typer.Option(
             metavar="D2",
-            help="Validation data, of any kind that D can be. Default: a share of the training images.",
+            help="Validation data, in any format that D can have. Default: a share of the training images.",
         ),
     ] = None,
     retention: Annotated[

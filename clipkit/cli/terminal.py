@@ -1,4 +1,4 @@
-"""Output of commands: escape characters that cannot be shown, and report output that was not written."""
+"""Output of commands: escape characters that cannot be shown, and raise an error if output is lost."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ class _Neutral:
 
 
 class _MayBeFull:
-    """Standard error that ignores write errors (full disk, closed terminal): the exit code stays the same."""
+    """Standard error that ignores write errors (full disk, closed terminal), so that they do not end the command."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -57,7 +57,7 @@ def whole_output() -> Iterator[None]:
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.
-        SystemExit: the reader of standard output has closed it, e.g. `head -1`; the exit code is 1.
+        SystemExit: the program that reads the output has ended, as in `clipkit … | head -1`. The exit code is 1.
     """
     if sys.stdout is None:  # the program that started this command closed it
         yield
@@ -85,7 +85,7 @@ def whole_output() -> Iterator[None]:
 
 
 def print_error(line: str) -> None:
-    """Print a line on standard error, if it is open."""
+    """Print a line on standard error; do nothing if standard error is closed."""
     with suppress(OSError, AttributeError):
         sys.stderr.write(f"clipkit: {line}\n")
         sys.stderr.flush()

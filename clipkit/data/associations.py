@@ -1,4 +1,4 @@
-"""Association tests: a word with candidate images, some of which belong to it, in the format of WinoGAViL."""
+"""Association tests: which of several candidate images fit a word? The format is that of WinoGAViL."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ _ROLES = ("cue", "candidates", "associations")
 
 @dataclass(frozen=True)
 class Associations:
-    """K association tests: each is a word with candidate images, of which some belong to the word."""
+    """K association tests. Each test has a word and candidate images, and some of the candidates fit the word."""
 
     name: str
     images: list[Path]
@@ -27,13 +27,14 @@ class Associations:
 
 
 def read_associations(source: str | Path) -> Associations:
-    """Read association tests from a JSONL file, or a JSON file with a list.
+    """Read association tests from a JSONL file or from a JSON file that contains a list.
 
-    Rows have `cue`, a word; `candidates`, a list of images; and `associations`, the candidates that belong to the word.
+    Each row is an object with three fields: `cue`, a word; `candidates`, a list of image names; and `associations`, the
+    names of the candidates that fit the word.
 
     Args:
-        source: path of the file, or `twemoji:associations` for a built-in test. Image paths are relative to the folder
-            of the file, or to the folder given as `winogavil.jsonl?images=FOLDER`. They may lack the file extension.
+        source: path of the file, or `twemoji:associations` for a built-in test. Image names are relative to the folder
+            of the file, or to FOLDER in `winogavil.jsonl?images=FOLDER`. The file extension of an image may be omitted.
 
     Raises:
         DataError: the file, a value or an image is missing or invalid.
@@ -47,7 +48,9 @@ def read_associations(source: str | Path) -> Associations:
         values: list[Any] = [row.get(role) if isinstance(row, dict) else None for role in _ROLES]
         cue, shown, chosen = values
         if not isinstance(cue, str) or not cue.strip() or not _are_names(shown) or not _are_names(chosen):
-            raise DataError(f"{where} needs the fields cue, candidates and associations; add the missing fields")
+            raise DataError(
+                f"{where} needs a word in cue and lists of image names in candidates and associations; fix the row"
+            )
         if not set(chosen) <= set(shown) or len(set(shown)) < len(shown):
             raise DataError(
                 f"{where}: an association is not among the candidates, or a candidate is listed twice; fix the row"
@@ -69,7 +72,7 @@ def _rows(path: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); fix the file") from None
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: has no rows; write one object with {', '.join(_ROLES)} per line")
+        raise DataError(f"{path}: has no rows; add objects with the fields {', '.join(_ROLES)}")
     return rows
 
 

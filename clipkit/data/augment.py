@@ -43,20 +43,21 @@ _COLORS = re.compile(
 
 @dataclass(eq=False)
 class Policy:
-    """Augmentation policy: a function from (image, epoch, position of the image) to the inputs of the image tower.
+    """Augmentation policy: converts an image to the inputs of the image tower.
 
-    Random choices depend only on (seed, epoch, image, view), never on the process or worker. The global generator of
-    torch is left unchanged.
+    A call takes (image, epoch, position of the image in the data). Random choices depend only on the seed, the epoch,
+    that position and the view, so they are the same in every process and worker. The global random state of torch does
+    not change.
 
     Args:
-        policy: steps in order; if empty, the evaluation preprocessing is used.
+        policy: augmentation steps in order; empty: no augmentation, only the preprocessing for evaluation.
         image_size: side of the tower's input in pixels; None: crops are not resized.
-        of_crop: function from a crop of size `image_size`, as an image or uint8 pixels (3, H, W), to the inputs of the
-            tower by name, such as pixel_values (3, H, W).
-        evaluate: function from an image of any size to the inputs of the tower, for policies without a crop.
+        of_crop: converts a square crop of side `image_size` to the inputs of the tower by name, e.g. pixel_values. The
+            crop is a PIL image or a uint8 tensor (3, H, W).
+        evaluate: converts an image of any size to the inputs of the tower; used if the policy has no crop.
         seed: seed of the run.
-        view: number of the view: 0 for the view that is compared with captions; further views count from 1.
-        safe: rules for images that must not be flipped or recolored; None: all images may be flipped and recolored.
+        view: number of the augmented view: 0 for the view that is compared with captions, 1, 2, … for further views.
+        safe: tells which images must not be flipped or recolored; None: all images may be flipped and recolored.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -83,22 +84,25 @@ class Policy:
         }
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
-        """Return the inputs of the image tower in an epoch; `index` is the position of the image in the data."""
+        """Augment an image for an epoch, and return the inputs of the image tower.
+
+        `index` is the position of the image in the data.
+        """
         drawn = self._drawn(image, epoch, index)
         return self.of_crop(drawn) if self._scales or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels to which an image may be reduced while it is decoded; None: decode it at full size.
+        """Smallest short side in pixels that a decoded image needs for this policy; None: decode images at full size.
 
-        In an image of this size, the smallest crop of the policy still has a side of `image_size` pixels.
+        If the short side is at least this long, even the smallest crop does not have to be enlarged to `image_size`.
         """
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
     def augmented(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
-        """Return the augmented image in an epoch; `index` is the position of the image in the data."""
+        """Return the augmented image for an epoch. `index` is the position of the image in the data."""
         drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
@@ -153,9 +157,9 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def shared_draft(augments: Iterable[object]) -> int | None:
-    """Return the short side in pixels to which images may be reduced while they are decoded, for several policies.
+    """Return the smallest short side in pixels that a decoded image needs for all given policies.
 
-    It is the largest `draft` of the policies; None if any policy needs images at full size.
+    This is the largest `draft` of the policies, or None if any policy needs images at full size.
     """
     sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
     known = [side for side in sides if side is not None]
@@ -163,12 +167,13 @@ def shared_draft(augments: Iterable[object]) -> int | None:
 
 
 class TextSafe:
-    """Rules against augmentations that make a caption wrong.
+    """Finds images that must not be flipped or recolored, because a caption would become wrong.
 
-    An image must not be flipped if a caption mentions left or right, and not recolored if a caption mentions a color.
+    An image must not be flipped if one of its captions mentions left or right. It must not be recolored if one of its
+    captions mentions a color.
 
     Args:
-        pairs: images with captions; all captions of an image are checked.
+        pairs: images with captions.
 
     Example:
         >>> from pathlib import Path
@@ -182,7 +187,7 @@ class TextSafe:
         self._may_recolor = self._without(pairs, _COLORS)
 
     def of(self, index: int) -> tuple[bool, bool]:
-        """Return (may flip, may recolor) for the image at a position."""
+        """Return (may be flipped, may be recolored) for the image at the position `index`."""
         return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
     @staticmethod
@@ -198,9 +203,10 @@ def _sometimes(transform: Change, p: float) -> Change:
 
 
 class _Crop:
-    """Random resized crop, computed in torch on uint8 pixels: four times as fast as Pillow.
+    """Random resized crop. If `size` is None, the crop is not resized.
 
-    Pixel values differ from Pillow's by at most 1 of 255. If the size is None, the crop is not resized.
+    The crop is computed in torch on uint8 pixels, which is four times as fast as Pillow. The pixel values differ from
+    Pillow's by at most 1 of 255.
     """
 
     def __init__(self, step: steps.Crop, size: int | None) -> None:
@@ -226,7 +232,7 @@ class _Crop:
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Return the left, top, right and bottom edges of a random crop, in pixels.
 
-        For the same random state, torchvision's RandomResizedCrop returns the same edges in twice the time.
+        The edges equal those of torchvision's RandomResizedCrop for the same random state.
         """
         width, height = image.size
         for _ in range(_ATTEMPTS):
@@ -252,10 +258,7 @@ def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
 
 
 class _Blur:
-    """Gaussian blur whose kernel has a radius of three standard deviations.
-
-    In a small image, the radius is less than the short side of the image.
-    """
+    """Gaussian blur. The radius of the kernel is three standard deviations, but less than the image's short side."""
 
     def __init__(self, step: steps.Blur) -> None:
         self.sigma = step.sigma
@@ -266,7 +269,7 @@ class _Blur:
 
 
 class _Cutout:
-    """Erasing of a random rectangle in a PIL image; torchvision's RandomErasing accepts only tensors."""
+    """Erases a random rectangle of a PIL image, because torchvision's RandomErasing accepts only tensors."""
 
     def __init__(self, step: steps.Cutout) -> None:
         self.erase = T.RandomErasing(step.p, step.scale, value=_GRAY)

@@ -21,7 +21,10 @@ Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a global batch that one process handles: inputs, and IDs of images and captions."""
+    """B rows of a batch: inputs of the towers, and the IDs of the images and captions.
+
+    The rows are the part of a global batch that one process handles, or a smaller part of it (a chunk).
+    """
 
     inputs: Inputs
     image_ids: Int[Tensor, " B"]
@@ -42,12 +45,12 @@ class InputMaker:
     """Converts samples to the inputs of a batch.
 
     Args:
-        augments: functions that convert an image to inputs, by the name of the image features.
-        texts: functions that convert a sample to a string, by the name of the text features.
+        augments: functions that convert an image to inputs. The keys are the names of the image features.
+        texts: functions that convert a sample to a string. The keys are the names of the text features.
         tokenize: function from strings to tokens.
-        draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its short side keeps at least this number of
-            pixels; None: decode it at full size.
-        store: cache for the tokens of captions; None: tokenize each time.
+        draft: decode a large JPEG at 1/2, 1/4 or 1/8 of its size, with a short side of at least this many pixels. None:
+            decode at full size.
+        store: cache for the tokens of captions; None: tokenize the captions of each batch.
     """
 
     augments: Mapping[str, Augment]
@@ -57,7 +60,7 @@ class InputMaker:
     store: TokenStore | None = None
 
     def of_image(self, image: Path | Stored, epoch: int, identity: int) -> Inputs:
-        """Decode and augment an image.
+        """Decode and augment an image, and return its inputs by name. `identity` is the ID of the image.
 
         Raises:
             DataError: the image is missing or cannot be decoded.
@@ -66,7 +69,7 @@ class InputMaker:
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
 
     def example(self) -> Inputs:
-        """Return the inputs of a gray image; all images have inputs of the same shapes and types."""
+        """Return the inputs of a gray image, to determine the shapes and data types that all images have in common."""
         gray = Image.new("RGB", (224, 224), (128, 128, 128))
         return {name: augment(gray, 0, 0) for name, augment in self.augments.items()}
 
@@ -82,8 +85,8 @@ class InputMaker:
         Args:
             samples: samples of the batch; the functions in `texts` convert them to strings.
             images: inputs of the images, one row per sample.
-            ids: image IDs, caption IDs and caption rows.
-            bad: reasons why images were replaced, by image ID.
+            ids: `image_ids`, `caption_ids` and `caption_rows` of the `Batch`.
+            bad: unreadable images that were replaced (image ID -> reason).
         """
         inputs = dict(images.inputs)
         strings: list[str] = []
@@ -100,7 +103,7 @@ class InputMaker:
 
 
 class BatchMemory:
-    """Memory for the image inputs of batches. This base class allocates new CPU tensors for each batch."""
+    """Memory for the image inputs of batches. This class allocates new CPU tensors; subclasses can use other memory."""
 
     def begin(self) -> None:
         """Prepare the memory for a new batch."""
@@ -116,20 +119,20 @@ class BatchMemory:
         return empty(shape, dtype)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Copy a part of the batch (a chunk) into one of its tensors; the caller may overwrite `source` afterwards.
+        """Copy rows into a tensor of the batch. The caller may overwrite `source` after this call.
 
         Args:
             target: rows of a tensor that `empty` returned.
-            source: input of the chunk.
+            source: values of these rows.
         """
         target.copy_(source)
 
     def end(self) -> None:
-        """Finish all copies of the batch, so that its tensors can be used."""
+        """Wait until all copies of the batch are complete. After this call, the tensors of the batch can be used."""
 
 
 class Assembly:
-    """Builds a batch from chunks: each chunk contains the next rows of the batch, and is copied when it is added.
+    """Builds a batch from smaller batches (chunks), each with the next rows of the batch.
 
     Args:
         rows: number of rows of the batch.
@@ -144,7 +147,10 @@ class Assembly:
         self._chunks: list[Batch] = []
 
     def add(self, chunk: Batch) -> None:
-        """Copy a chunk to the next rows of the batch. It must not have more rows than the batch lacks (`missing`)."""
+        """Copy a chunk to the next rows of the batch.
+
+        The chunk must not have more rows than the batch still needs (attribute `missing`).
+        """
         if not self._chunks:
             self._memory.begin()
         first = self.rows - self.missing
@@ -164,7 +170,7 @@ class Assembly:
         self.missing -= len(chunk)
 
     def batch(self) -> Batch:
-        """Return the batch, after all its rows were added."""
+        """Return the complete batch. Call this method after all rows were added."""
         assert not self.missing
         self._memory.end()
         chunks = self._chunks
@@ -189,9 +195,9 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 
 def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate inputs of several chunks, and pad their tokens to the longest caption of all chunks.
+    """Concatenate the inputs of several chunks.
 
-    Tokens and attention masks are padded with zeros; a zero in the mask tells the model to ignore the token.
+    Tokens and attention masks are padded with zeros to the longest caption.
     """
     result = {}
     for name in chunks[0]:

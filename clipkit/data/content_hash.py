@@ -1,4 +1,4 @@
-"""Hash of the contents of a dataset's images, which shows whether they changed between two commands."""
+"""Hash of the contents of a dataset's images, to detect changes of the images between two commands."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,10 +18,11 @@ _THREADS = 8
 
 
 def content_hash(images: Sequence[Path | Stored]) -> str:
-    """Return a hash of the images' contents, which does not depend on file names and modification times.
+    """Return a hash of the images' contents. The hash does not depend on file names and modification times.
 
-    For files, the hash covers the size, the first 4 KiB and the last 4 KiB of up to 10,000 evenly spaced images; for
-    archives and tables, the whole content of up to 1,000 images. Images at URLs are not downloaded.
+    Only a sample of a large dataset is read. For image files, this is the file size and the first and last 4 KiB of up
+    to 10,000 evenly spaced files. For images in archives and tables, this is the whole content of up to 1,000 images.
+    Images at URLs are ignored.
     """
     sampled = [images[position] for position in evenly_spaced(len(images), _MOST_FILES)]
     stored = [image for image in sampled if isinstance(image, Stored) and not isinstance(image, Remote)]
@@ -35,7 +36,7 @@ def content_hash(images: Sequence[Path | Stored]) -> str:
 
 
 def _content(image: Path | Stored) -> bytes:
-    """Return the bytes of an image that the dataset's hash covers; b"" if the image is missing or unreadable."""
+    """Return the bytes of an image that `content_hash` includes; b"" if the image is missing or unreadable."""
     try:
         if isinstance(image, Stored):
             return image.read_bytes()

@@ -32,12 +32,12 @@ class Encoded:
 def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
     """Encode an image as an upright RGB image whose short side is at most `size` pixels.
 
-    A JPEG, PNG or WebP file that already contains such an image stays unchanged; other files lose their metadata.
+    A JPEG, PNG or WebP file that already is such an image stays unchanged. Other files lose their metadata.
 
     Args:
         image: path of the image, or an image stored in an archive or table.
-        size: short side in pixels to which larger images are resized: bicubic, antialiased, with torchvision's
-            rounding of the long side.
+        size: largest short side in pixels. A larger image is resized (bicubic, with antialiasing), and the long side is
+            truncated to whole pixels, as in torchvision.
         quality: JPEG quality, 1 to 100.
         lossless: encode as PNG instead of JPEG.
 
@@ -75,9 +75,10 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the extension of a file that can be copied unchanged, otherwise None.
+    """Return the extension of an image file that can be copied unchanged, or None if the image must be encoded again.
 
-    A file can be copied if all decoders return the same pixels for the file as `open_image`.
+    A file can be copied if every decoder returns the same pixels as `open_image`. This excludes e.g. rotated or
+    transparent images.
     """
     with open_content(content) as file:
         plain = (

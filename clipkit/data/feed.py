@@ -1,4 +1,4 @@
-"""Training data of a run: one interface for data with access by position and for streams."""
+"""Training data of a run, with one interface for datasets with random access and for streams."""
 
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class IndexedFeed:
-    """Training data whose images and captions can be accessed by position."""
+    """Training data with random access to images and captions by position."""
 
     pairs: Pairs
     """Images and captions by position; empty for a stream (see `can_index`)."""
@@ -58,12 +58,12 @@ class IndexedFeed:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the data, which is different if the data changes."""
+        """Hash that identifies the data: it changes if the data changes."""
         return self.pairs.fingerprint
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of `images` and of `captions`; for a stream, per epoch."""
+        """Numbers of images and captions, as {"images": N, "captions": M}."""
         return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
 
     @property
@@ -74,15 +74,15 @@ class IndexedFeed:
 
     @property
     def reopened(self) -> int | None:
-        """Number of times that this process reopened a lost connection; None if the data is not a stream."""
+        """Number of times that this process opened a lost connection again; None, because only streams count this."""
         return None
 
     def image_name(self, image: int) -> str:
-        """Return the location of an image, given its ID in a batch."""
+        """Return the location of an image for messages. `image` is the ID of the image in a batch."""
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
-        """Return the sampler, which defines the order of the samples.
+        """Return a sampler, which determines the order of the samples.
 
         Args:
             captions: "one": each image occurs once per epoch; "all": each caption occurs once per epoch.
@@ -90,7 +90,7 @@ class IndexedFeed:
             seed: seed of the run.
 
         Raises:
-            DataError: the data is smaller than a batch.
+            DataError: the data has fewer samples than a batch.
         """
         return EpochSampler(self.pairs, captions, batch_size, seed)
 
@@ -100,12 +100,12 @@ class IndexedFeed:
         """Yield the batches of this process.
 
         Args:
-            slices: samples of each batch, as the sampler's method `slices` returns them.
+            slices: for each batch, the samples that this process loads; result of the sampler's method `slices`.
             maker: converts samples to inputs.
             loading: settings of the loader.
 
         Raises:
-            DataError: an image or the stream cannot be read.
+            DataError: an image cannot be read.
         """
         return pair_loader(
             self.pairs,
@@ -139,7 +139,7 @@ class StreamFeed:
 
     @property
     def pairs(self) -> Pairs:
-        """Empty pairs, because the images and captions of a stream cannot be accessed by position."""
+        """Pairs without images and captions, because a stream has no random access."""
         return Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
 
     @property
@@ -172,11 +172,11 @@ AnyFeed = IndexedFeed | StreamFeed
 
 
 def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
-    """Return the training data of a source that is a stream; None for a source with access by position.
+    """Return the training data of a source if the source is a stream; otherwise None.
 
     Args:
         source: source as given by the user.
-        samples: pairs per epoch; None if the user set no number.
+        samples: pairs per epoch; None: not set by the user.
 
     Raises:
         DataError: the source is a stream, but `samples` is None.

@@ -1,4 +1,4 @@
-"""Batches of pairs that are hard to tell apart, for `data.hard_negatives`."""
+"""Grouping of similar images into the same batch, so that a batch contains hard negatives (`data.hard_negatives`)."""
 
 import numpy as np
 import torch
@@ -15,22 +15,23 @@ def hard_neighbors(
     count: int,
     margin: float,
 ) -> Int[np.ndarray, "N K"]:
-    r"""Return the K hardest negatives of each image, the hardest first.
+    r"""Return the K hardest negatives of each image, hardest first.
 
     Let x_i be the feature of image i, and y_i the mean feature of its captions, scaled to unit length. The hardness of
-    image j for image i is (x_i · y_j + x_j · y_i) / 2. Image j is excluded as a probable false negative of i if
-    x_i · y_j or x_j · y_i exceeds x_i · y_i − margin (TopK-MarginPos; Moreira et al. 2024, NV-Retriever, section 3).
+    image j for image i is (x_i · y_j + x_j · y_i) / 2. Image j is excluded if x_i · y_j or x_j · y_i exceeds
+    x_i · y_i − margin, because such an image is probably a false negative (TopK-MarginPos in Moreira et al. 2024,
+    NV-Retriever, section 3).
 
     Args:
-        image_features: features of unit length.
-        text_features: features of unit length.
-        image_of_caption: position of the image of each caption.
-        count: K, at most N − 1.
-        margin: smallest difference between the cosine similarity of the positive and that of a hard negative.
+        image_features: image features of unit length.
+        text_features: caption features of unit length.
+        image_of_caption: for each caption, the position of its image.
+        count: K, limited to N − 1.
+        margin: amount by which the similarity of a hard negative must be lower than that of the positive.
 
     Returns:
-        Positions of images. A row with fewer than K hard negatives ends with −1. Equally hard images are in ascending
-        order.
+        Positions of images. A row with fewer than K hard negatives is filled with −1 at the end. Ties are in ascending
+        order of position.
 
     Example:
         >>> x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
@@ -60,15 +61,15 @@ def grouped(
     size: int,
     generator: np.random.Generator,
 ) -> Int[np.ndarray, " N"]:
-    """Return an order of the images in which hard negatives of each other are adjacent.
+    """Reorder images so that an image and its hard negatives are adjacent.
 
-    Images are visited in the given order. An image without a group begins a new group. Its hardest negatives without a
-    group are added until the group is complete. Later groups tend to be smaller, so the groups are shuffled at the end.
+    The images are visited in the given order. Each image that has no group yet starts a new group. Then its hardest
+    negatives that have no group yet join this group, until the group is full. At the end, the groups are shuffled.
 
     Args:
         order: positions of the N images.
         neighbors: result of `hard_neighbors`.
-        size: images in a complete group.
+        size: maximum number of images in a group.
         generator: shuffles the groups.
 
     Example:

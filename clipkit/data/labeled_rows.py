@@ -1,4 +1,4 @@
-"""Selection of the rows that have a label; a finding reports the number of rows without one."""
+"""Removal of rows without a label."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,11 +18,13 @@ _EXAMPLES = 5
 
 
 def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
-    """Return the rows that have a label, with findings about rows without a label and classes without images.
+    """Remove the rows without a label, and apply the given class names.
+
+    Findings report the number of removed rows, and the classes that have no images.
 
     Args:
-        rows: rows with a label column. Null, and -1 in a column of numbers, mean that the label is not known.
-        classes: source of class names for `read_classes`; None: the names in the data.
+        rows: rows with a column `label`. A null means that the label is missing; so does -1 in a column of numbers.
+        classes: source of class names for `read_classes`; None: use the names in the data.
 
     Raises:
         DataError: no row has a label, or a label has no name.
@@ -40,8 +42,8 @@ def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
     count = int(missing.sum())
     if count == len(missing):
         raise DataError(
-            f"{rows.name}: none of its {counted(count, rows.row)} has a label (null and -1 count as no label); give a "
-            "split with labels, or another column with ?label=COLUMN"
+            f"{rows.name}: none of its {counted(count, rows.row)} has a label (null and -1 mean that there is none); "
+            "choose a split that has labels, or name another column with ?label=COLUMN"
         )
     if count:
         findings.append(

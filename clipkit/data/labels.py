@@ -41,7 +41,7 @@ class LabeledImages:
 
     @property
     def several(self) -> bool:
-        """True if an image may have several classes."""
+        """True if the data is multilabel, so that an image may have several classes."""
         return self.labels.ndim == 2
 
     @property
@@ -55,12 +55,12 @@ class LabeledImages:
 
     @property
     def has_images(self) -> NDArray[np.bool_]:
-        """(C,) True for a class with at least one image."""
+        """(C,) True for each class with at least one image."""
         used = self.labels.any(axis=0) if self.several else np.bincount(self.labels, minlength=len(self.classes)) > 0
         return np.asarray(used, dtype=bool)
 
     def without_empty_classes(self) -> "LabeledImages":
-        """Return the same images without the classes that have no images."""
+        """Remove the classes that have no images. Multilabel data stays unchanged."""
         kept = np.flatnonzero(self.has_images)
         if self.several or len(kept) == len(self.classes):
             return self
@@ -72,14 +72,14 @@ class LabeledImages:
         )
 
     def positions_in(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return (C,) positions of the classes of this data in the list `classes`; -1 for a class that is not listed.
+        """Return (C,) the position of each class of this data in the list `classes`, or -1 if the list lacks the class.
 
         Args:
             classes: names of classes.
-            otherwise: end of the error message, with reason and advice.
+            otherwise: second half of the error message, after "has images of the class X,": reason and advice.
 
         Raises:
-            DataError: a class that has images is not in the list.
+            DataError: the list lacks a class that has images.
         """
         position = {name: index for index, name in enumerate(classes)}
         positions = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
@@ -90,12 +90,14 @@ class LabeledImages:
 
 
 def read_labeled(source: object) -> LabeledImages:
-    """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
+    """Read labeled images from class folders (`folder/class name/image`) or from a source with a label column.
 
-    Classes are in alphabetical order, unless a ClassLabel column of `datasets` or a file `classnames.txt` next to class
-    folders lists them (see `paired_names`). A file `zeroshot_classification_templates.txt` contains prompt templates.
+    Classes are in alphabetical order. Two sources define another order: a ClassLabel column of the library `datasets`,
+    and a file `classnames.txt` next to class folders (see `paired_names`). A file
+    `zeroshot_classification_templates.txt` next to class folders contains prompt templates.
+
     An image has several classes if its file occurs in several rows, or if its label is a list. Images that are stored
-    in a table count as different images, one per row.
+    in a table are always different images, one per row.
 
     Args:
         source: a path or name of a source, or a Python object as in `read_pairs`. Options: `?classes=FILE` gives class
@@ -139,12 +141,12 @@ def _group(rows: Rows, row: int) -> str:
     value = rows.columns["group"][row].as_py()
     group = (value[0] if value else None) if isinstance(value, list) else value
     if not group:
-        raise DataError(f"{rows.name}: {rows.row} {row + 1} has no group; fill it in or drop the {rows.row}")
+        raise DataError(f"{rows.name}: {rows.row} {row + 1} has no group; add the group or drop the {rows.row}")
     return str(group).strip()
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return two lists with an entry for each label of each row: the position of the image, and the label.
+    """Return the position of the image and the label, as two lists with one entry per label of each row.
 
     Raises:
         DataError: a row has no label, and `may_be_none` is False.
@@ -155,7 +157,7 @@ def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> t
         stripped = [(label or "").strip() for label in (value if isinstance(value, list) else [value])]
         present = [label for label in stripped if label]
         if not may_be_none and (len(present) < len(stripped) or not stripped):
-            raise DataError(f"{rows.name}: {rows.row} {row + 1} has no label; fill it in or drop the {rows.row}")
+            raise DataError(f"{rows.name}: {rows.row} {row + 1} has no label; add the label or drop the {rows.row}")
         images += [image] * len(present)
         labels += present
     return images, labels
@@ -171,8 +173,8 @@ def _doubts(
     """Report images with several labels, equal images with different labels, and data of a single class."""
     if len(classes) == 1:
         advice = (
-            "with a single class, every prediction is correct: give a folder or column with all classes, or "
-            "more class names"
+            "with a single class, every prediction is correct: give data with at least two classes, or give more "
+            "class names"
         )
         yield Finding("one_class", "warning", f"{rows.name}: all images have the class {classes[0]!r}", advice)
     is_list = pa.types.is_large_list(rows.columns["label"].type)
@@ -193,10 +195,11 @@ def _doubts(
         found = finding_about(
             different.tolist(), len(images),
             name="same_image_labels", severity="warning",
-            what=f"{rows.name}: images with the same bytes as an earlier image but another label",
+            what=f"{rows.name}: images with the same bytes as an earlier image, but with a different label",
             describe=lambda image: f"{images[image]}: {classes[values[image]]}, "
             f"{images[first[content[image]]]}: {classes[values[first[content[image]]]]}",
-            advice="the labels contradict each other: remove the wrong rows, or give one row with a list of labels",
+            advice="remove the rows with wrong labels; if an image has several classes, give one row with a list "
+            "of labels",
         )  # fmt: skip
         if found is not None:
             yield found

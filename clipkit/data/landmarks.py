@@ -22,7 +22,7 @@ _GRADES = ("easy", "hard", "junk")
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Q queries, and G images among which they are searched."""
+    """Q query images, and G gallery images that are searched."""
 
     name: str
     images: list[Path | Stored]
@@ -32,21 +32,21 @@ class Landmarks:
     hard: list[list[int]]
     """For each query, positions of the gallery images that show its object, but small, partly or from another side."""
     junk: list[list[int]]
-    """For each query, positions of the gallery images that count neither as correct nor as incorrect."""
+    """For each query, positions of the gallery images that are ignored: they are neither correct nor incorrect."""
 
     @property
     def fingerprint(self) -> str:
-        """Text that contains everything in the data that can affect a result, except the contents of the images."""
+        """JSON text with the image names, file sizes and relevance lists, to detect whether the data has changed."""
         sizes = [[image.name, size_of(image)] for image in self.images]
         return json.dumps([sizes, self.easy, self.hard, self.junk])
 
 
 class Cropped(Changed):
-    """Image of which only the part inside a box is used.
+    """Image that is cropped to a box.
 
     Args:
-        source: the file.
-        box: left, upper, right and lower edge in pixels of the upright image; edges outside the image are moved to it.
+        source: path of the image file.
+        box: left, upper, right and lower edges in pixels of the upright image. The box is clipped to the image.
     """
 
     __slots__ = ("box",)
@@ -61,7 +61,7 @@ class Cropped(Changed):
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
             raise DataError(
                 f"{self.source}: the box {list(self.box)} is outside the image of {image.width} × {image.height} "
-                "pixels; correct bbx in the file of the queries"
+                "pixels; correct bbx in the JSON file"
             )
         return image.crop(inside)
 
@@ -69,14 +69,14 @@ class Cropped(Changed):
 def read_landmarks(source: str | Path) -> Landmarks:
     """Read queries with easy, hard and ignored images from a JSON file.
 
-    The file has the structure of `gnd_roxford5k.pkl` (Radenović et al. 2018): `imlist`, names of the gallery images;
-    `qimlist`, names of the query images; `gnd`, for each query an object with `easy`, `hard` and `junk`, lists of
-    positions in `imlist`, and optionally `bbx`, the box to which the query image is cropped: its left, upper, right and
-    lower edge in pixels of the upright image.
+    The file has the structure of `gnd_roxford5k.pkl` (Radenović et al. 2018), an object with three fields. `imlist`
+    lists the names of the gallery images, and `qimlist` lists the names of the query images. `gnd` has one object per
+    query: its fields `easy`, `hard` and `junk` are lists of positions in `imlist`. Its optional field `bbx` is the box
+    to which the query image is cropped: left, upper, right and lower edges in pixels of the upright image.
 
     Args:
-        source: path of the file, or `twemoji:landmarks` for a built-in test. Images are in the folder of the file, or
-            in the folder given as `roxford5k.json?images=FOLDER`. Their names may lack the file extension.
+        source: path of the file, or `twemoji:landmarks` for a built-in test. Image names are relative to the folder of
+            the file, or to FOLDER in `roxford5k.json?images=FOLDER`. The file extension of an image may be omitted.
 
     Raises:
         DataError: the file, a value or an image is missing or invalid.
@@ -86,7 +86,7 @@ def read_landmarks(source: str | Path) -> Landmarks:
     gallery, queries, truth = _contents(path)
     files = {listed_image(folder, one, path): position for position, one in enumerate(gallery)}
     if len(files) < len(gallery):
-        raise DataError(f"{path}: imlist has {len(gallery)} names of {len(files)} images; list each image once")
+        raise DataError(f"{path}: imlist has {len(gallery)} names of only {len(files)} images; list each image once")
     images: list[Path | Stored] = [*files]
     grades: list[dict[str, list[int]]] = []
     for number, (query, entry) in enumerate(zip(queries, truth, strict=True)):
@@ -94,7 +94,10 @@ def read_landmarks(source: str | Path) -> Landmarks:
         grades.append(_grades(entry, len(gallery), where))
         file = listed_image(folder, query, path)
         if file in files and files[file] not in grades[-1]["junk"]:
-            raise DataError(f"{where} is also in imlist, so it would find itself; add its position there to junk")
+            raise DataError(
+                f"{where} is also in imlist, so the query would find itself; add the position of this "
+                "image in imlist to junk"
+            )
         box = entry.get("bbx")
         images.append(file if box is None else Cropped(file, _box(box, where)))
     if not any(one["easy"] or one["hard"] for one in grades):
@@ -116,8 +119,8 @@ def _contents(path: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
             raise DataError(f"{path}: {field} is not a list of image names; give the fields {', '.join(_FIELDS)}")
     if not isinstance(truth, list) or len(truth) != len(queries) or not all(isinstance(one, dict) for one in truth):
         raise DataError(
-            f"{path}: gnd is not a list of {len(queries)} objects, one per query of qimlist; give each the fields "
-            f"{', '.join(_GRADES)}"
+            f"{path}: gnd is not a list of {len(queries)} objects, one per query in qimlist; give each object the "
+            f"fields {', '.join(_GRADES)}"
         )
     return gallery, queries, truth
 
@@ -131,12 +134,14 @@ def _grades(entry: dict[str, Any], count: int, where: str) -> dict[str, list[int
         grades[grade] = positions
     counts = Counter(position for positions in grades.values() for position in positions)
     if twice := [position for position, count in counts.items() if count > 1]:
-        raise DataError(f"{where}: position {twice[0]} is listed twice in {', '.join(_GRADES)}; list each image once")
+        raise DataError(
+            f"{where}: position {twice[0]} is listed twice in {', '.join(_GRADES)}; list each position once"
+        )
     return grades
 
 
 def _box(box: Any, where: str) -> tuple[int, int, int, int]:
-    """Return the edges of a box as whole pixels."""
+    """Check a box, and round its edges to whole pixels."""
     if isinstance(box, list) and all(type(edge) in (int, float) and isfinite(edge) for edge in box):
         edges = [round(edge) for edge in box]
         if len(edges) == 4 and edges[0] < edges[2] and edges[1] < edges[3]:

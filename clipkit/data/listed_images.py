@@ -1,4 +1,4 @@
-"""Images that a file lists by name, with or without the file extension."""
+"""Lookup of images that a data file lists by name, with or without the file extension."""
 
 from pathlib import Path
 
@@ -11,10 +11,13 @@ _ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
 
 
 def listing_of(source: str | Path) -> tuple[Path, Path | None]:
-    """Return the file or folder of a source that lists images, and the folder of the images if the source names it.
+    """Split a source into its path and the image folder that the option `?images=FOLDER` gives.
+
+    The image folder is None without this option. For the name of a built-in test (`twemoji:NAME`), the path is that of
+    the test's file.
 
     Args:
-        source: a path, optionally with `?images=FOLDER`, or the name of a built-in test (`twemoji:NAME`).
+        source: a path, optionally with `?images=FOLDER`, or the name of a built-in test.
 
     Raises:
         DataError: the source has another option, or there is no such test.
@@ -27,15 +30,15 @@ def listing_of(source: str | Path) -> tuple[Path, Path | None]:
 
 
 def listed_image(folder: Path, name: str, file: Path) -> Path:
-    """Return the path of an image in a folder.
+    """Return the path of an image that a data file lists.
 
     Args:
         folder: folder of the images.
-        name: name of the image, which may lack the file extension.
-        file: file that lists the image, for the message.
+        name: name of the image; the file extension may be omitted.
+        file: the data file that lists the image, for the error message.
 
     Raises:
-        DataError: there is no such image.
+        DataError: the folder has no such image.
     """
     for ending in _ENDINGS:
         if is_file(folder / f"{name}{ending}"):

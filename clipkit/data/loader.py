@@ -1,4 +1,4 @@
-"""Loader for data with access by position; worker processes load batches in advance."""
+"""Loader for data with random access. Worker processes load batches in advance."""
 
 import os
 from collections import deque
@@ -32,9 +32,9 @@ _ATTEMPTS = 64
 
 
 class _Pairs(Dataset[Batch | Packed | DataError]):
-    """Dataset that returns a chunk (a part of a batch) for a list of samples.
+    """Dataset that converts a list of samples to a chunk, which is a part of a batch.
 
-    A DataError is returned as a value: if a worker raised it, torch would add a traceback to the message.
+    A DataError is returned, not raised, because torch would add a traceback to an error that a worker raises.
     """
 
     def __init__(
@@ -75,9 +75,10 @@ class _Pairs(Dataset[Batch | Packed | DataError]):
         return packed(self.maker.batch(drawn, stack, ids, bad))
 
     def _made(self, sample: Sample, all_bad: dict[int, str]) -> tuple[Sample, Inputs] | DataError:
-        """Return a sample and the inputs of its image; if the image is unreadable, a replacement sample and its inputs.
+        """Load the image of a sample. Return the sample and the inputs of its image.
 
-        The reason for each unreadable image is added to `all_bad`, by position of the image.
+        If the image is unreadable, try replacement samples, and return the first one whose image is readable. Each
+        unreadable image is added to `all_bad` (position -> reason).
         """
         bad: dict[int, str] = {}
         for attempt in range(_ATTEMPTS):
@@ -110,9 +111,9 @@ def pair_loader(
     known_bad: Collection[int] = (),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of this process; the same workers load all of them.
+    """Yield the batches of this process. Worker processes load them in advance.
 
-    A batch is split into chunks, so that several workers load one batch.
+    A batch is split into chunks, so that several workers can load parts of the same batch.
 
     Args:
         pairs: the data.
@@ -126,7 +127,7 @@ def pair_loader(
 
     Raises:
         DataError: an image cannot be decoded, and there is no readable replacement.
-        RuntimeError: a worker died; the message starts with "DataLoader worker", as in torch.
+        RuntimeError: a worker died. The message starts with "DataLoader worker", as in torch.
     """
     # More workers than cores only slow each other down; the batches do not depend on the number.
     workers = min(workers, os.cpu_count() or 1) if maker.augments else 0
@@ -169,7 +170,7 @@ def _same(chunk: Any) -> Any:
 
 
 def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | None) -> Iterator[Batch | DataError]:
-    """Yield the chunks of the loader. The memory of a chunk is reused as soon as the next chunk is requested."""
+    """Yield the chunks of the loader. A chunk is valid only until the next chunk is requested."""
     with lost_workers(loader):
         for chunk in loader:
             batch = unpacked(chunk)
@@ -179,9 +180,9 @@ def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | No
 
 
 class _Chunks:
-    """Iterable of chunks: it splits each batch into lists of at most `chunk` samples; None: one list per batch.
+    """Batch sampler that splits each batch into lists of at most `chunk` samples; None: one list per batch.
 
-    `sizes` is a queue with the size of each batch from which a chunk was requested.
+    The queue `sizes` receives the size of each batch when its first list is requested.
     """
 
     def __init__(self, batches: Iterable[list[Sample]], chunk: int | None) -> None:

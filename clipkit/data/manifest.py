@@ -1,6 +1,7 @@
-"""State of a folder written by `data prepare`, in prepared.json and skipped.jsonl.
+"""Manifest of a folder that `data prepare` writes.
 
-The files contain the source, the settings and the finished shards.
+The file prepared.json contains the source, the settings and the finished shards; skipped.jsonl contains the images
+that were skipped.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ _LAYOUT = 2  # version of the format of the shards and of these files
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of `data prepare`. The settings and the source determine every byte of the shards."""
+    """Settings of `data prepare`. The source and these settings determine every byte of the shards."""
 
     size: int
     """Short side in pixels."""
@@ -47,7 +48,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A finished block: `shard_size` consecutive images of the source, stored in one shard."""
+    """Consecutive images of the source (at most `shard_size`) whose shard is finished."""
 
     name: str | None
     """File name of the shard; None if every image of the block was skipped."""
@@ -62,15 +63,15 @@ class Block:
 
 @dataclass
 class Manifest:
-    """State of a folder of shards, as stored in prepared.json.
+    """Contents of prepared.json: the source, the settings and the finished shards of a folder.
 
     Args:
         folder: folder of the shards.
-        source: name, hashes, and numbers of images and captions.
+        source: name, hashes, and numbers of images and captions of the source.
         settings: settings of the shards.
-        shards: finished blocks, from the start of the source.
+        shards: finished blocks, in the order of the source.
         complete: True if all blocks are finished.
-        layout: version of the format of the shards and of these files.
+        layout: version of the file format.
     """
 
     folder: Path
@@ -82,7 +83,7 @@ class Manifest:
 
     @property
     def files(self) -> list[Block]:
-        """Finished blocks that have a shard, because at least one of their images is readable."""
+        """Finished blocks that have a shard. A block has no shard if all its images were skipped."""
         return [block for block in self.shards if block.name is not None]
 
     @property
@@ -91,7 +92,7 @@ class Manifest:
         return [skipped for block in self.shards for skipped in block.skipped]
 
     def write(self) -> None:
-        """Write prepared.json, and skipped.jsonl if an image was skipped."""
+        """Write prepared.json. If images were skipped, also write skipped.jsonl."""
         if self.skipped:
             lines = (json.dumps(asdict(skipped), ensure_ascii=False) + "\n" for skipped in self.skipped)
             write_whole(self.folder / _SKIPPED, "".join(lines))
@@ -99,7 +100,7 @@ class Manifest:
         write_whole(self.folder / _MANIFEST, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def check_shards(self) -> None:
-        """Verify the finished shards by their hashes.
+        """Check that the finished shards still have the hashes that the manifest lists.
 
         Raises:
             OutputError: a shard is missing or damaged.
@@ -114,7 +115,7 @@ class Manifest:
             )
 
     def remove(self) -> None:
-        """Delete prepared.json and skipped.jsonl, and then the folder if it is empty."""
+        """Delete prepared.json and skipped.jsonl. If the folder is then empty, also delete the folder."""
         for name in (_SKIPPED, _MANIFEST):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -122,10 +123,10 @@ class Manifest:
 
 
 def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
-    """Read the manifest of a folder, or create one in an empty folder.
+    """Read the manifest of a folder, or create a manifest if the folder is empty.
 
     Raises:
-        OutputError: the folder has other content, or was started with other data or settings.
+        OutputError: the folder contains other files, or was started with other data or settings.
     """
     if set("{}*?[]") & set(str(folder)):
         raise OutputError(
@@ -170,7 +171,7 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a folder; return None if there is no prepared.json.
+    """Read the manifest of a folder. Return None if the folder has no prepared.json.
 
     Raises:
         OutputError: the manifest is invalid.
@@ -195,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _fingerprint(pairs: Pairs) -> str:
-    """Return a hash of the pairs, including negative captions and paraphrases, which are also stored in the shards."""
+    """Return a hash of the images and all their texts, including negative captions and paraphrases."""
     digest = hashlib.sha256(pairs.fingerprint.encode())
     for texts in (pairs.negatives, pairs.paraphrases):
         if texts is not None:

@@ -22,7 +22,7 @@ _MOST_FETCHED = 100_000
 
 
 def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
-    """Return the positions of images whose file is missing; images in archives and at URLs do not count as missing."""
+    """Return the positions of images whose file does not exist. Images in archives and at URLs are not checked."""
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
     missing = [index for index, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
@@ -30,7 +30,7 @@ def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
 
 
 def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
-    """Return the positions of names without a file. A folder is listed, which is faster than a check of each file."""
+    """Return the positions of the names that have no file in the folder `root`."""
     wanted: dict[str, dict[str, list[int]]] = {}
     for position, name in enumerate(names):
         if not is_address(name):
@@ -52,7 +52,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel; return the images that cannot be decoded (position -> reason)."""
+    """Decode all images in parallel. Return the images that cannot be decoded (position -> reason)."""
 
     def problem(index: int) -> str | None:
         try:
@@ -67,10 +67,10 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise an error if images are missing. Images at URLs are downloaded, if there are at most 100,000 images.
+    """Check that all image files exist. Images at URLs are downloaded if there are at most 100,000 images.
 
     Raises:
-        DataError: images are missing or cannot be downloaded; the message gives their number and names the first.
+        DataError: images are missing or cannot be downloaded.
     """
     missing = missing_positions(images)
     if len(missing):

@@ -1,4 +1,4 @@
-"""Functions that join data sources, and that split off validation data."""
+"""Functions that join several data sources, and that split off validation data."""
 
 import hashlib
 from collections import Counter
@@ -16,14 +16,14 @@ from clipkit.images import Stored, read_image
 
 
 def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
-    """Join several sources; an image that occurs in several of them becomes one image with all its captions.
+    """Join several sources. An image that occurs in several sources becomes one image with all its captions.
 
     Args:
         sources: the pairs of each source.
-        weights: for each source, the number of times that each of its images occurs per epoch; may be fractions.
+        weights: for each source, how often each image occurs per epoch. With 0.5, an image occurs in every other epoch.
 
     Raises:
-        DataError: some sources have captions (or images) and others do not.
+        DataError: only some of the sources have captions, or only some have images.
 
     Example:
         >>> one, two = (Pairs(name, [Path(name)], [name], np.array([0])) for name in "ab")
@@ -39,8 +39,8 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
             if getattr(other, f"has_{what}") != getattr(first, f"has_{what}"):
                 with_, without = (first, other) if getattr(first, f"has_{what}") else (other, first)
                 raise DataError(
-                    f"{with_.name} has {what}, but {without.name} has none; use only sources that have {what}, or "
-                    "only sources that have none"
+                    f"{with_.name} has {what}, but {without.name} has none; use only sources with {what}, or "
+                    f"only sources without {what}"
                 )
     whole: Joined[Path | Stored] = Joined([source.images for source in sources])
     # Without images, each caption is a separate sample.
@@ -81,7 +81,10 @@ def _joined(texts: Sequence[Sequence[str]]) -> Strings:
 
 
 def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate texts of several sources, with empty strings for None; the result is None if all texts are None."""
+    """Concatenate one column of texts of several sources, or return None if no source has the column.
+
+    A source without the column contributes empty strings.
+    """
     if all(part is None for part in texts):
         return None
     return _joined(
@@ -90,9 +93,9 @@ def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pair
 
 
 def _joined_classes(sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate classes of several sources; the captions of a source replace missing classes.
+    """Concatenate the classes of several sources, or return None if no source has classes.
 
-    The result is None if no source has classes.
+    A source without classes contributes its captions.
     """
     if all(source.classes is None for source in sources):
         return None
@@ -107,13 +110,13 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Split off a share of the images, with all their captions. Return (remaining pairs, pairs split off).
+    """Split the images into two parts, each with all captions of its images. Return (remaining pairs, pairs split off).
 
-    The images whose names have the lowest hashes are split off. Neither the order of the rows nor the machine matters.
+    The split depends only on hashes of the image names, so it is the same for any order of the rows.
 
     Args:
         pairs: the data to split.
-        share: share of the images, between 0 and 1; at least one image is split off, and at least one remains.
+        share: share of the images to split off, between 0 and 1. Each part gets at least one image.
 
     Raises:
         DataError: there is only one image.
@@ -126,8 +129,8 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     count = len(pairs.images)
     if count < 2:
         raise DataError(
-            f"{pairs.name}: has only one image, which cannot be split; use more images, or set "
-            "data.validation to a file"
+            f"{pairs.name}: has only one image, so no validation data can be split off; use more "
+            "images, or set data.validation to another source"
         )
     hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in _given_names(pairs)])
     taken = np.sort(np.argsort(hashes, kind="stable")[: min(count - 1, max(1, round(share * count)))])
@@ -136,9 +139,9 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the name of each image in its source; for data without images, the captions.
+    """Return a name for each image, to split the images by. For data without images, return the captions.
 
-    If images in tables or archives have equal names, a hash of the content is appended to each of these names.
+    If several images in tables or archives have the same name, a hash of the content is added to their names.
     """
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]

@@ -17,8 +17,8 @@ from clipkit.images import kind_of
 def near_misses_of(data: Any) -> NearMisses:
     """Convert a Python object to compositional evaluation data.
 
-    It needs the columns of SugarCrepe or Winoground (see `read_near_misses`). Images may be paths, PIL images, arrays
-    or bytes.
+    The object must have the columns of SugarCrepe or Winoground (see `read_near_misses`). Images may be paths, PIL
+    images, arrays or bytes.
 
     Raises:
         DataError: the type of the object is unsupported, or a column or a text is missing.
@@ -31,8 +31,8 @@ def near_misses_of(data: Any) -> NearMisses:
         columns = columns_of(data, "caption")
     if columns is None or not {"negative_caption", "caption_1"} & set(columns):
         raise DataError(
-            f"{kind_of(data)} is not compositional data; give the path of a file or a folder, or rows with "
-            f"{', '.join(ONE_IMAGE)} or with {', '.join(TWO_IMAGES)}"
+            f"{kind_of(data)} is not compositional data; give the path of a file or folder, or data with the columns "
+            f"{', '.join(ONE_IMAGE)} or the columns {', '.join(TWO_IMAGES)}"
         )
     name = name_of_object(data)
     roles = TWO_IMAGES if "caption_1" in columns else ONE_IMAGE
@@ -73,5 +73,5 @@ def _column(name: str, columns: Mapping[str, Sequence[Any]], role: str) -> Seque
 
 def _text(name: str, row: int, role: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{name}: row {row + 1} has no {role}; fill it in or drop the row")
+        raise DataError(f"{name}: row {row + 1} has no {role}; add the text or drop the row")
     return text.strip()

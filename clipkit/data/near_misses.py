@@ -32,10 +32,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NearMisses:
-    """Compositional evaluation data: K instances.
+    """Compositional evaluation data with K instances.
 
     An instance has one image with a correct and an incorrect caption, or two images with one caption each. In the
-    format of SugarCrepe++, a third caption follows, which is also correct.
+    format of SugarCrepe++, an instance has one image with a correct, an incorrect and a second correct caption.
     """
 
     name: str
@@ -50,18 +50,20 @@ class NearMisses:
 
 
 def read_near_misses(source: str | Path) -> NearMisses:
-    """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with one file per category.
+    """Read compositional evaluation data from a file, or from a folder with one file per category.
 
-    The columns are image, caption, negative_caption and optionally caption2, a second correct caption (SugarCrepe and
-    SugarCrepe++), or image_0, image_1, caption_0 and caption_1 (Winoground). A column category is optional. A JSON file
-    contains a list of rows, or an object that maps IDs to rows.
+    A file has one of two sets of columns:
+    - SugarCrepe: image, caption, negative_caption, and in SugarCrepe++ also caption2, a second correct caption.
+    - Winoground: image_0, image_1, caption_0, caption_1.
+    A column category is optional. The file type is CSV, TSV, JSONL, or JSON. A JSON file contains a list of rows, or an
+    object that maps IDs to rows.
 
     Args:
         source: path of the file or folder, or `twemoji:near_misses` for a built-in test. Image paths are relative to
-            the folder of the file, or to the folder given as `add_att.json?images=val2017`.
+            the folder of the file, or to FOLDER in `add_att.json?images=FOLDER`.
 
     Raises:
-        DataError: the file, a column or an image is missing, or the two formats are mixed.
+        DataError: the file, a column or an image is missing, or the two sets of columns are mixed.
     """
     if not isinstance(source, str | Path):
         raise DataError(f"{kind_of(source)} is not compositional data; give the path of a file or a folder")
@@ -69,8 +71,8 @@ def read_near_misses(source: str | Path) -> NearMisses:
     files = [file for file in matching(path / "*") if file.suffix in _FILES] if path.is_dir() else [path]
     if not files or not all(file.suffix in _FILES for file in files):
         raise DataError(
-            f"{path}: give a file of type {', '.join(_FILES)}, or a folder of such files (SugarCrepe or "
-            "Winoground format)"
+            f"{path}: is neither a file of type {', '.join(_FILES)} nor a folder of such files; give data in the "
+            "format of SugarCrepe or Winoground"
         )
     images: dict[Path, int] = {}
     captions: dict[str, int] = {}
@@ -83,11 +85,13 @@ def read_near_misses(source: str | Path) -> NearMisses:
             caption_positions.append([captions.setdefault(text, len(captions)) for text in texts])
             categories.append(category or file.stem)
     if len({len(positions) for positions in caption_positions}) != 1:
-        raise DataError(f"{path}: {SECOND_CAPTION} is missing in some of its files; evaluate the files separately")
+        raise DataError(
+            f"{path}: only some of its files have the column {SECOND_CAPTION}; evaluate each file separately"
+        )
     if len({len(positions) for positions in image_positions}) != 1:
         raise DataError(
-            f"{path}: contains instances with one image and instances with two images; evaluate the two kinds "
-            "separately"
+            f"{path}: contains files with one image per row and files with two images per row; evaluate each "
+            "file separately"
         )
     return NearMisses(
         str(path), list(images), list(captions), np.array(image_positions), np.array(caption_positions), categories
@@ -95,7 +99,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
 
 
 def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
-    """Return the image names, the captions and the category (an empty string if there is none) of each row."""
+    """Return the image names, the captions and the category of each row. The category is "" if the file has none."""
     rows = rows_of(str(file), Wanted(str(file), {}, (), tuple(_NAMES), _NAMES))
     values = {role: column.to_pylist() for role, column in rows.columns.items()}
     if isinstance(rows.images, Files):
@@ -119,7 +123,7 @@ def _column(file: Path, rows: Rows, values: dict[str, list[str]], role: str) -> 
         )
     texts = [str(text).strip() for text in column]
     if "" in texts:
-        raise DataError(f"{file}: row {texts.index('') + 1} has no {role}; fill it in or drop the row")
+        raise DataError(f"{file}: row {texts.index('') + 1} has no {role}; add the value or drop the row")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Output folders: only one process at a time writes to a folder; file system errors become one-line errors."""
+"""Output folders: a lock against simultaneous writing, and short messages for file system errors."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from clipkit.errors import OutputError
 
 @contextmanager
 def as_output_errors(out: Path) -> Iterator[None]:
-    """Context that creates a folder, and turns operating system errors into OutputError.
+    """Create a folder, and convert every OSError inside the `with` block to an OutputError.
 
     Raises:
         OutputError: the folder cannot be created or written to.
@@ -29,7 +29,9 @@ def as_output_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Context in which only this process writes to a folder; the lock is released even if the process is killed.
+    """Lock a folder during the `with` block, so that no other process writes to the folder.
+
+    The lock is released even if the process is killed. There is no lock on Windows.
 
     Raises:
         OutputError: another process is writing to the folder.

@@ -1,4 +1,4 @@
-"""Images with their captions: the data structure to which all sources of training data are converted."""
+"""Images with their captions: the data structure to which every source of training data is converted."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -29,7 +29,7 @@ _MOST_SIZES = 10_000  # largest number of image files whose sizes are part of th
 
 @dataclass(frozen=True)
 class Part:
-    """Images and captions of one source, as positions in the data that was joined from several sources."""
+    """One source of joined data: the positions of its images and captions in the joined data."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N images and M captions. Images are identified by their positions."""
+    """N images and M captions. An image is identified by its position in `images`."""
 
     name: str
     images: Sequence[Path | Stored]
@@ -53,7 +53,7 @@ class Pairs:
     classes: Sequence[str] | None = None
     """(M,) class of each caption that was made from a label; for other captions, the caption. None: no labels."""
     has_images: bool = True
-    """False for captions without images: each caption then counts as one sample."""
+    """False for captions without images: each caption is then a separate sample."""
     has_captions: bool = True
     """False for images without captions: each image then has one empty caption."""
     found: dict[str, str] = field(default_factory=dict)
@@ -74,22 +74,22 @@ class Pairs:
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
-        """For each image, the positions of its captions in ascending order."""
+        """For each image, the positions of its captions, in ascending order."""
         order = np.argsort(self.image_of_caption, kind="stable")
         starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.images)))
         return np.split(order, starts)
 
     @cached_property
     def caption_ids(self) -> NDArray[np.int64]:
-        """(M,) ID of each caption: the position of the first caption with the same string."""
+        """(M,) ID of each caption, so that equal captions have the same ID: the position of the first equal caption."""
         distinct, first = first_positions(Strings.of(self.captions).column)
         return first[distinct]
 
     @cached_property
     def positive_ids(self) -> NDArray[np.int64]:
-        """(M,) ID of each caption, with the same ID for captions that are positives of each other.
+        """(M,) ID of each caption. Two captions with the same ID are positives for each other's images.
 
-        Positives of each other are equal strings, and all prompts of one class.
+        Equal captions have the same ID. If captions were made from class labels, all prompts of a class share one ID.
         """
         if self.classes is None:
             return self.caption_ids
@@ -98,7 +98,7 @@ class Pairs:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the image names and captions in their order, without the pixels."""
+        """Hash of the image names, the captions and their order. The pixels are not included."""
         digest = hashlib.sha256()
         for names in (_file_names(self.images), self.captions):
             digest.update("\0".join(names).encode() + b"\0\0")
@@ -109,7 +109,8 @@ class Pairs:
     def fingerprint(self) -> str:
         """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images.
 
-        It is UNIDENTIFIED if images come from a Python object, unless the hash of their content was requested.
+        If `content` is set, it replaces the file sizes. If images come from a Python object and `content` is not set,
+        the fingerprint is the constant `UNIDENTIFIED`.
         """
         if self.content:
             return hashlib.sha256(f"{self.sha256} {self.content}".encode()).hexdigest()
@@ -120,11 +121,11 @@ class Pairs:
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
     def take(self, positions: NDArray[np.int64]) -> "Pairs":
-        """Return the images at the given positions, in this order, with all their captions."""
+        """Select images with all their captions. The images are in the order of `positions`."""
         return self._chosen(positions, np.concatenate([self.captions_of_image[image] for image in positions.tolist()]))
 
     def take_captions(self, rows: NDArray[np.int64]) -> "Pairs":
-        """Return the captions at the given positions, in this order, and their images, in the order of the source."""
+        """Select captions and their images. The captions are in the order of `rows`; the images keep their order."""
         return self._chosen(np.unique(self.image_of_caption[rows]), rows)
 
     def _chosen(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> "Pairs":
@@ -151,10 +152,10 @@ class Pairs:
 
 
 def checked_negatives(pairs: Pairs) -> Sequence[str]:
-    """Return the hard negative captions, for a loss that needs them.
+    """Return the hard negative captions, or raise an error if they cannot be used for training.
 
     Raises:
-        DataError: the source or a row has no hard negative, or a hard negative is a correct caption of its image.
+        DataError: a hard negative is missing, or equals a correct caption of its image.
     """
     if pairs.negatives is None:
         raise DataError(
@@ -164,7 +165,7 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
     right = set(zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True))
     for row, (image, wrong) in enumerate(zip(pairs.image_of_caption.tolist(), pairs.negatives, strict=True), 1):
         if not wrong:
-            raise DataError(f"{pairs.name}: row {row} has no negative_caption; fill it in or drop the row")
+            raise DataError(f"{pairs.name}: row {row} has no negative_caption; add the caption or drop the row")
         if (image, wrong) in right:
             raise DataError(
                 f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is also a correct caption of its "
@@ -176,18 +177,19 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
 def read_pairs(source: object, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
     """Read images with captions from any source.
 
-    Rows with the same image path become one image with several captions. Sources with labels but no captions, such as
-    class folders, give each image its class as caption, or with `?templates=` its class in each of the templates.
+    Rows with the same image path become one image with several captions. If a source has labels but no captions, e.g.
+    class folders, the class of an image becomes its caption. With `?templates=`, each template gives one caption.
 
     Args:
-        source: any source of `clipkit.data.sources.read.SOURCES`, such as photos.csv, a folder, hf:NAME or
-            shards-{000..099}.tar. Columns are found by name or given as `photos.csv?image=file&caption=title`; the
-            columns negative_caption and paraphrase are read if present. Image paths are relative to the file. Or a
-            Python object: a list of (image, caption) pairs or of dicts, a dict of columns, a DataFrame, or a dataset of
-            the library `datasets`.
+        source: path or name of a source, such as photos.csv, a folder, hf:NAME or shards-{000..099}.tar (all kinds:
+            `clipkit.data.sources.read.SOURCES`). Columns are found by name, or given as
+            `photos.csv?image=file&caption=title`. The optional columns are negative_caption and paraphrase. Image paths
+            are relative to the file. The source can also be a Python object: a list of (image, caption) pairs or of
+            dicts, a dict of columns, a DataFrame, or a dataset of the library `datasets`.
         images: True if the source must have images.
         captions: True if the source must have captions.
-        broken: problems to tolerate: with "images", image files may be missing; with "captions", captions may be empty.
+        broken: problems that are allowed. With "images", image files may be missing; with "captions", captions may be
+            empty.
 
     Raises:
         DataError: the source, a column, a caption or an image is missing, or the format is unsupported.
@@ -228,8 +230,8 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         empty = pc.index(texts["caption"].column, "").as_py()
         if empty >= 0 and captions:
             raise DataError(
-                f"{rows.name}: {rows.row} {row_of_text[empty] + 1} has no caption; fill it in or drop the {rows.row} "
-                "(clipkit data check --fix drops it)"
+                f"{rows.name}: {rows.row} {row_of_text[empty] + 1} has no caption; add the caption or drop the "
+                f"{rows.row} (clipkit data check --fix drops rows without captions)"
             )
         if empty >= 0:
             del texts["caption"]
@@ -271,10 +273,12 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
 
 
 def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
-    """Return the text columns by role with one text per row, and for each text its row in the source.
+    """Return the text columns by role, with lists of texts flattened to one text per row.
+
+    Also return the row in the source from which each text comes.
 
     Raises:
-        DataError: the lists of texts in a row of the source differ in length.
+        DataError: the text columns of a row have lists of different lengths.
     """
     columns = {role: column for role, column in rows.columns.items() if role != "label"}
     several = {role: column for role, column in columns.items() if pa.types.is_large_list(column.type)}
@@ -290,9 +294,7 @@ def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
             different = np.flatnonzero(length != lengths[first])
             if len(different):
                 row = f"{rows.row} {int(different[0]) + 1}"
-                raise DataError(
-                    f"{rows.name}: {row} has different numbers of {role}s and {first}s; give the same number of both"
-                )
+                raise DataError(f"{rows.name}: {row} has different numbers of {role}s and {first}s; give equal numbers")
         row_of_text = np.repeat(row_of_text, lengths[first].astype(np.int64))
         columns |= {role: pc.list_flatten(column) for role, column in filled.items()}
     trimmed = {role: Strings(pc.utf8_trim_whitespace(pc.fill_null(column, ""))) for role, column in columns.items()}
@@ -307,7 +309,7 @@ def _at_least_one(column: Any) -> Any:
 
 
 def _with_prompts(rows: Rows, templates: str | None) -> Rows:
-    """Return rows whose captions are the class names, or the class names inserted into each template."""
+    """Add captions that are made from the labels: the class names, or prompts if templates are given."""
     labels = rows.columns["label"]
     is_named = rows.classes is not None and rows.classes.names is not None
     if pa.types.is_large_list(labels.type):
@@ -330,7 +332,7 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
-    """Return the class name of each label, if the source contains names; otherwise the labels."""
+    """Return the class name of each label. If the source has no name for a label, return the label."""
     classes = rows.classes or ClassList()
     names = dict(zip(classes.labels or (), classes.names or (), strict=False))
     return [names.get((label or "").strip(), label or "") for label in labels]

@@ -1,4 +1,4 @@
-"""Preparation of data for fast training: resize images once, and pack them with their captions into shards."""
+"""Preparation of data for fast training: images are resized once, and written with their captions into shards."""
 
 import os
 from collections import deque
@@ -43,7 +43,7 @@ class Prepared:
 
 
 def read_for_shards(source: str) -> Pairs:
-    """Read images, with captions if the source has them; images may be missing or broken.
+    """Read images, and their captions if the source has captions. Images may be missing or broken.
 
     Raises:
         DataError: the source cannot be read, has no images, or has an empty caption.
@@ -72,26 +72,26 @@ def prepare(
     shard_size: int = 1000,
     workers: int | None = None,
 ) -> Prepared:
-    """Resize images to a short side of `size` pixels and write them with all their captions into shards.
+    """Resize images to a short side of `size` pixels, and write them with all their captions into shards.
 
     The images keep the order of the source. The same source and settings give the same bytes, for any number of workers
-    and interruptions. After an interruption, call this function again with the same arguments: it verifies the finished
-    shards and writes the missing ones. When all shards are finished, prepared.json contains `"complete": true`. Broken
-    images are skipped and listed in skipped.jsonl.
+    and interruptions. After an interruption, call this function again with the same arguments: the finished shards are
+    verified, and the missing shards are written. When all shards are finished, prepared.json contains
+    `"complete": true`. Broken images are skipped and listed in skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
-        out: a new or empty folder, or one that was started with the same source and settings.
-        size: short side in pixels; smaller images are not resized. Files of smaller upright RGB images are copied.
+        out: a new or empty folder, or a folder that was started with the same source and settings.
+        size: short side in pixels. Smaller images are not resized, and files of smaller upright RGB images are copied.
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
-        format: tar (WebDataset's layout) or parquet (the Hub's layout).
-        shard_size: images per shard, including broken images, which are skipped.
+        format: tar (the layout of WebDataset) or parquet (the layout of the Hugging Face Hub).
+        shard_size: images of the source per shard. A shard has fewer images if some of them are broken.
         workers: threads; None: one per core.
 
     Raises:
-        DataError: there are no images, or all are broken.
-        OutputError: the folder has other content, a damaged shard, or cannot be written to.
+        DataError: there are no images, or all images are broken.
+        OutputError: the folder cannot be written to, contains other files, or has a damaged shard.
         Interrupted: Ctrl-C; finished shards are kept.
 
     Example:
@@ -121,8 +121,8 @@ def prepare(
             manifest.remove()
             reason = manifest.skipped[0].reason
             raise DataError(
-                f"{pairs.name}: none of its {len(pairs.images)} images can be used, the first because: "
-                f"{reason}; replace the images"
+                f"{pairs.name}: none of its {len(pairs.images)} images can be used (reason for the first: "
+                f"{reason}); replace the images"
             )
         manifest.complete = True
         manifest.write()
@@ -188,7 +188,10 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
 def _encode_in_order(
     pairs: Pairs, positions: range, settings: Settings, pool: ThreadPoolExecutor, most_ahead: int
 ) -> Iterator[tuple[int, Encoded | DataError]]:
-    """Yield (position, encoded image or error) in order; at most `most_ahead` images are encoded in advance."""
+    """Encode images in parallel. Yield (position, encoded image or error) in the given order.
+
+    At most `most_ahead` images are encoded in advance.
+    """
 
     def encode(position: int) -> tuple[int, Encoded | DataError]:
         try:
@@ -217,11 +220,11 @@ def _key(pairs: Pairs, position: int) -> str:
 
 
 def _name(pairs: Pairs, position: int) -> str:
-    """Return the path of an image relative to the source's folder; for an image in an archive or table, its name."""
+    """Return the path of an image relative to the source's folder, or the name of an image in an archive or table."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else pairs.images[position].name
 
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
-    """Return the texts of an image by role: caption, negative_caption and paraphrase, as far as the source has them."""
+    """Return the texts of an image by role. Roles that the source lacks are omitted."""
     rows = pairs.captions_of_image[position].tolist()
     return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

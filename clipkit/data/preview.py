@@ -1,4 +1,4 @@
-"""Preview of an augmentation before training: a sheet of images next to their augmented views."""
+"""Preview of an augmentation: a grid of images and their augmented views."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ _LINE = 16
 def preview(
     pairs: Pairs, policy: Sequence[Step], *, count: int = 8, views: int = 5, size: int = 160, safe: bool, seed: int = 0
 ) -> Image.Image:
-    """Draw a sheet with one row per image: the image, followed by its augmented views in the first epoch.
+    """Draw a grid with one row per image: the image, followed by its augmented views in the first epoch.
 
     Args:
-        pairs: the images; `count` evenly spaced ones are drawn.
+        pairs: the data; `count` evenly spaced images are drawn.
         policy: steps of the augmentation.
         count: number of images.
         views: number of views per image.
         size: side of a view in pixels.
         safe: do not flip images whose captions mention left or right, and do not recolor images whose captions mention
-            a color; a note below the row says so.
+            a color. A note below such an image says "not flipped" or "not recolored".
         seed: seed of the run.
     """
     guard = TextSafe(pairs) if safe else None

@@ -21,12 +21,11 @@ _NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": 
 
 
 def read_classes(source: str) -> Classes:
-    """Return class names, read from a file or built in.
+    """Return class names from a file, or the built-in class names of ImageNet.
 
     Args:
         source: a text file with one name per line; a JSON file with a list of names, or with an object that maps each
-            label to one or several names; or `imagenet`: the 1,000 classes of ImageNet by WordNet ID, with the names of
-            open_clip.
+            label to one or several names; or `imagenet` for the names that open_clip uses, by WordNet ID.
 
     Raises:
         DataError: there is no such file or list, or its format is not supported.
@@ -51,12 +50,12 @@ def read_classes(source: str) -> Classes:
 
 
 def read_templates(source: str) -> Templates:
-    """Return prompt templates, read from a file or built in.
+    """Return prompt templates from a file, from a string, or from the built-in lists of CLIP.
 
     Args:
-        source: a text file with one prompt per line, with `{c}` for the class; a JSON file with a list of prompts, or
-            an object that maps each class to its prompts; `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts; or
-            a single prompt, such as `a picture of {c}`.
+        source: one of the following. A single template, such as `a picture of {c}`, where `{c}` stands for the class.
+            A text file with one template per line. A JSON file with a list of templates, or with an object that maps
+            each class to its prompts. `imagenet` or `imagenet_simple`: CLIP's 80 or 7 templates.
 
     Raises:
         DataError: there is no such file or list, or its format is not supported.
@@ -80,13 +79,13 @@ def read_templates(source: str) -> Templates:
 
 
 def read_queries(source: str) -> list[str]:
-    """Return search queries: the lines of a text file, or the given text.
+    """Return the search queries in a text file, one per line, or the given text as a single query.
 
     Args:
-        source: an existing file, a name that ends in .txt, or a text.
+        source: an existing file, a name that ends in .txt, or a query.
 
     Raises:
-        DataError: the file is missing, cannot be read, or is empty.
+        DataError: the file is missing, empty or unreadable.
     """
     file = Path(source)
     if is_file(file):
@@ -97,10 +96,10 @@ def read_queries(source: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the nonempty lines of a text file.
+    """Return the nonempty lines of a text file, without leading and trailing spaces.
 
     Raises:
-        DataError: the file cannot be read, or is empty.
+        DataError: the file is empty or unreadable.
     """
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -114,16 +113,22 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Return a mapping from labels to class names. If labels are numbers, it includes classes without images.
+    """Assign a class name to each label.
 
-    The first rule that applies is used. (1) `classes` is a mapping with all labels. (2) The names equal the labels,
-    apart from case, hyphens and underscores. (3) The labels are numbers, which give positions in the list of names (see
-    `positions_of_numbers`). (4) `classes` is a list with as many names as labels, which are matched in order.
+    The first of these rules that fits is applied:
+    1. `classes` is a mapping that contains all labels.
+    2. The names equal the labels, apart from case, hyphens and underscores.
+    3. The labels are numbers, which are positions in the list of names (see `positions_of_numbers`). In this case, the
+       result also contains names whose number is not among the labels.
+    4. `classes` is a list with as many names as there are labels. Names and labels are paired in order.
 
     Args:
         where: location of the names, for messages.
         labels: labels of the data, in alphabetical order.
         classes: a list of names, or a mapping from labels to names. If a label has several names, the first is used.
+
+    Returns:
+        Mapping from labels to names.
 
     Raises:
         DataError: the names do not fit the labels.
@@ -154,16 +159,17 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
         return dict(zip(labels, names, strict=True))
     raise DataError(
         f"{where}: has {len(names)} names for {len(labels)} classes ({labels[0]!r}, …); give one name per line, in the "
-        "alphabetical order of the classes; if the classes are numbers, in numerical order"
+        "alphabetical order of the classes (in numerical order if the classes are numbers)"
     )
 
 
 def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return the position of each label in a list of `count` classes, for labels that are numbers.
+    """Return the position of each label in a list of `count` classes, if the labels are numbers.
 
-    If there are `count` labels, they have the positions 0, 1, … in numerical order. If there are fewer, they are
-    positions that count from 0 (if the lowest label is 0) or from 1 (if the highest label is `count`). In all other
-    cases, and if a label is not a number, the result is None.
+    - With `count` labels, the labels in numerical order have the positions 0, 1, …
+    - With fewer labels, a label is a position that counts from 0 (if the lowest label is 0), or from 1 (if the highest
+      label is `count`).
+    - Otherwise, and if a label is not a number, the result is None.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
         return None
@@ -177,20 +183,20 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
 
 
 def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
-    """Report class names that are numbers or WordNet IDs, because they give useless prompts."""
+    """Report class names that are numbers or WordNet IDs, because the prompts would have no meaning."""
     codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
     numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
     if not codes and len(numbers) < len(classes):
         return []
-    what, example = ("WordNet ids", codes[0]) if codes else ("numbers", numbers[0])
+    what, example = ("WordNet IDs", codes[0]) if codes else ("numbers", numbers[0])
     table = "ImageNet's names (classes=imagenet)" if codes or len(classes) == _OF_IMAGENET else ""
     return [
         Finding(
             "coded_class_names",
             "warning",
             f"{name}: the class names are {what}, which give prompts such as 'a photo of a {example}.'",
-            f"give {table}{', or ' * bool(table)}a file of names (classes=FILE), either after the data as "
-            "?classes=… or as --classes …; for class folders, a file classnames.txt beside them is used too",
+            f"give {table}{', or ' * bool(table)}a file of names (classes=FILE): add ?classes=… to the data, or use "
+            "--classes …; next to class folders, a file classnames.txt also works",
             count=len(codes or numbers),
             share=len(codes or numbers) / len(classes),
             examples=tuple((codes or numbers)[:3]),
@@ -203,15 +209,18 @@ def _plain(name: str) -> str:
 
 
 def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[str]:
-    """Return the prompts of a class: each of its names in each template, or the prompts that are listed for the class.
+    """Return the prompts of a class.
+
+    If `templates` is a list, each of the class's `names` is inserted into each template. If `templates` is a mapping,
+    the result is the list of prompts for `label`, or for the first name.
 
     Raises:
-        DataError: a template has no {c}, or no prompts are listed for the class.
+        DataError: a template has no {c}, or the mapping has no prompts for the class.
     """
     if isinstance(templates, Mapping):
         sentences = templates.get(label) or templates.get(names[0])
         if not sentences:
-            raise DataError(f"the class {names[0]!r} has no prompts; give at least one")
+            raise DataError(f"the class {names[0]!r} has no prompts; add at least one prompt for this class")
         return list(sentences)
     for template in templates:
         if "{c}" not in template and "{}" not in template:
@@ -220,7 +229,10 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
 
 
 def _lines_or_json(source: str, what: str, named: list[str]) -> object:
-    """Return the content of a JSON file, or the lines of a text file."""
+    """Return the content of a JSON file, or the lines of a text file.
+
+    `what` and `named` are used in the error message.
+    """
     path = Path(source)
     if not is_file(path):
         raise DataError(

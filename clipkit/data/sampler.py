@@ -19,7 +19,7 @@ _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class HardGroups(NamedTuple):
-    """Hard negatives of each image, from which groups of images for one batch are built."""
+    """Hard negatives of each image, from which groups of similar images are built."""
 
     neighbors: NDArray[np.int64]
     """(N, K) positions of the hard negatives of each image, as `hard_neighbors` returns them."""
@@ -28,12 +28,12 @@ class HardGroups(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the hard negatives."""
+        """Hash of `neighbors`."""
         return hashlib.sha256(self.neighbors.astype("<i8").tobytes()).hexdigest()
 
 
 class Sample(NamedTuple):
-    """One pair in one epoch: the epoch, the position of the image, and the position of the caption."""
+    """One pair in one epoch. `image` and `caption` are positions in the data."""
 
     epoch: int
     image: int
@@ -41,23 +41,23 @@ class Sample(NamedTuple):
 
 
 class EpochSampler:
-    """Splits the data into global batches, with a new permutation in each epoch.
+    """Splits the data into global batches, with a new random order in each epoch.
 
-    With `captions: one`, each image occurs once per epoch, each time with its next caption. With `captions: all`, each
-    caption occurs once per epoch. The weight of a source is the number of its occurrences per epoch: with 0.5, half of
-    its images occur in one epoch and the other half in the next. Samples of one image are in different batches if
-    possible. The last partial batch is dropped.
+    With captions "one", each image occurs once per epoch, and its caption changes from epoch to epoch. With captions
+    "all", each caption occurs once per epoch. A source with a weight other than 1 occurs that many times per epoch. For
+    example, with weight 0.5, half of its images occur in one epoch and the other half in the next. If possible, a batch
+    contains an image only once. The last partial batch is dropped.
 
     Args:
         pairs: training data.
-        captions: "one" or "all", see above.
+        captions: "one" or "all".
         batch_size: pairs in a global batch.
         seed: seed of the run.
-        hard: hard negatives that are put into the same batches, only with `captions: one` and a single source;
-            None: all batches are random.
+        hard: hard negatives, to put similar images into the same batch; None: all batches are random. Allowed only with
+            captions "one" and a single source.
 
     Raises:
-        DataError: the data is smaller than a batch.
+        DataError: the data has fewer samples than a batch.
     """
 
     def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int, hard: HardGroups | None = None) -> None:
@@ -87,7 +87,7 @@ class EpochSampler:
         self._start = np.cumsum(self._count) - self._count
 
     def epoch(self, epoch: int) -> Iterator[list[Sample]]:
-        """Yield the global batches of an epoch in order."""
+        """Yield the global batches of one epoch."""
         images, captions = self._order(epoch)
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -95,7 +95,7 @@ class EpochSampler:
             yield [Sample(epoch, image, caption) for image, caption in rows]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the image position and the caption position of each sample of an epoch, in order."""
+        """Return the samples of an epoch in order, as the positions of the images and the positions of the captions."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
         of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
         items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
@@ -115,10 +115,10 @@ class EpochSampler:
         return images, captions
 
     def _items_of_epoch(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the items of one source in an epoch, and the number of earlier occurrences of each item in the run.
+        """Return the items of one source in an epoch, and how often each item occurred earlier in the run.
 
-        Items are images or captions. By the end of epoch e, an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the
-        weight of the source, n its number of items, and r the random rank of the item in the source.
+        Items are images or captions. By the end of epoch e, an item has occurred ⌊w (e + 1) + r / n⌋ times. Here w is
+        the weight of the source, n is the number of its items, and r is the item's random rank.
         """
         items, weight = self._items[part], self._parts[part].weight
         if weight == 1:
@@ -132,15 +132,14 @@ class EpochSampler:
     def replacement(self, sample: Sample, attempt: int) -> Sample:
         """Return a random sample that replaces a sample whose image is missing or unreadable.
 
-        The result depends only on the seed, the sample and the attempt (1, 2, …), so that all processes and workers
-        agree on it.
+        The result depends only on the seed, the sample and the attempt (1, 2, …), so it is the same in all processes.
         """
         image = mix(self.seed, _REPLACEMENT, *sample, attempt) % len(self.pairs.images)
         caption = self._permuted[self._start[image] + sample.epoch % self._count[image]]
         return Sample(sample.epoch, image, int(caption))
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Iterator[list[Sample]]:
-        """Yield the rows `rows` of each global batch, from step `first_step` up to, but not including, `last_step`."""
+        """Yield the given rows of each global batch, for the steps `first_step` to `last_step` − 1."""
         step = first_step
         while step < last_step:
             epoch, done = divmod(step, self.steps_per_epoch)
@@ -150,10 +149,10 @@ class EpochSampler:
 
 
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Reorder rows so that a batch has at most one row per image, if possible; further rows move to the next batches.
+    """Reorder rows so that each batch contains an image at most once, if possible.
 
-    An image with as many remaining rows as there are remaining batches comes first. Otherwise the last batch would get
-    two of its rows.
+    A second row of an image moves to a later batch. An image moves to an earlier batch if it has as many remaining rows
+    as there are remaining batches.
 
     Args:
         rows: (position of the image, position of the caption) of each sample.

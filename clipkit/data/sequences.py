@@ -1,4 +1,4 @@
-"""Long sequences that need little memory: captions and image paths in Arrow columns instead of Python objects."""
+"""Sequences that need little memory, because captions and image paths are stored in Arrow columns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ _CHUNK = 10_000
 
 
 class Items(Sequence[T], ABC):
-    """Base class of sequences; subclasses implement only the length and the access to one item."""
+    """Base class of sequences. A subclass implements `__len__` and `_at`."""
 
     @abstractmethod
     def _at(self, position: int) -> T:
-        """Return the item at a position that is at least 0 and below the length."""
+        """Return the item at a position in 0 … length − 1."""
 
     def _several(self, positions: range) -> list[T]:
         return [self._at(position) for position in positions]
@@ -81,7 +81,7 @@ class Strings(Items[str]):
 
 
 class Files(Items[Path | Stored]):
-    """Sequence of image files, whose names are relative to a folder. A name with `://` is a URL."""
+    """Sequence of image files. Each name is a path relative to `folder`, or a URL."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
         if pc.any(pc.match_substring(names.column, "://")).as_py():
@@ -103,7 +103,7 @@ class Files(Items[Path | Stored]):
 
 
 class Chosen(Items[T]):
-    """Items of a sequence at the given positions, in this order; the items are not copied."""
+    """View of the items of a sequence at the given positions, in the order of the positions."""
 
     def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
         self.whole = whole
@@ -117,7 +117,7 @@ class Chosen(Items[T]):
 
 
 class Joined(Items[T]):
-    """Concatenation of sequences; the items are not copied."""
+    """View of several sequences as one sequence, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self.parts = parts
@@ -132,7 +132,7 @@ class Joined(Items[T]):
 
 
 def chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Sequence[Path | Stored]:
-    """Return the images at the given positions, in this order."""
+    """Return the images at the given positions, in the order of the positions."""
     if len(positions) == len(images) and (positions == np.arange(len(positions))).all():
         return images
     if isinstance(images, Files):
@@ -141,7 +141,7 @@ def chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Seq
 
 
 def longest(strings: Sequence[str]) -> str:
-    """Return the longest string; if there are several, the first of them.
+    """Return the longest string. Ties go to the first string.
 
     Example:
         >>> longest(["a", "dog", "cat"])
@@ -152,7 +152,7 @@ def longest(strings: Sequence[str]) -> str:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return `most` evenly spaced positions from 0 to `count` − 1, including both; all positions if `count` is smaller.
+    """Return at most `most` evenly spaced positions in 0 … `count` − 1, including the first and the last.
 
     Example:
         >>> evenly_spaced(9, 3), evenly_spaced(2, 3)
@@ -163,9 +163,10 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the K distinct keys of R rows in order of first occurrence.
+    """Number the K distinct values in a column of R keys, in order of their first occurrence.
 
-    Return (R,) number of each row's key, and (K,) first row of each key.
+    Returns:
+        (R,) number of each key, and (K,) position of the first occurrence of each distinct value.
 
     Example:
         >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))

@@ -24,7 +24,7 @@ _GROUP_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image of a shard with its texts."""
+    """An image with its texts, to be written to a shard."""
 
     key: str
     """Position in the source, as a string of digits; the base name of the files of the sample."""
@@ -36,10 +36,12 @@ class ShardSample:
 
 
 def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
-    """Write a shard to a temporary file, then rename it; return its SHA-256, or None if there are no samples.
+    """Write a shard, and return its SHA-256. If there are no samples, write nothing and return None.
+
+    The shard is written to a temporary file, which is then renamed. An interruption leaves no partial shard.
 
     Args:
-        path: path of the shard; its extension, .tar or .parquet, determines the format.
+        path: path of the shard; the extension, .tar or .parquet, determines the format.
         samples: images with texts; all samples have texts of the same roles.
 
     Raises:
@@ -66,7 +68,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of an unfinished shard; patterns that select shards do not match it."""
+    """Return the path of an unfinished shard. The name starts with a dot, so `*.tar` does not match it."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -81,7 +83,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
-    """Write a tar file in WebDataset's layout: 000000.jpg, and 000000.json with lists of texts and the image's name."""
+    """Write a tar file in WebDataset's layout.
+
+    The sample 000000 has two files: 000000.jpg, and 000000.json with the texts and the name of the image.
+    """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
@@ -93,7 +98,10 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
 
 
 def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
-    """Write a Parquet file in the Hub's layout, with the columns image, name, and for each role a list of strings."""
+    """Write a Parquet file in the Hugging Face Hub's layout.
+
+    The columns are image, name, and one list of strings per role.
+    """
     from datasets import Features, Image, Value
 
     texts = {role: [Value("string")] for role in roles}

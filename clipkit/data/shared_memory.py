@@ -1,4 +1,4 @@
-"""Memory that a run shares with its loader workers, also in containers with a small /dev/shm (64 MB or less)."""
+"""Memory that is shared with loader workers. It also works in containers with a small /dev/shm (64 MB or less)."""
 
 import mmap
 import multiprocessing
@@ -19,9 +19,9 @@ _FOLDER = "/dev/shm"
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return a tensor of zeros in memory that loader workers can read and write.
+    """Return a tensor of zeros that loader workers can read and write.
 
-    The system allocates the memory when it is first used.
+    The operating system allocates a part of the memory only when that part is used.
     """
     count = int(np.prod(shape, dtype=np.int64))
     if not _forks() or not count:
@@ -36,7 +36,7 @@ def fits_shared(size: int) -> bool:
 
 
 def available_memory() -> int:
-    """Return the number of free bytes on this machine or, if smaller, below the cgroup limit of this process."""
+    """Return the available memory in bytes. A cgroup limit of this process, e.g. of a container, is respected."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -50,7 +50,10 @@ def available_memory() -> int:
 
 
 def free_bytes() -> int:
-    """Return the number of free bytes in the file system through which PyTorch passes tensors between processes."""
+    """Return the free space of /dev/shm in bytes. PyTorch uses this space to pass tensors between processes.
+
+    Return a very large number if the system has no /dev/shm.
+    """
     try:
         return shutil.disk_usage(_FOLDER).free
     except OSError:  # not Linux: there is no such limit
@@ -58,7 +61,7 @@ def free_bytes() -> int:
 
 
 def can_send_shared(size: int) -> bool:
-    """Return whether all workers can pass tensors of `size` bytes each through shared memory at the same time."""
+    """Return whether every worker can pass a tensor of `size` bytes through /dev/shm at the same time."""
     worker = get_worker_info()
     if worker is None:
         return True
@@ -68,13 +71,13 @@ def can_send_shared(size: int) -> bool:
 
 @dataclass(frozen=True)
 class Packed:
-    """Batch with NumPy arrays instead of tensors: processes send arrays through a pipe, not through shared memory."""
+    """Batch with NumPy arrays instead of tensors. Processes send arrays through a pipe, not through shared memory."""
 
     batch: Any
 
 
 def packed(batch: Any) -> Any:
-    """Convert a batch (a dataclass with tensors) to `Packed` if shared memory is short; otherwise return the batch."""
+    """Convert a batch to `Packed` if /dev/shm is too small for its tensors. Otherwise return the batch unchanged."""
     values = vars(batch)
     if can_send_shared(sum(_size(value) for value in values.values())):
         return batch
@@ -82,7 +85,7 @@ def packed(batch: Any) -> Any:
 
 
 def unpacked(batch: Any) -> Any:
-    """Convert a `Packed` batch back to a batch with tensors; return any other value unchanged."""
+    """Convert a `Packed` batch back to a batch with tensors. Return any other value unchanged."""
     if not isinstance(batch, Packed):
         return batch
     return replace(batch.batch, **{name: _tensors(value) for name, value in vars(batch.batch).items()})

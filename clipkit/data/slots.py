@@ -1,4 +1,4 @@
-"""Shared memory for image inputs, which loader workers reuse from chunk to chunk (a chunk is a part of a batch)."""
+"""Shared memory in which loader workers pass the image inputs of chunks (parts of batches) to the main process."""
 
 import math
 import os
@@ -21,7 +21,7 @@ _SHARE = 8
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a tensor in the memory of `Slots`; a loader worker sends it instead of the tensor."""
+    """Location of a tensor in the memory of `Slots`. A loader worker sends the location instead of the tensor."""
 
     worker: int
     slot: int
@@ -31,14 +31,14 @@ class Place:
 
 
 class Slots:
-    """Slots of shared memory. Each slot has space for the image inputs of one chunk (a part of a batch).
+    """Shared memory that is divided into slots. A slot holds the image inputs of one chunk (a part of a batch).
 
-    Each loader worker has a number of slots. It takes a free slot and fills it; the main process copies the content and
-    frees the slot. If no slot is free, the worker sends the tensors to the main process.
+    A loader worker takes one of its free slots and fills the slot. The main process copies the content and frees the
+    slot. If a worker has no free slot, its chunk is sent without a slot.
 
     Args:
         workers: number of loader workers.
-        each: number of slots of each worker.
+        each: number of slots per worker.
         size: size of a slot in bytes, a multiple of 16.
     """
 
@@ -48,10 +48,9 @@ class Slots:
         self._taken = shared_zeros(workers, each, dtype=torch.bool)
 
     def take(self) -> tuple[int, int] | None:
-        """Reserve a free slot of this worker.
+        """Reserve a free slot of this worker. Return (number of the worker, number of the slot).
 
-        Return (number of the worker, number of the slot); None if no slot is free, or if
-        this process is not a loader worker.
+        Return None if no slot is free, or if this process is not a loader worker.
         """
         worker = get_worker_info()
         if worker is None:
@@ -64,13 +63,13 @@ class Slots:
         return worker.id, slot
 
     def free_all(self) -> None:
-        """Free all slots of this worker; call this when the main process no longer needs their content."""
+        """Free all slots of this worker. Call this only if the main process no longer needs their content."""
         worker = get_worker_info()
         if worker is not None:
             self._taken[worker.id] = False
 
     def tensor(self, place: Place) -> Tensor:
-        """Return the tensor at a position in the memory; the values of images are in channels-last order."""
+        """Return the tensor at a location. A tensor of images (4 dimensions) is in channels-last order."""
         values = self._memory[place.worker, place.slot, place.offset :]
         values = values[: math.prod(place.shape) * place.dtype.itemsize].view(place.dtype)
         if len(place.shape) != 4:
@@ -79,7 +78,7 @@ class Slots:
         return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
     def opened(self, batch: Any) -> Any:
-        """Return a batch from a worker, in which each `Place` is replaced by its tensor in shared memory.
+        """Return a worker's batch with each `Place` replaced by the tensor in shared memory.
 
         The tensors are valid until `free` is called.
         """
@@ -92,22 +91,22 @@ class Slots:
         return replace(batch, inputs=inputs)
 
     def free(self, batch: Any) -> None:
-        """Free the slot that the batch of a worker uses."""
+        """Free the slot that a worker's batch uses."""
         for place in _places(batch):
             self._taken[place.worker, place.slot] = False
 
 
 def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slots | None, int]:
-    """Return slots for the image inputs of chunks, and the number of chunks that each worker may prepare in advance.
+    """Create slots for the image inputs of chunks. Return (slots, chunks that each worker prepares in advance).
 
-    The slots are None if there are no workers or images, or if memory is short.
+    The slots are None if there are no workers or no images, or if there is too little memory.
 
     Args:
         example: the inputs of one image.
         rows: images in a chunk.
         workers: number of loader workers.
-        ahead: desired number of chunks that each worker prepares in advance. If memory is short, the number is reduced,
-            but to no less than two.
+        ahead: desired number of chunks that each worker prepares in advance. With too little memory, the number is
+            reduced, but to at least 2.
     """
     size = rows * sum(_padded(value.nbytes) for values in example.values() for value in values.values())
     if not workers or not size:
@@ -121,11 +120,11 @@ def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slo
 
 
 class Stack:
-    """Inputs of the images of a chunk (a part of a batch), one row per image.
+    """Image inputs of a chunk (a part of a batch), with one row per image.
 
     Args:
         rows: images in the chunk.
-        slots: shared memory for the inputs; if it is None or has no free slot, new memory is allocated.
+        slots: shared memory for the inputs. If it is None or has no free slot, new memory is allocated.
     """
 
     def __init__(self, rows: int, slots: Slots | None = None) -> None:
@@ -136,14 +135,14 @@ class Stack:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Inputs of the chunk by name; each tensor in shared memory is given as its `Place`."""
+        """Inputs of the chunk by name. A tensor in shared memory is represented by its `Place`."""
         return self._sent
 
     def put(self, row: int, inputs: Inputs) -> None:
         """Copy the inputs of an image to a row of the chunk.
 
         Raises:
-            ValueError: the shape differs from the inputs of earlier images.
+            ValueError: the shape of an input differs from that of earlier images.
         """
         if not self._values:
             self._allocate(inputs)
@@ -151,11 +150,14 @@ class Stack:
             for key, value in values.items():
                 target = self._values[name][key][row]
                 if value.shape != target.shape:
-                    raise ValueError(f"{name}: {key} has shape {tuple(value.shape)}, not {tuple(target.shape)}")
+                    raise ValueError(
+                        f"{name}: {key} of an image has shape {tuple(value.shape)}, but "
+                        f"that of an earlier image has shape {tuple(target.shape)}; make the shapes equal"
+                    )
                 target.copy_(value)
 
     def repeat(self, row: int, source: int) -> None:
-        """Copy the inputs of the row `source` to the row `row`."""
+        """Copy the inputs in the row `source` to the row `row`."""
         for values in self._values.values():
             for value in values.values():
                 value[row].copy_(value[source])
@@ -177,7 +179,7 @@ class Stack:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, **where: Any) -> Tensor:
-    """Return an uninitialized tensor; a tensor of images (4 dimensions) is in channels-last order."""
+    """Return an uninitialized tensor. A tensor of images (4 dimensions) is in channels-last order."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, memory_format=layout, **where)
 

@@ -1,9 +1,9 @@
-"""Loader of a stream, in an order that depends only on the seed, the epoch, and the numbers of processes and workers.
+"""Loader for a stream. The order of the samples depends only on the seed and the numbers of processes and workers.
 
-In each epoch, the shards are shuffled and distributed to the loader workers of all processes. Each worker reads its
-shards (called a lane in this file) one after the other, and shuffles samples within a buffer. An epoch has
-`data.samples` samples. The remaining samples are skipped, and the next epoch starts again with all shards, so that no
-sample occurs twice in an epoch.
+In each epoch, the shards are shuffled and distributed to the loader workers of all processes. The shards of one worker
+are called a lane. A worker reads its lane shard by shard, and shuffles the samples within a buffer. An epoch has
+`data.samples` samples; the rest of the stream is skipped. Each epoch starts again with all shards, so that no sample
+occurs twice in an epoch.
 """
 
 from collections.abc import Generator, Iterator
@@ -36,7 +36,7 @@ _BUFFER = 1000
 
 @dataclass(frozen=True)
 class Stretch:
-    """A range of steps of a run, and the rows of each global batch that this process handles."""
+    """Steps `first_step` to `last_step` − 1 of a run, and the rows of each global batch that this process handles."""
 
     first_step: int
     last_step: int
@@ -45,18 +45,18 @@ class Stretch:
 
 
 class StreamSampler:
-    """Sampler for a stream: it divides a run into steps, and `stream_loader` chooses the samples of each step.
+    """Divides a run on a stream into steps. The samples of each step are chosen later, by `stream_loader`.
 
     Args:
         samples: pairs per epoch.
         batch_size: pairs in a global batch.
 
     Raises:
-        DataError: an epoch is smaller than a batch.
+        DataError: an epoch has fewer samples than a batch.
     """
 
     replacement = None
-    """None: a stream has no access by position; the loader replaces an unreadable image by another that it has read."""
+    """None, because `stream_loader` replaces unreadable images itself, by other images of the same chunk."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:
@@ -68,7 +68,7 @@ class StreamSampler:
         self.steps_per_epoch = samples // batch_size
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Stretch:
-        """Return the steps from `first_step` up to, but not including, `last_step`, with the rows of this process."""
+        """Return the steps `first_step` to `last_step` − 1, with the rows that this process handles."""
         return Stretch(first_step, last_step, rows, self.steps_per_epoch)
 
 
@@ -78,9 +78,10 @@ class _Pair(NamedTuple):
 
 
 class _Lane(IterableDataset[Batch | Packed | int | DataError]):
-    """Dataset of the chunks (parts of batches) of this process; each loader worker reads different samples.
+    """Dataset that yields the chunks (parts of batches) of this process. Each loader worker yields different samples.
 
-    When a run resumes, chunks that it has already trained on are not decoded; only their numbers of rows are returned.
+    When a run resumes, the chunks that it has already trained on are not decoded. For such a chunk, the dataset yields
+    only the number of rows.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             yield buffer[index]
 
     def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
-        """Convert samples to a chunk of a batch. An unreadable image is replaced by another sample of the chunk.
+        """Convert samples to a chunk. A sample with an unreadable image is replaced by another sample of the chunk.
 
         If no image is readable, return a DataError.
         """
@@ -154,8 +155,8 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
                 bad[sample.identity] = str(error)
         if not sound:
             return DataError(
-                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first because: "
-                f"{next(iter(bad.values()))}; check the shards"
+                f"{self.stream.name}: none of {len(samples)} images can be decoded (reason for the first: "
+                f"{next(iter(bad.values()))}); check the shards"
             )
         chosen = list(range(len(samples)))
         for index in set(chosen).difference(sound):
@@ -167,7 +168,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         return packed(self.maker.batch(pairs, stack, (image_ids, caption_ids, image_ids), bad))
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Return one caption of a sample; each epoch uses the next caption."""
+        """Return one caption of a sample. The next epoch uses the next caption."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 
@@ -180,12 +181,12 @@ def stream_loader(
     process: tuple[int, int] = (0, 1),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of a stream, each with the rows that this process handles.
+    """Yield the batches of a stream. A batch contains only the rows that this process handles.
 
     Args:
         stream: the data.
         stretch: steps to load.
-        maker: converts samples to inputs; all kinds of text features use the caption.
+        maker: converts samples to inputs. Its `texts` are ignored: all text features are made from the caption.
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
@@ -236,7 +237,10 @@ def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots |
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int, memory: BatchMemory | None) -> Iterator[Batch]:
-    """Drop the first `skip` rows, and combine the other rows of the chunks to batches of `size` rows."""
+    """Combine chunks to batches of `size` rows, after dropping the first `skip` rows.
+
+    A chunk that is a number stands for that many rows, which are dropped.
+    """
     assembly = Assembly(size, memory)
     for chunk in chunks:
         if isinstance(chunk, int):

@@ -16,18 +16,18 @@ TextOf = Callable[[Sample], str]
 
 
 class TextView:
-    """Function from a sample to a view of its caption, e.g. the caption or some of its words.
+    """Function from a sample to a view of its caption, e.g. the whole caption or a part of it.
 
     Args:
-        policy: same: the caption; crop: consecutive words of it; paraphrase: the text in the column paraphrase;
-            sibling: another caption of the image, or the caption if there is no other.
+        policy: "same": the caption; "crop": some consecutive words of the caption; "paraphrase": the text in the column
+            paraphrase; "sibling": another caption of the image, or the same caption if the image has only one.
         pairs: the captions.
-        crop: minimum and maximum fraction of the words in a crop.
-        seed: seed of the run; random choices depend only on (seed, epoch, caption, view).
-        view: number of the view: 0 for the view that is compared with images; further views count from 1.
+        crop: minimum and maximum fraction of the words that a crop keeps.
+        seed: seed of the run. Random choices depend only on (seed, epoch, caption, view).
+        view: number of the view: 0 for the view that is compared with images, 1, 2, … for further views.
 
     Raises:
-        DataError: the policy needs paraphrases or several captions per image, and the data has none.
+        DataError: the data lacks what the policy needs, i.e. paraphrases or several captions per image.
 
     Example:
         >>> from pathlib import Path
@@ -46,7 +46,7 @@ class TextView:
             )
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1
-            raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
+            raise DataError(f"{pairs.name}: row {row} has no paraphrase; add the paraphrase or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
                 f"{pairs.name}: the caption policy 'sibling' needs images with several captions, but no image "
@@ -59,7 +59,7 @@ class TextView:
         self.view = view
 
     def __call__(self, sample: Sample) -> str:
-        """Return the view of a sample's caption in the epoch of the sample."""
+        """Return the view of the sample's caption."""
         captions = self.pairs.captions
         match self.policy:
             case "same":
@@ -77,7 +77,9 @@ class TextView:
                 others = siblings[siblings != sample.caption]
                 return captions[self._generator(sample).choice(others) if len(others) else sample.caption]
             case other:
-                raise NotImplementedError(f"the caption policy {other} is not implemented")
+                raise NotImplementedError(
+                    f"the caption policy {other} is not implemented; use same, crop, paraphrase or sibling"
+                )
 
     def _generator(self, sample: Sample) -> np.random.Generator:
         return np.random.default_rng(mix(self.seed, _TEXT_VIEW, sample.epoch, sample.caption, self.view))
@@ -90,5 +92,5 @@ class WrongCaption:
         self.negatives = negatives
 
     def __call__(self, sample: Sample) -> str:
-        """Return the hard negative caption of a sample."""
+        """Return the hard negative caption that belongs to the sample's caption."""
         return self.negatives[sample.caption]

@@ -15,16 +15,16 @@ _MOST_BYTES = 1 << 29
 
 
 class TokenStore:
-    """Cache of caption tokens: computed when a caption is first used, and stored in memory that loader workers share.
+    """Cache of caption tokens in memory that loader workers share. A caption is tokenized when it is first requested.
 
-    Tokens are returned with padding to the longest of the requested captions. If the tokenizer returns no attention
-    mask, the padding of the tokenizer is kept.
+    The returned tokens are padded to the longest of the requested captions. If the tokenizer returns no attention mask,
+    its padding is kept.
 
     Args:
         captions: M strings.
         tokenize: function from strings to `input_ids` (B, L), padded on the right, and optionally `attention_mask`.
         context_length: maximum number of tokens.
-        pad_id: token used for padding.
+        pad_id: ID of the padding token.
 
     Example:
         >>> def tokenize(texts: list[str]) -> dict[str, Tensor]:
@@ -44,12 +44,12 @@ class TokenStore:
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
-        """Return whether there is memory for the tokens of `count` captions with up to `context_length` tokens each."""
+        """Return whether the memory is sufficient for `count` captions with up to `context_length` tokens each."""
         size = 4 * count * (context_length + 1)
         return size <= _MOST_BYTES and fits_shared(size)
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Int[Tensor, "B L"]]:
-        """Return the tokens of the captions at the given positions."""
+        """Return the tokens of the captions at the positions `rows`."""
         positions = torch.tensor(rows)
         new = positions[self._lengths[positions] == 0].unique()
         if len(new):

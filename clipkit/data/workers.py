@@ -30,16 +30,16 @@ class WorkerProgress:
         self._current = shared_zeros(os.cpu_count() or 1, 2).fill_(-1)
 
     def begin(self, image: int) -> None:
-        """Record that this worker is reading an image; outside of a worker, do nothing."""
+        """Record that this loader worker starts to read an image. In the main process, do nothing."""
         worker = get_worker_info()
         if worker is not None:
             self._current[worker.id] = torch.tensor([os.getpid(), image])
 
     def last_seen(self, reason: str) -> str:
-        """Return the images that workers were reading before an error; an empty string if none is known.
+        """Return the images that workers were reading when an error occurred, or "" if no image is known.
 
         Args:
-            reason: error message. If it contains process IDs of workers, only their images are returned.
+            reason: error message. If it contains process IDs of workers, only the images of these workers are returned.
         """
         image_of = {process: image for process, image in self._current.tolist() if image >= 0}
         named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
@@ -48,12 +48,12 @@ class WorkerProgress:
 
 @contextmanager
 def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
-    """Context that turns connection errors into a RuntimeError like that of torch for a dead worker.
+    """Raise a RuntimeError if a loader worker dies during the `with` block.
 
-    Such errors occur if a worker dies while it sends data.
+    If a worker dies while it sends data, the main process gets a connection error. This function converts that error.
 
     Raises:
-        RuntimeError: a worker died; the message starts with "DataLoader worker".
+        RuntimeError: a worker died. The message starts with "DataLoader worker", as in torch.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a loader worker (used as `worker_init_fn` of a DataLoader)."""
+    """Prepare a loader worker. This is the `worker_init_fn` of a DataLoader."""
     # The threads of the tokenizer do not survive the fork, and a parallel call would wait for them forever.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     info = get_worker_info()
@@ -77,15 +77,15 @@ def start_worker(worker: int) -> None:
 
 
 def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught error, unless it is a lost connection: the run has ended and closed the connection."""
+    """Print an uncaught error, except a connection error, which only means that the run has ended."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_run() -> None:
-    """Make a loader worker ignore the signals that stop a run; only the main process handles them.
+    """Make this loader worker ignore the signals that stop a run, so that only the main process handles them.
 
-    A signal often reaches all processes of a group, but the run still needs its workers to finish the step.
+    A signal often reaches all processes of a group, but the run still needs its workers to finish the current step.
     """
     signal.set_wakeup_fd(-1)  # otherwise the run would receive the signals of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,12 +6,12 @@ from tqdm.auto import tqdm
 
 
 class Bar:
-    """Progress bar with the speed and the time left; it disappears at the end.
+    """Progress bar with the speed and the remaining time. The bar disappears at the end.
 
     Args:
-        kind: text before the bar: images or captions.
+        kind: text before the bar, e.g. images or captions.
         total: number of items to encode.
-        shown: False: count the items, but draw nothing. A bar is drawn only if standard error is a terminal.
+        shown: draw the bar, if standard error is a terminal; False: only count the items.
         options: further options of tqdm.
     """
 
@@ -23,7 +23,7 @@ class Bar:
         self._bar = tqdm(total=total, desc=kind, unit="", disable=hidden, leave=False, **options)
 
     def update(self, count: int) -> None:
-        """Add a number of items to the progress, which never exceeds the total."""
+        """Advance the bar by `count` items, but not beyond the total."""
         count = min(count, self.total - self.done)
         self.done += count
         self._bar.update(count)
@@ -40,15 +40,15 @@ class Bar:
 
 
 class Bars:
-    """Factory of progress bars: one for the images of a dataset, one for its captions.
+    """Factory of progress bars, e.g. for the images and for the captions of a dataset.
 
     Args:
-        shown: False: the bars count items, but draw nothing.
+        shown: draw the bars, if standard error is a terminal; False: only count the items.
     """
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
 
     def start(self, kind: str, total: int) -> Bar:
-        """Return a new progress bar for `total` items of a kind: images or captions."""
+        """Return a new progress bar for `total` items. `kind` is the text before the bar, e.g. images."""
         return Bar(kind, total, shown=self.shown)

@@ -57,14 +57,14 @@ class FeatureCache:
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
     def has(self, key: bytes) -> bool:
-        """Return whether the cache contains features for a key. The checksum is verified only when they are read."""
+        """Return whether the cache contains the features of a key, without verifying a checksum."""
         return key in self._rows
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
         """Return the cached features of the given keys.
 
         Returns:
-            A mask (True for each key that is cached), and the features of these F keys, in the order of `keys`.
+            Mask of the K keys, True for a cached key; and the features of the F cached keys, in the order of `keys`.
         """
         known = torch.zeros(len(keys), dtype=torch.bool)
         by_file: dict[Path, list[tuple[int, int]]] = {}
@@ -121,7 +121,7 @@ class FeatureCache:
         self._added.append(file)
 
     def join(self) -> None:
-        """Merge the files that this object has written into one file.
+        """Replace all files that this object has written by a single file with the same features.
 
         Raises:
             OSError: the folder cannot be written to.

@@ -22,7 +22,7 @@ _LOCK = ".lock"
 
 
 def stores_folder() -> Path:
-    """Return the folder of all stores, which contain outputs of frozen tower parts for training."""
+    """Return the folder that contains all stores. A store contains outputs of frozen tower parts for training."""
     return cache_folder() / "stored"
 
 
@@ -69,9 +69,9 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def hold(folder: Path) -> IO[str] | None:
-    """Lock a folder of the cache against removal while the returned file is open, and set its last use to now.
+    """Protect a cache folder from removal while the returned file is open, and set the time of its last use to now.
 
-    The result is None if the folder does not exist or cannot be written to. On Windows, folders are not locked.
+    Return None if the folder does not exist or cannot be written to. On Windows, the folder is not protected.
     """
     try:
         file = (folder / _LOCK).open("a")
@@ -86,7 +86,7 @@ def hold(folder: Path) -> IO[str] | None:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a folder of the cache unless a process uses it; return True if no process used it."""
+    """Remove a cache folder, unless a process uses it. Return False if a process uses the folder."""
     with _alone(folder) as unused:
         if unused:
             shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,7 @@ def is_used(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Context manager that locks a folder for this process only; it yields False if another process uses it."""
+    """Context manager that locks a cache folder. It yields False if another process uses the folder."""
     if sys.platform == "win32" or not (folder / _LOCK).exists():
         yield True
         return

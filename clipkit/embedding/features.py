@@ -52,10 +52,10 @@ class Features:
         model: returned by `clipkit.load`.
         batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
-        processes: processes that encode equal parts of the data; each of them returns all features. None: only this
+        processes: processes that encode equal parts of the data; each process returns all features. None: only this
             process.
-        progress: True: show progress bars on the terminal; or an object that creates progress bars.
-        normalize: divide the features by their length. Features that are not normalized are cached in separate folders.
+        progress: whether to show progress bars on the terminal, or an object that creates the progress bars.
+        normalize: whether to L2-normalize the features. Unnormalized features are cached in separate folders.
 
     Raises:
         OutputError: the folder cannot be created.
@@ -94,7 +94,7 @@ class Features:
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
-        """Return the features of images, of unit length unless `normalize` is False, float32 on the CPU.
+        """Return the features of images as float32 on the CPU, L2-normalized unless `normalize` is False.
 
         Args:
             images: paths, PIL images or arrays.
@@ -108,16 +108,22 @@ class Features:
         return self._features("images", images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return the features of strings, of unit length unless `normalize` is False, float32 on the CPU."""
+        """Return the features of strings as float32 on the CPU, L2-normalized unless `normalize` is False.
+
+        Raises:
+            ModelError: a feature is not finite.
+        """
         encode = partial(self.model.encode_text, normalize=self.normalize)
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys that have no cached features; of equal keys, only the first position.
+        """Return the positions of the keys whose features are not cached. The result is the same on all processes.
+
+        If a key occurs several times, only its first position is returned.
 
         Args:
             tower: tower that computes the features.
-            keys: hashes of images or strings. The result is the same on all processes.
+            keys: hashes of images or strings.
         """
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None
@@ -127,7 +133,7 @@ class Features:
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
         """Return the SHA-256 hash of each image: of the file's bytes, or of the pixels of an image in memory.
 
-        Each process computes a part of the hashes; all processes get all of them.
+        Each process computes a part of the hashes, and all processes return all hashes.
         """
         hashes: list[bytes] = []
         with self.processes.failing_together():
@@ -175,9 +181,9 @@ class Features:
                 broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
                 if broken:
                     raise ModelError(
-                        f"{self.model.name}: its features of {str(chunk_items[broken[0]])[:80]!r} are not "
-                        f"finite ({len(broken)} of {len(chunk)} items); half precision may overflow: use "
-                        "--dtype fp32 (in Python: load the model with dtype float32)"
+                        f"{self.model.name}: the features of {str(chunk_items[broken[0]])[:80]!r} are not "
+                        f"finite ({len(broken)} of {len(chunk)} items), perhaps because half precision overflows; "
+                        "use --dtype fp32 (in Python: load the model with dtype float32)"
                     )
                 if cache is not None and self.processes.is_main:
                     self._write(cache, chunk_keys, rows, chunk_items, start == len(missing))
@@ -197,11 +203,17 @@ class Features:
         except OSError as error:
             # The features are still used; only the cache lacks them.
             _logger.warning(
-                "%s: features cannot be cached (%s), so the next task computes them again", cache.folder, error
+                "%s: features cannot be cached (%s), so the next task computes them again; check the free space and "
+                "the permissions of the folder",
+                cache.folder,
+                error,
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Return a mask of the keys in the main process's cache, and their features; equal on all processes."""
+        """Look up keys in the cache of the main process. Return a mask of the cached keys, and their features.
+
+        All processes return the same result.
+        """
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
             known, stored = cache.read(keys)
@@ -235,9 +247,9 @@ class _Pace:
 
     Args:
         kind: kind of the items: images or captions.
-        fast: True on an accelerator.
+        fast: whether the device is an accelerator.
         batch_size: images per forward pass.
-        processes: processes that encode these items together; the number is the same for all of them.
+        processes: processes that encode these items together. All of them use the same number.
     """
 
     def __init__(self, kind: str, fast: bool, batch_size: int | None, processes: Processes) -> None:

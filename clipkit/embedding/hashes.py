@@ -49,5 +49,8 @@ def _content_hash(image: ImageLike) -> bytes:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _remembered(path: str, *_: int) -> bytes:
-    """Return the SHA-256 hash of a file. It is cached by path, device, inode, size and time of change."""
+    """Return the SHA-256 hash of a file.
+
+    `lru_cache` remembers the hash by all arguments: path, device, inode, size and time of the last change.
+    """
     return hashlib.sha256(read_image(Path(path))).digest()

@@ -65,7 +65,7 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context manager that runs a model in evaluation mode and without torch.compile; at the end, it restores both."""
+    """Context manager: the model is in evaluation mode and without torch.compile until the end of the block."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

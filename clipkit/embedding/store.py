@@ -31,7 +31,7 @@ Inputs = dict[str, Tensor]
 
 
 class DamagedError(Exception):
-    """Error: files of a store are missing, incomplete, or were changed after they were written."""
+    """Error: files of a store are missing or incomplete, or were changed after they were written."""
 
 
 class PartWriter:
@@ -40,8 +40,8 @@ class PartWriter:
     Args:
         folder: folder of the unfinished store.
         number: number of the part, from 0.
-        of_tokens: True if the tensors (B, L, …) contain a vector per token, and `attention_mask` (B, L) is 0 for
-            padding. Padding is then not written. The tensor `outside` (B, C), if given, has no dimension of tokens.
+        of_tokens: True if the tensors (B, L, …) contain one vector per token. `attention_mask` (B, L) is then 0 for
+            padding, which is not written. The optional tensor `outside` (B, C) has one vector per row, not per token.
         dtype: type in which tensors with more than two dimensions are stored; None: unchanged.
     """
 
@@ -205,11 +205,11 @@ class Store:
                 raise DamagedError
 
     def take(self, rows: Int[Tensor, " B"], padding: Mapping[str, int] | None = None) -> Inputs:
-        """Return the stored tensors of some rows, by name; tokens are padded to the longest of these rows.
+        """Return name -> stored tensor for the given rows. Tokens are padded to the longest of these rows.
 
         Args:
             rows: positions of stored rows in the store.
-            padding: name of a tensor -> value of its padding; 0 for the other tensors.
+            padding: name of a tensor -> its padding value; 0 for the other tensors.
         """
         numbers = rows.numpy()
         parts, positions = self._part[numbers], self._position[numbers]

@@ -1,4 +1,4 @@
-"""Stores of this machine: its processes build a store together, and verify a store before they use it again.
+"""Stores of a machine. The processes of a run build a store together, and verify a store before they use it again.
 
 A store contains outputs of frozen tower parts, which training reads in each epoch instead of computing them.
 """
@@ -45,7 +45,7 @@ class Machine:
 
     @classmethod
     def of(cls, processes: Processes) -> "Machine":
-        """Return the processes on this machine, found by their host names. All processes of the run must call it."""
+        """Return the processes on this machine, found by host name. All processes of the run must call this method."""
         return cls(processes, tuple(processes.gather_objects(socket.gethostname())))
 
     @property
@@ -59,13 +59,13 @@ class Machine:
         return self.hosts.count(self.hosts[self.processes.index])
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that the processes of this machine passed. All processes of the run must call it."""
+        """Return `value` of each process on this machine. All processes of the run must call this method."""
         values = self.processes.gather_objects(value)
         return [one for one, host in zip(values, self.hosts, strict=True) if host == self.hosts[self.processes.index]]
 
 
 class HeldStore(Store):
-    """Opened store whose folder no process removes while this object exists."""
+    """Open store. While this object exists, no process removes the folder of the store."""
 
     def __init__(self, folder: Path) -> None:
         self._held = hold(folder)
@@ -171,11 +171,11 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
 
     Args:
         needed: bytes of the new store.
-        budget: maximum bytes of all stores, including the new one.
-        machine: processes of this machine, which all get the result.
+        budget: maximum bytes of all stores, including the new store.
+        machine: processes of this machine; all of them return the same result.
 
     Returns:
-        An empty string if the bytes fit; otherwise the reason, e.g. the disk is full, or other runs use the stores.
+        An empty string if there is room; otherwise the reason, e.g. the disk is full, or other runs use the stores.
     """
     reason = ""
     if machine.index == 0:
@@ -186,7 +186,7 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
                 break
             if remove(store.folder):
                 total -= store.size
-                _logger.info("%s: removed, to keep stored inputs within data.store.disk", store.folder)
+                _logger.info("%s: removed, because stored inputs may use at most data.store.disk", store.folder)
         free = shutil.disk_usage(stores_folder()).free
         if total + needed > budget:
             reason = (
@@ -194,5 +194,5 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
                 "that data.store.disk allows"
             )
         elif needed > 0.95 * free:
-            reason = f"{stores_folder()} has {readable_size(free)} free"
+            reason = f"{stores_folder()} has only {readable_size(free)} free, of {readable_size(needed)} needed"
     return _agreed(machine, reason)

@@ -1,4 +1,4 @@
-"""Metrics, per-class rows and examples of a classification, from the scores of images and classes."""
+"""Metrics, per-class statistics and examples of image classification, computed from image-class scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -28,7 +28,7 @@ _CONFUSED = 3  # number of wrong classes that are shown for each class
 
 
 class Classification(TypedDict):
-    """Metrics, rows per class, per-image outcomes and examples of a classification, all computed from the scores."""
+    """Metrics, per-class statistics, per-image outcomes and examples of image classification."""
 
     metrics: dict[str, Figure]
     classes: list[dict[str, Any]]
@@ -43,14 +43,14 @@ def classification_result(
     images: Sequence[Any],
     probabilities: Callable[[Tensor], Tensor],
 ) -> Classification:
-    """Compute metrics, rows per class, per-image outcomes and examples from the cosines of images and classes.
+    """Compute metrics, per-class statistics, per-image outcomes and examples from image-class cosines.
 
     Args:
-        scores: cosine of each image and each class.
-        labels: class of each image; or booleans, True if the image has the class.
+        scores: cosine similarity of each image with each class.
+        labels: position of each image's class; or a mask that is True for each class of an image.
         titles: names of the classes.
-        images: the images, for examples.
-        probabilities: function from rows of cosines to probabilities, which increase with the cosine.
+        images: the images, which the examples show.
+        probabilities: function that turns rows of cosines into class probabilities, e.g. a scaled softmax.
     """
     if labels.ndim == 2:
         return _multilabel(scores, labels, titles, images)
@@ -81,12 +81,17 @@ def classification_result(
 
 
 def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> tuple[dict[str, Figure], list[Any]]:
-    """Return the lowest top-1 and top-5 accuracy of any group of images, and one row of accuracies per group.
+    """Return the accuracy of the worst group of images, and the accuracies of each group.
+
+    The worst group is chosen separately for top-1 and top-5 accuracy.
 
     Args:
-        ranks: rank of the correct class of each image, from 1.
-        groups: group of each image; "": the image belongs to no group.
+        ranks: rank of each image's correct class; 1 is the best rank.
+        groups: name of each image's group, or "" for an image without a group.
         classes: number of classes.
+
+    Returns:
+        Metrics `acc1_worst_group` and, with five or more classes, `acc5_worst_group`; and a list with a row per group.
     """
     rows = group_accuracies(ranks, groups)
     worst = {k: min((row[f"acc{k}"] for row in rows.values()), default=None) for k in (1, 5)}
@@ -97,7 +102,12 @@ def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> t
 
 
 def classification_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return one value per image for every metric of single-label classification, from the `queries` of a result."""
+    """Return the per-image values of each metric of single-label classification.
+
+    Args:
+        queries: the part `queries` of a zero-shot classification result.
+        classes: number of classes.
+    """
     rank, labels = np.asarray(queries["true_rank"]), np.asarray(queries["label"])
     images = Queries(np.arange(len(rank)))
     by_class = Queries(images.clusters, strata=labels)
@@ -133,10 +143,15 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 
 
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return the values from which mean average precision is computed: one per image and class of this image.
+    """Return the values whose mean is the mean average precision: one for each image and each of its classes.
 
-    All images are ranked by their score for the class; the value is the precision at the rank of this image. Bootstrap
-    resamples keep these values; they draw images within each class. A class without images has average precision 0.
+    For each class, all images are ranked by score. The value of an image of the class is the precision at its rank.
+    Bootstrap resamples draw images within each class without ranking again. The average precision of a class without
+    images is 0, so all values are multiplied by the share of classes with images.
+
+    Args:
+        queries: the part `queries` of a multi-label classification result.
+        classes: number of classes.
     """
     labels = np.asarray(queries["label"])
     right = Queries(np.asarray(queries["image"]), strata=labels)
@@ -145,7 +160,7 @@ def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Co
 
 
 def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """Return recall, precision and the most frequent wrong predictions of each class."""
+    """Return for each class its recall, its precision and its most frequent wrong predictions."""
     table = confusion(predicted, labels, len(titles))
     right, images, answers = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
     mistakes = table.clone().fill_diagonal_(0)
@@ -176,7 +191,7 @@ def _mistakes(
     titles: Sequence[str],
     images: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Return the wrong predictions with the highest confidence."""
+    """Return examples of wrong predictions, the most confident predictions first."""
     wrong = (predicted != labels).nonzero()[:, 0]
     order = confidence[wrong].argsort(descending=True, stable=True)[:_MISTAKES]
     mistakes = []

@@ -27,9 +27,9 @@ _MOST_SCORES = 1_000_000_000
 def zeroshot_classifier(
     model: DualEncoder, classes: Classes, templates: Templates = TEMPLATES, *, cache: Cache = False
 ) -> Float[Tensor, "C D"]:
-    """Return one unit vector per class: the normalized mean of its prompts' unit features.
+    """Return one unit vector per class: the normalized mean of the unit features of the class's prompts.
 
-    The method follows Radford et al. 2021, section 3.1.4. A prompt that occurs several times is encoded once.
+    The method follows Radford et al. 2021, section 3.1.4.
     """
     return classifier_of(
         prompt_features(Features(model, cache=cache), ClassNames.given(classes), checked_templates(templates))
@@ -42,8 +42,8 @@ class ClassNames:
 
     Args:
         labels: the label of each class in the data.
-        names: the names of each class in prompts.
-        findings: findings about assumptions, e.g. how labels that are numbers were matched with names.
+        names: the names of each class that are inserted into prompts.
+        findings: findings to report, e.g. that numeric labels were used as positions in a list of names.
     """
 
     labels: list[str]
@@ -52,10 +52,10 @@ class ClassNames:
 
     @classmethod
     def given(cls, classes: Classes) -> "ClassNames":
-        """Return classes from their names, or from a mapping of each label to one or several names.
+        """Create the classes from a list of names, or from a mapping of each label to one or several names.
 
         Raises:
-            DataError: a class is given twice, or the type of the classes is unsupported.
+            DataError: a class is given twice, or the type of `classes` is unsupported.
         """
         classes = checked_classes(classes)
         if isinstance(classes, Mapping):
@@ -68,9 +68,9 @@ class ClassNames:
 
     @classmethod
     def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
-        """Return `classes` if given, otherwise the classes of the dataset.
+        """Create the classes from `classes`, or from the labels of the data if `classes` is None.
 
-        If the labels are numbers and no given class is a label, the numbers are positions in the given classes, from
+        If the labels are numbers and no label equals a given class, each label is a position in `classes`, counted from
         0 or from 1 (see `positions_of_numbers`).
         """
         if classes is None:
@@ -83,20 +83,22 @@ class ClassNames:
         named = paired_names(labeled.name, labels, [names[0] for names in given.names])
         example = f"{labels[0]!r} is {named[labels[0]]!r}"
         message = (
-            f"{labeled.name}: its labels are numbers, which are used as positions in the list of class names: {example}"
+            f"{labeled.name}: the labels are numbers, so they are positions in the list of class names, e.g. {example}"
         )
-        advice = "if this is wrong, give the class names as a JSON object that maps each label to its names"
+        advice = "if these positions are wrong, give the class names as a JSON object that maps each label to its names"
         return cls(list(named), given.names, [Finding("numbered_classes", "note", message, advice)])
 
     def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
-        """Return the class of each image as a position in `labels`, from 0; booleans if images have several labels.
+        """Return the position of each image's class in `self.labels`.
+
+        If images have several classes, return an N × C mask that is True for the classes of each image.
 
         Raises:
-            DataError: an image has a class that is not among these classes.
+            DataError: the class of an image is not in `self.labels`.
         """
         position = labeled.positions_in(
             self.labels,
-            f"which is not among the {len(self.labels)} given classes; give a name for each label, as a "
+            f"which is not among the {len(self.labels)} given classes; give the class names as a "
             "JSON object that maps "
             "each label to its names",
         )
@@ -109,19 +111,19 @@ class ClassNames:
 
 
 def all_prompts(classes: ClassNames, templates: Templates) -> list[list[str]]:
-    """Return the prompts of each class."""
+    """Return one list of prompts per class: the templates, filled with the names of the class."""
     return [prompts_of(label, names, templates) for label, names in zip(classes.labels, classes.names, strict=True)]
 
 
 def prompt_features(features: Features, classes: ClassNames, templates: Templates) -> list[Tensor]:
-    """Return the unit features of each class's prompts."""
+    """Return one tensor per class: the unit features of the class's prompts, one row per prompt."""
     prompts = all_prompts(classes, templates)
     rows = features.texts([prompt for of_class in prompts for prompt in of_class])
     return list(rows.split([len(of_class) for of_class in prompts]))
 
 
 def classifier_of(prompt_features: Sequence[Tensor]) -> Float[Tensor, "C D"]:
-    """Return one unit vector per class: the normalized mean of the features of its prompts."""
+    """Return one unit vector per class: the normalized mean of the features of the class's prompts."""
     return F.normalize(torch.stack([rows.mean(dim=0) for rows in prompt_features]), dim=-1)
 
 
@@ -131,10 +133,10 @@ def prompt_accuracies(
     image_features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
 ) -> list[dict[str, Any]]:
-    """Return for each prompt the accuracy with only this prompt, and with all prompts except this one.
+    """Return two accuracies per template: with this template alone, and with all other templates.
 
-    The list is empty if the templates differ between classes, if images have several labels, or if it would take too
-    long.
+    The list is empty for a single template, for more than 100 templates, and for more than 10⁹ scores in total. It is
+    also empty if each class has different templates, or if images have several classes.
     """
     if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
         return []

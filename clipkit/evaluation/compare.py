@@ -1,4 +1,4 @@
-"""Comparison of two results on the same data, query by query."""
+"""Comparison of two evaluation results on the same data, by paired differences of the values of each query."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -18,7 +18,10 @@ Resampled = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Difference(TypedDict):
-    """Values of a metric in both results, and second minus first with its 95 % interval and two-sided p-value."""
+    """Values of one metric in two results, and their difference (second − first).
+
+    `low` and `high` are the ends of the 95 % interval of the difference. `p` is the two-sided p-value.
+    """
 
     first: float
     second: float
@@ -29,7 +32,7 @@ class Difference(TypedDict):
 
 
 class Comparison(TypedDict):
-    """The result of `compare`."""
+    """Return type of `compare`."""
 
     task: str
     first: str
@@ -40,17 +43,18 @@ class Comparison(TypedDict):
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """Compare two results: return the paired difference of every metric, with the same resampled images for both.
+    """Compare two results on the same data: return the difference of every metric, with its 95 % interval and p-value.
 
-    `p` is two-sided: twice the share of the 1,000 resampled differences on the less frequent side of 0, but at least
-    0.002, the smallest value possible with 1,000 draws.
+    The bootstrap is paired: each of its 1,000 resamples contains the same images for both results. `p` is two-sided:
+    twice the smaller of the shares of resampled differences that are ≤ 0 and ≥ 0. With 1,000 resamples, the smallest
+    `p` is 0.002.
 
     Args:
         first: a result of e.g. `clipkit.evaluate.retrieval`, or the content of a result JSON.
         second: another result of the same task on the same data.
 
     Raises:
-        DataError: the results differ in task or data, or have no per-query outcomes.
+        DataError: the results differ in task or data, or contain no values per query.
 
     Example:
         >>> comparison = compare(before, after)                     # doctest: +SKIP
@@ -82,24 +86,28 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 def paired(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Resampled], dict[str, Resampled]]:
-    """Return all metrics of both results, and all metrics of both on the same 1,000 bootstrap resamples.
+    """Return the metrics of two results, and the metrics of both results on the same bootstrap resamples.
+
+    Returns:
+        Four dicts with one entry per metric: the values of the first result, the values of the second result, the 1,000
+        resampled values of the first result, and those of the second result.
 
     Raises:
-        DataError: the results differ in task or data, or have no per-query outcomes.
+        DataError: the results differ in task or data, or contain no values per query.
     """
     for result in (first, second):
         if not result.get("queries") or not result["data"].get("sha256"):
             raise DataError(
-                f"{result.get('model')}: the result has no values per query (queries, data.sha256), so it "
-                "cannot be compared; evaluate again with --json"
+                f"{result.get('model')}: the result lacks the values per query (keys queries and data.sha256) that a "
+                "comparison needs; evaluate the model again with --json"
             )
     _check_comparable(first, second)
     try:
         (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"one of the results has no values per query ({one_line(error)}), so they cannot be compared; "
-            "evaluate again with --json"
+            f"one of the results lacks values per query that a comparison needs ({one_line(error)}); "
+            "evaluate both models again with --json"
         ) from None
     return (
         values(columns, means), values(second_columns, means), draws(columns, means), draws(second_columns, means),
@@ -107,7 +115,7 @@ def paired(
 
 
 def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
-    """Return the per-query values of a result.
+    """Return the per-query values of each metric, and the metrics that are means of other metrics.
 
     Raises:
         DataError: results of this task cannot be compared.
@@ -129,7 +137,7 @@ def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
         if one != two:
             raise DataError(
                 f"the results have different values of {what}: {one} and {two}; compare results of the same "
-                "task on the same data"
+                "task on the same data with the same settings"
             )
 
 
@@ -139,9 +147,10 @@ def _two_sided(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return, for each kind of query, the queries whose outcomes differ most: improvements, then deteriorations.
+    """Return the queries that improved most from the first to the second result, then those that deteriorated most.
 
-    The change of a rank is the ratio of both ranks, the change of another outcome is the difference.
+    Each kind of query (e.g. texts and images) has separate rows. Ranks are compared by their ratio, other values by
+    their difference.
     """
     answers_of = task_of(first["task"]).answers
     rows = []
@@ -155,7 +164,11 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
-    """Return the queries that improved most (`worse` is negative), then those that deteriorated most (positive)."""
+    """Return the positions of the queries that improved most, then of the queries that deteriorated most.
+
+    Args:
+        worse: change of each query; negative if the query improved.
+    """
     order = np.argsort(worse, kind="stable")
     fell, rose = order[worse[order] < 0][:_SHOWN], order[worse[order] > 0][::-1][:_SHOWN]
     return [int(row) for row in (*fell, *rose)]

@@ -1,4 +1,4 @@
-"""Comparison of two models over a whole suite: paired differences per dataset, corrected for the number of datasets."""
+"""Comparison of two models on all datasets of a suite, with p-values that are corrected for multiple tests."""
 
 from collections.abc import Mapping, Sequence
 from math import erfc, sqrt
@@ -14,11 +14,11 @@ from clipkit.metrics import interval
 from clipkit.run_files import read_object
 
 LEVEL = 0.05
-"""Family-wise error rate: probability of at least one false difference if no dataset differs."""
+"""Family-wise error rate: probability of at least one significant difference if the models do not differ."""
 
 
 class DatasetDifference(TypedDict):
-    """The main metric of a dataset for both models, and the difference second − first."""
+    """Main metric of one dataset for two models, and the difference (second − first) with its interval and p-value."""
 
     dataset: str
     title: str
@@ -30,25 +30,27 @@ class DatasetDifference(TypedDict):
     high: float
     p: float
     p_holm: float
-    """p after Holm's correction; below 0.05, the difference is significant among all datasets."""
+    """p-value after Holm's correction. The difference is significant if it is below 0.05."""
 
 
 class SuiteComparison(TypedDict):
-    """The result of `compare_suites`."""
+    """Return type of `compare_suites`."""
 
     suite: str
     first: str
     second: str
     datasets: list[DatasetDifference]
     mean: dict[str, float]
-    """Mean over datasets of both models, their difference, and its 95 % interval."""
+    """Mean of the main metrics over the datasets for each model, and the difference with its 95 % interval."""
     skipped: dict[str, str]
     """Reasons why datasets are not compared."""
     sentence: str
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests (Holm 1979, "A simple sequentially rejective test procedure").
+    """Return the p-values after Holm's correction for multiple tests, in the same order.
+
+    The method is from Holm 1979, "A simple sequentially rejective multiple test procedure".
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -63,23 +65,24 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def is_suite(path: Path) -> bool:
-    """Return whether a path is the folder of a suite or its results.json."""
+    """Return True if the path is the results folder of a suite, or the file results.json in this folder."""
     return "rows" in read_object(path / "results.json" if path.is_dir() else path)
 
 
 def compare_suites(first: Path, second: Path | None = None, models: Sequence[str] = ()) -> SuiteComparison:
-    """Compare two models over all datasets of a suite.
+    """Compare two models on all datasets of a suite.
 
-    p is two-sided. It is computed from the normal distribution with the standard error of 1,000 paired bootstrap draws
-    of images. The share of draws below 0 would be too coarse: its smallest p, 0.002, is too large for many datasets.
+    The difference on each dataset has a two-sided p-value. It assumes a normal distribution with the standard
+    error of 1,000 paired bootstrap resamples of the images.
 
     Args:
-        first: folder of a suite, or its results.json.
-        second: folder or results.json with the second model; None: both models are in `first`.
-        models: names of both models, if a suite has several.
+        first: results folder of a suite, or its results.json.
+        second: folder or results.json with the results of the second model. None: `first` contains both models.
+        models: names of the two models; necessary if the results contain more than two.
 
     Raises:
-        DataError: a file cannot be read, there are not exactly two models, or no dataset was measured with both.
+        DataError: a file cannot be read, there are not exactly two models, or no dataset was evaluated with both
+            models.
 
     Example:
         >>> compared = compare_suites(Path("suite_a"), Path("suite_b"))    # doctest: +SKIP
@@ -89,7 +92,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
     contents = [content] if second is None else [content, _content(second)]
     names = _names(first, contents, models)
     rows, others = _rows(first, content, names[0]), _rows(second or first, contents[-1], names[1])
-    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured only with one of the two models")
+    skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "only one of the two models has a result")
     compared: list[DatasetDifference] = []
     changes = []
     for name in [name for name in rows if name in others]:
@@ -105,8 +108,8 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
             one, two, before, after = paired(*results)
             if metric not in one:
                 raise DataError(
-                    f"{metric} is not a mean over images, so suites cannot be compared by it; compare two single "
-                    "results"
+                    f"{metric} is not a mean over images, so it has no paired difference; compare the two result "
+                    "files of this dataset instead"
                 )
         except DataError as error:
             skipped[name] = str(error)
@@ -114,6 +117,8 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
         change = after[metric] - before[metric]
         low, high = interval(change)
         difference = two[metric] - one[metric]
+        # The share of resampled differences below 0 would be too coarse: its smallest p-value is 0.002, which is too
+        # large for many datasets.
         p = _normal_p(difference, float(change.std(ddof=1)))
         compared.append(
             {
@@ -124,7 +129,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
         )  # fmt: skip
         changes.append(change)
     if not compared:
-        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "both are empty"
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "both results are empty"
         raise DataError(f"no dataset can be compared ({reasons}); evaluate both models on the same suite")
     for of_dataset, corrected in zip(compared, holm([one["p"] for one in compared]), strict=True):
         of_dataset["p_holm"] = corrected
@@ -140,30 +145,39 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
 
 
 def _names(first: Path, contents: Sequence[Mapping[str, Any]], models: Sequence[str]) -> tuple[str, str]:
-    """Return the names of both models, which are in one suite or in two."""
+    """Return the names of the two models to compare.
+
+    Args:
+        first: path for error messages.
+        contents: content of one results.json with both models, or of two.
+        models: names that the user gave; empty: the results must contain exactly two models.
+    """
     measured = [list(dict.fromkeys(row["model"] for row in content["rows"])) for content in contents]
     if models:
         if len(models) != 2:
-            raise DataError(f"--model was given {len(models)} times; give it twice, once for each model to compare")
+            raise DataError(f"--model was given {len(models)} times; give --model twice, once for each model")
         for name, of_source in zip(models, (measured[0], measured[-1]), strict=True):
             if name not in of_source:
-                raise DataError(f"{name}: is not a model of the suite; choose from {', '.join(of_source)}")
+                raise DataError(f"{name}: is not a model in the results; choose from {', '.join(of_source)}")
         return models[0], models[1]
     found = [name for of_source in measured for name in of_source]
     if len(found) != 2 or (len(measured) == 2 and not all(measured)):
-        raise DataError(f"{first}: contains the models {', '.join(found)}; choose two of them with --model A --model B")
+        raise DataError(
+            f"{first}: the models in the results are {', '.join(found)}, but a comparison needs two models; choose two "
+            "models with --model A --model B, or give a second suite"
+        )
     return found[0], found[1]
 
 
 def _content(source: Path) -> dict[str, Any]:
     content = read_object(source / "results.json" if source.is_dir() else source)
     if not isinstance(content.get("rows"), list):
-        raise DataError(f"{source}: is not a suite; give a folder that clipkit eval suite … --out wrote")
+        raise DataError(f"{source}: is not the result of a suite; give a folder that clipkit eval suite … --out wrote")
     return content
 
 
 def _rows(source: Path, content: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a model by dataset, and add the path of the result file to each row as `path`."""
+    """Return the result rows of one model, keyed by dataset. The added key `path` is the path of the result file."""
     folder = source if source.is_dir() else source.parent
     rows = [row for row in content["rows"] if row["model"] == model]
     return {row["dataset"]: {**row, "path": folder / row["file"]} for row in rows}
@@ -178,7 +192,7 @@ def _normal_p(difference: float, error: float) -> float:
 def _sentence(
     suite: str, names: tuple[str, str], compared: Sequence[DatasetDifference], mean: Mapping[str, float]
 ) -> str:
-    """Return the outcome as one sentence that a paper can quote."""
+    """Summarize the comparison in one sentence, e.g. for a paper."""
     significant = [one["difference"] for one in compared if one["p_holm"] < LEVEL]
     better, worse = sum(one > 0 for one in significant), sum(one < 0 for one in significant)
     change = " to ".join(f"{100 * mean[end]:+.1f}" for end in ("low", "high"))

@@ -1,4 +1,7 @@
-"""Examples with relevance maps, for the report of an evaluation: the most confident mistakes, and chosen queries."""
+"""Examples with relevance maps, for the report of an evaluation.
+
+The examples are the most confident mistakes, and text queries that the user chose.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +24,7 @@ from clipkit.models.encode import listed_strings
 
 METHOD: Method = "gradient"
 Explain = bool | str | Iterable[str]
-"""True: explain the most confident mistakes. Texts: also explain these queries."""
+"""True: explain the most confident mistakes. Texts: also explain the images that match these texts best."""
 
 _SIDE = 168  # pixels
 _IMAGES = 3  # number of images for each chosen query
@@ -29,12 +32,14 @@ _MISTAKES = 6  # number of captions
 
 
 def chosen_queries(explain: Explain) -> list[str]:
-    """Return the texts that the argument `explain` of an evaluation contains; an empty list for True and False."""
+    """Return the text queries in the argument `explain` of an evaluation; an empty list if it is True or False."""
     return [] if isinstance(explain, bool) else listed_strings(explain)
 
 
 def check_explainable(model: DualEncoder) -> None:
-    """Check, before the data is encoded, that relevance maps can be computed with this model, on a blank image.
+    """Check that relevance maps can be computed with a model, by explaining a blank image.
+
+    An evaluation calls this before it encodes the data, so that an unsupported model fails early.
 
     Raises:
         ModelError: the inputs or the modules of the model's image tower are unsupported.
@@ -49,15 +54,15 @@ def add_maps(
     images: Sequence[ImageLike],
     classifier: Float[Tensor, "C D"],
 ) -> None:
-    """Add relevance maps to each mistake: one for the predicted class and one for the correct class.
+    """Add two relevance maps to each mistake: one for the predicted class and one for the correct class.
 
     A map is stored as a data URI of the image with the map drawn on it.
 
     Args:
         model: the evaluated model.
         examples: examples of a classification result; only the mistakes are changed.
-        queries: the label and the predicted class of each image.
-        images: all images.
+        queries: the part `queries` of the result, with the label and the predicted class of each image.
+        images: all evaluated images.
         classifier: unit features of the classes.
     """
     for mistake in examples:
@@ -72,13 +77,13 @@ def add_maps(
 def explained_queries(
     features: Features, texts: Sequence[str], images: Sequence[Any], image_features: Float[Tensor, "N D"]
 ) -> list[dict[str, Any]]:
-    """Return an example for each text: the images with the highest scores, with their maps.
+    """Return one example per text query: the images with the highest scores, with their relevance maps.
 
     Args:
         features: encoder of the evaluated model.
-        texts: chosen queries; they need not occur in the data.
-        images: all images.
-        image_features: their features.
+        texts: text queries that the user chose, e.g. "a red car"; they need not occur in the data.
+        images: all evaluated images.
+        image_features: features of these images.
     """
     examples = []
     for text, query in zip(texts, features.texts(texts).to(image_features.device), strict=True):
@@ -99,13 +104,14 @@ def explained_mistakes(
 ) -> list[dict[str, Any]]:
     """Return examples of captions for which an incorrect image has a higher cosine than the correct image.
 
-    The captions with the largest difference of these cosines are chosen. Each example contains the image with the
-    highest cosine and the correct image, both with relevance maps. Each correct image occurs at most once.
+    The captions with the largest difference between the two cosines are chosen. Each example contains the incorrect
+    image with the highest cosine and the correct image, both with relevance maps. No two examples have the same correct
+    image.
 
     Args:
         model: the evaluated model.
-        ranks: rank of the best correct image of each text, from 1.
-        correct: function from the position of a text to its correct images.
+        ranks: rank of the best correct image of each text; 1 is the best rank.
+        correct: function that takes the position of a text and returns the positions of the correct images.
         texts: all texts.
         images: all images.
         text_features: features of the texts.
@@ -140,13 +146,13 @@ def explained_mistakes(
 def _explained(
     model: DualEncoder, image: Any, text: Float[Tensor, " D"], score: float | Tensor, right: bool
 ) -> dict[str, Any]:
-    """Return one answer of an example whose query is a text: an image with its score and its relevance map."""
+    """Return one answer to a text query: the image, its score, whether it is correct, and its relevance map."""
     item: Item = image
     return answer("image", item, score, right) | {"map": _maps(model, image, text[None])[0]}
 
 
 def _maps(model: DualEncoder, image: ImageLike, texts: Float[Tensor, "T D"]) -> list[str]:
-    """Return for each text the image with its map, as a data URI."""
+    """Return one data URI per text: the image with the relevance map of the text drawn on it."""
     seen = Seen.by(model, image)
     maps = relevance(model, seen, texts.cpu(), METHOD)
     return [as_data_uri(overlaid(seen.pixels, map_), _SIDE) for map_ in maps]

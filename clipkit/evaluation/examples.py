@@ -15,7 +15,14 @@ Item = str | Path | Stored
 
 
 def shown(item: Item, side: int = 112) -> str:
-    """Return an item for an example: a text or path unchanged, an image in a tar file or table as a small data URI."""
+    """Return the string that represents an item in an example.
+
+    A text or a path is returned unchanged. An image in a tar file or in a table becomes a small data URI.
+
+    Args:
+        item: text or image.
+        side: maximum width and height of the image in the data URI, in pixels.
+    """
     if not isinstance(item, Stored):
         return str(item)
     try:
@@ -25,15 +32,15 @@ def shown(item: Item, side: int = 112) -> str:
 
 
 def answer(kind: Kind, item: Item, score: float | Tensor, right: bool) -> dict[str, Any]:
-    """Return one answer to a query, as stored in a result: the item, its score, and whether it is correct."""
+    """Return one answer to a query in the form of a result JSON: the item, its score, and whether it is correct."""
     return {kind: shown(item), "score": round(float(score), 4), "right": right}
 
 
 def example(kind: Kind, item: Item, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return one example: a query and its answers."""
+    """Return one example in the form of a result JSON: a query and its answers."""
     return {"query": {kind: shown(item)}, "answers": list(answers)}
 
 
 def top(scores: Float[Tensor, " N"], count: int) -> list[int]:
-    """Return the positions of the highest scores, best first; of equal scores the lower position first."""
+    """Return the positions of the `count` highest scores, best first. Ties go to the lower position."""
     return scores.argsort(descending=True, stable=True)[:count].tolist()

@@ -1,4 +1,4 @@
-"""Metrics with confidence intervals, computed from per-query outcomes in the same way for all tasks."""
+"""Metrics with bootstrap confidence intervals, computed from one value per query."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interva
 
 
 class Figure(TypedDict):
-    """A metric: its value (in [0, 1], except for ranks), its 95 % interval, and its chance level.
+    """One metric: its value, the ends of its 95 % interval, and the value expected by chance.
 
-    Undefined values are None.
+    Values are shares in [0, 1], except for ranks. An undefined value is None.
     """
 
     value: float | None
@@ -25,19 +25,23 @@ class Figure(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Bootstrap units of the queries: clusters (e.g. images), resampled within strata (e.g. classes)."""
+    """Clusters of queries for the bootstrap.
+
+    A cluster is a group of queries that is drawn as a whole, e.g. all captions of an image. If strata are given, e.g.
+    classes, the clusters of each stratum are drawn separately.
+    """
 
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64] | None = None
     among: int | None = None
-    """Number of clusters; needed only if some clusters have no query."""
+    """Number of clusters; necessary only if some clusters have no query."""
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One value per query.
+    """The values of one metric, one per query.
 
-    The metric is the mean of the values (with strata, the mean of the means of all strata) or their median.
+    The metric is the mean of the values, or their median. With strata, the metric is the mean of the strata's means.
     """
 
     queries: Queries
@@ -46,7 +50,7 @@ class Column:
 
     @property
     def value(self) -> float:
-        """Value of the metric."""
+        """Value of the metric over all queries."""
         if self.median:
             return median_rank(torch.from_numpy(self.values))
         if self.queries.strata is None:
@@ -56,12 +60,17 @@ class Column:
 
 
 Columns = Mapping[str, Column]
-# Metrics that are means of other metrics (name -> names of the others). A result lists each mean after these metrics.
+# Metrics that are means of other metrics: name of the mean -> names of the other metrics.
 Means = Mapping[str, Sequence[str]]
 
 
 def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
-    """Return the value of every metric."""
+    """Return the value of every metric.
+
+    Args:
+        columns: the per-query values of each metric.
+        means: metrics that are means of other metrics, with the names of these metrics.
+    """
     metrics: dict[str, float] = {}
     for name, column in columns.items():
         metrics[name] = column.value
@@ -72,7 +81,12 @@ def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
 
 
 def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return every metric on the same 1,000 bootstrap resamples."""
+    """Return the values of every metric on 1,000 bootstrap resamples, which are the same for all metrics.
+
+    Args:
+        columns: the per-query values of each metric.
+        means: metrics that are means of other metrics, with the names of these metrics.
+    """
     metrics: dict[str, NDArray[np.float64]] = {}
     for queries in {id(column.queries): column.queries for column in columns.values()}.values():
         together = [name for name, c in columns.items() if c.queries is queries and not c.median]
@@ -89,12 +103,24 @@ def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.
 
 
 def figures(columns: Columns, chance: Mapping[str, float | None], means: Means | None = None) -> dict[str, Figure]:
-    """Return every metric with its interval and chance level."""
+    """Return the value, the 95 % interval and the chance level of every metric.
+
+    Args:
+        columns: the per-query values of each metric.
+        chance: chance level of each metric.
+        means: metrics that are means of other metrics, with the names of these metrics.
+    """
     resampled = draws(columns, means)
     return {name: figure(value, resampled[name], chance.get(name)) for name, value in values(columns, means).items()}
 
 
 def figure(value: float | None, resampled: NDArray[np.float64] | None, chance: float | None) -> Figure:
-    """Return one metric with its chance level and the interval of its bootstrap draws."""
+    """Return the value, the 95 % interval and the chance level of one metric.
+
+    Args:
+        value: value of the metric; None: undefined.
+        resampled: values on bootstrap resamples; None: the metric has no interval.
+        chance: chance level; None: unknown.
+    """
     low, high = interval(resampled) if resampled is not None and value is not None else (None, None)
     return {"value": value, "low": low, "high": high, "chance": chance}

@@ -1,4 +1,4 @@
-"""Classifiers on fixed features: logistic regression with a selected weight decay, and k-nearest neighbors."""
+"""Classifiers on frozen features: logistic regression and k-nearest neighbors."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _DECADES = tuple(10.0**power for power in range(2, -7, -1))
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of one fit: scores of the test images."""
+    """Class scores of the N test images by a linear classifier and by k-nearest neighbors."""
 
     linear: Float[Tensor, "N C"]
     neighbors: Float[Tensor, "N C"]
@@ -38,15 +38,15 @@ def fit(
     device: torch.device,
     progress: bool,
 ) -> Fit:
-    """Select the weight decay on a validation part, then fit the classifiers and score the test images.
+    """Choose the weight decay on validation images, fit the classifiers, and score the test images.
 
     Args:
-        x: features for training.
-        labels: class of each feature.
-        split: two masks: rows to fit to, and rows on which the weight decay is chosen.
-        measured: features to score.
+        x: features of labeled images.
+        labels: class of each labeled image.
+        split: mask of the training images, and mask of the validation images, among the labeled images.
+        measured: features of the test images.
         classes: number of classes.
-        refit: True: after the weight decay is chosen, fit to all rows; False: fit to the first mask of `split`.
+        refit: True: the final fit uses all labeled images. False: it uses only the training images.
         neighbors: number of nearest neighbors.
         device: device of the computation.
         progress: show a progress bar on the terminal.
@@ -69,7 +69,7 @@ def _best_weight_decay(
     classes: int,
     progress: bool,
 ) -> float:
-    """Return the weight decay with the best validation accuracy; in a tie, the one with the smaller cross-entropy."""
+    """Return the weight decay with the highest validation accuracy. Ties go to the smaller cross entropy."""
     tried: dict[float, tuple[float, float]] = {}
     previous: LinearClassifier | None = None
     bar = tqdm(total=len(_DECADES) + 4, desc="weight decays", disable=None if progress else True, leave=False)

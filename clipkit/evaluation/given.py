@@ -1,4 +1,4 @@
-"""Checks of classes and templates that a user gives in Python, before anything is encoded."""
+"""Checks of the classes and templates that a user passes in Python."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from clipkit.images import kind_of
 
 
 def checked_classes(classes: Any) -> Classes:
-    """Return classes as a list of names, or as a mapping of each label to its names.
+    """Check the argument `classes`, and return a list of names or a mapping of each label to its names.
 
     Raises:
         DataError: the type of the argument is unsupported, or there are no classes.
@@ -18,7 +18,9 @@ def checked_classes(classes: Any) -> Classes:
 
 
 def checked_templates(templates: Any) -> Templates:
-    """Return templates as a list, even if there is only one, or as a mapping of each class to its prompts.
+    """Check the argument `templates`, and return a list of templates or a mapping of each class to its prompts.
+
+    A single string becomes a list of one template.
 
     Raises:
         DataError: the type of the argument is unsupported, or there are no templates.

@@ -1,4 +1,4 @@
-"""One score of a model on any held-out data: zero-shot accuracy with labels, mean recall with captions."""
+"""One score of a model on held-out data, by zero-shot classification or by retrieval."""
 
 from typing import Any
 
@@ -10,13 +10,15 @@ from clipkit.models import DualEncoder
 
 
 class HeldOut:
-    """Held-out data, scored by zero-shot accuracy if it has labels, otherwise by mean recall.
+    """Held-out data on which models are scored.
+
+    The score is the zero-shot accuracy if the data has labels, and the mean recall of retrieval if it has captions.
 
     Args:
-        source: class folders, a table with a label column, or captions.
+        source: class folders, a table with a label column, or images with captions.
 
     Raises:
-        DataError: the data have neither labels nor captions.
+        DataError: the data has neither labels nor captions.
     """
 
     def __init__(self, source: str) -> None:
@@ -27,7 +29,10 @@ class HeldOut:
             self.data, self.metric = read_pairs(source), "mean_recall"
 
     def score(self, model: DualEncoder) -> float:
-        """Return the value of the metric. If images have several classes, it is the mean average precision."""
+        """Return the zero-shot accuracy or the mean recall of a model.
+
+        If images have several classes, return the mean average precision instead of the accuracy.
+        """
         result: Any
         if isinstance(self.data, LabeledImages):
             result = zeroshot(model, self.data, cache=False)

@@ -12,12 +12,12 @@ from clipkit.images import Stored
 
 _HELD_OUT = 0.2  # share of each class that is held out
 _FEW_SHOT_VALIDATION = 4  # largest number of validation images per class (Zhou et al. 2022, CoOp)
-_NOT_LEARNED = "which is a class without training images; give training images of every class"
+_NOT_LEARNED = "which has no training images; give training images of every class"
 
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """Images with their classes and content hashes."""
+    """Some labeled images: the images, the position of each image's class, and the content hash of each image."""
 
     images: list[Path | Stored]
     labels: NDArray[np.int64]
@@ -25,16 +25,16 @@ class LabeledPart:
 
     @classmethod
     def of(cls, labeled: LabeledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
-        """Return all images, with labels as positions among `classes`.
+        """Create a part with all images. Labels become positions in the list `classes`.
 
         Raises:
-            DataError: an image has a class that is not in `classes`.
+            DataError: the class of an image is not in `classes`.
         """
         position = labeled.positions_in(classes, _NOT_LEARNED)
         return cls(labeled.images, position[labeled.labels], hashes)
 
     def take(self, rows: NDArray[np.bool_]) -> "LabeledPart":
-        """Return the images for which `rows` is True."""
+        """Return the images for which the mask `rows` is True."""
         chosen = rows.nonzero()[0]
         return LabeledPart(
             [self.images[row] for row in chosen], self.labels[rows], [self.hashes[row] for row in chosen]
@@ -50,18 +50,18 @@ def read_single_label(data: object) -> LabeledImages:
     labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
     if labeled.several:
         other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
-        first = f", such as {labeled.images[other[0]]}" if len(other) else ""
+        first = f", e.g. {labeled.images[other[0]]}" if len(other) else ""
         raise DataError(
-            f"{labeled.name}: {len(other)} of its {len(labeled.images)} images have more than one class or "
-            f"none{first}; a linear probe needs exactly one class per image: correct or remove these rows"
+            f"{labeled.name}: {len(other)} of {len(labeled.images)} images have no class or several "
+            f"classes{first}; correct or remove these rows, because a linear probe needs exactly one class per image"
         )
     return labeled
 
 
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
-    """Return a mask of held-out images: a fifth of each class, at least one image.
+    """Return a mask of held-out images: a fifth of the images of each class, but at least one.
 
-    Files with equal content are never separated, and the choice does not depend on the order of the images.
+    Files with equal content are held out together. The choice does not depend on the order of the images.
 
     Raises:
         DataError: a class has fewer than two different images.
@@ -74,9 +74,9 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
         contents = sorted(digest for digest, of_label in class_of.items() if of_label == label)
         if len(contents) < 2:
             raise DataError(
-                f"class {name!r} has too few different images ({len(contents)}) to hold one out for testing; "
-                "give at least three per class (to train, to choose the weight decay, and to test), or give "
-                "test images with --test"
+                f"class {name!r} has too few different images ({len(contents)}) to hold one out; give at "
+                "least three different images per class (for training, validation and test), or give test images with "
+                "--test"
             )
         order = np.random.default_rng(seed).permutation(len(contents))
         out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}
@@ -86,7 +86,7 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
 def few_shots(
     whole: LabeledPart, shots: int, classes: list[str], seed: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return masks of `shots` training images per class, and of validation images for selecting the weight decay.
+    """Return two masks: `shots` training images per class, and up to 4 validation images per class.
 
     Raises:
         DataError: a class has too few images.
@@ -98,7 +98,7 @@ def few_shots(
         if len(rows) < shots + others:
             raise DataError(
                 f"class {name!r} has {len(rows)} training images, but {shots} shots and {others} validation images "
-                f"(for the weight decay) need {shots + others}; give more images, or fewer --shots"
+                f"need {shots + others}; give more images, or decrease --shots"
             )
         order = np.random.default_rng((seed, label)).permutation(len(rows))
         learned[[rows[index] for index in order[:shots]]] = True

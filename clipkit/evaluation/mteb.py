@@ -1,4 +1,4 @@
-"""Encoder for mteb (the library of the MTEB and MIEB benchmarks) with image decoding in advance and a feature cache."""
+"""Encoder for mteb, the library of the MTEB and MIEB benchmarks."""
 
 import hashlib
 import re
@@ -33,22 +33,23 @@ def mteb_model(
     batch_size: int | None = None,
     cache: Cache = None,
 ) -> "MtebModel":
-    """Return an encoder that `mteb.evaluate` accepts, for tasks with texts, images or both.
+    """Return an encoder for `mteb.evaluate`. It supports tasks with texts, images or both.
 
-    The features are those of mteb's wrappers of open_clip and transformers: they do not have unit length, and an image
-    with a text has the sum of both features.
+    The features are the same as those of mteb's wrappers of open_clip and transformers. They do not have unit length.
+    The feature of an image with a text is the sum of both features.
 
     Args:
         model: returned by `clipkit.load`.
-        name: name in mteb's results, as `org/name`; None: the model's repository, or the name of its folder.
-        revision: revision in mteb's results; None: a hash of the model, computed now. mteb evaluates a task again only
-            if the name or the revision is new, so a changed model needs a new revision.
-        batch_size: images per forward pass; None: chosen for the device. mteb's batch size is ignored.
-        cache: folder of the feature cache; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
+        name: name of the model in mteb's results, as `org/name`. None: the model's repository, or a name made from its
+            folder, e.g. clipkit/my_run.
+        revision: revision of the model in mteb's results. None: a hash of the model. mteb evaluates a task again only
+            if the name or the revision is new, so give a changed model a new revision.
+        batch_size: images per forward pass. None: chosen for the device. mteb's batch size is ignored.
+        cache: folder in which features are cached. None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`. False: no cache.
 
     Raises:
         UserError: mteb is not installed, or the name is not `org/name`.
-        OutputError: the folder of the cache cannot be created.
+        OutputError: the cache folder cannot be created.
 
     Example:
         >>> import mteb                                                               # doctest: +SKIP
@@ -57,17 +58,17 @@ def mteb_model(
     """
     check_extra("mteb", ["mteb"])
     if name is not None and not re.fullmatch(r"[^/\s]+/[^/\s]+", name):
-        raise UserError(f"name {name!r} is invalid; mteb needs org/name, e.g. me/my-clip")
+        raise UserError(f"name {name!r} is invalid; give a name of the form org/name, e.g. me/my-clip")
     features = Features(model, batch_size=batch_size, cache=cache, normalize=False)
     return MtebModel(features, _meta(model, name or _name_of(model), revision or _hash_of(model)))
 
 
 class MtebModel:
-    """Dual encoder with the methods that mteb's `EncoderProtocol` requires; see `mteb_model`.
+    """Dual encoder with the methods that mteb's `EncoderProtocol` requires. Create it with `mteb_model`.
 
     Args:
-        features: features of the model, not of unit length.
-        meta: mteb's `ModelMeta`, which describes the model in results.
+        features: encoder that returns features without normalization.
+        meta: mteb's `ModelMeta`, the description of the model in mteb's results.
     """
 
     def __init__(self, features: Features, meta: Any) -> None:
@@ -83,18 +84,18 @@ class MtebModel:
         show_progress_bar: bool = True,
         **unused: Any,
     ) -> Float[Tensor, "N D"]:
-        """Return the features of a task's inputs, float32 on the CPU.
+        """Return the features of a task's texts and images, as float32 on the CPU.
 
         Args:
-            inputs: DataLoader of mteb. Only its dataset is used: threads or processes decode the images in advance.
-            task_metadata: description of the task.
+            inputs: DataLoader of mteb. Only its dataset is used, because clipkit decodes and batches the images.
+            task_metadata: mteb's description of the task.
             precision: must be float32.
             show_progress_bar: show progress bars.
-            unused: split, subset, type of prompt and batch size, which do not change the features.
+            unused: mteb's split, subset, prompt type and batch size. They are ignored.
 
         Raises:
             DataError: an image cannot be decoded, or a text is missing.
-            UserError: another precision.
+            UserError: `precision` is not float32.
         """
         if precision != "float32":
             raise UserError(
@@ -110,13 +111,13 @@ class MtebModel:
         return sum(parts[1:], parts[0])
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[Tensor, "N M"]:
-        """Return the cosine of each row of the first features with each row of the second."""
+        """Return the cosine similarity of each row of `embeddings1` with each row of `embeddings2`."""
         from mteb.similarity_functions import cos_sim
 
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[Tensor, " N"]:
-        """Return the cosine of each row of the first features with the same row of the second."""
+        """Return the cosine similarity of row i of `embeddings1` with row i of `embeddings2`, for each i."""
         from mteb.similarity_functions import pairwise_cos_sim
 
         return pairwise_cos_sim(embeddings1, embeddings2)
@@ -155,12 +156,14 @@ def _texts(dataset: Any, task: str) -> list[str]:
     texts = list(dataset["text"]) if hasattr(dataset, "column_names") else [row["text"] for row in dataset]
     for row, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise DataError(f"{task}, row {row}: {kind_of(text)} is not a text; this task is not for dual encoders")
+            raise DataError(
+                f"{task}, row {row}: the text is {kind_of(text)}, but the model needs a string; use another task"
+            )
     return texts
 
 
 def _undecoded(dataset: Any) -> Any:
-    """Return a dataset with only its images; image files stay undecoded, as bytes or paths."""
+    """Return the dataset with only the column `image`, whose files are kept as encoded bytes or paths."""
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
@@ -171,7 +174,7 @@ def _undecoded(dataset: Any) -> Any:
 
 
 class _Images(Items["_Row"]):
-    """Images of a task's dataset, which are read and decoded when they are used."""
+    """The images of an mteb task, read from the dataset on access."""
 
     def __init__(self, task: str, rows: Any) -> None:
         self.task = task
@@ -184,7 +187,7 @@ class _Images(Items["_Row"]):
         return _Row(self, position)
 
     def content(self, row: int) -> bytes | ImageLike:
-        """Return the bytes of a row's file, or an image in memory.
+        """Return the encoded bytes of an image file, or an image that is already decoded.
 
         Raises:
             DataError: the row has no image, or its file cannot be read.
@@ -196,7 +199,7 @@ class _Images(Items["_Row"]):
             raise DataError(f"{self[row]}: {one_line(error)}") from None
 
     def key(self, row: int) -> bytes:
-        """Return a hash of the content of a row's file or, for an image in memory, of its pixels."""
+        """Return the cache key of an image: a hash of its encoded file, or of its pixels if it is already decoded."""
         content = self.content(row)
         if not isinstance(content, bytes):
             pixels = _rgb(content)
@@ -224,7 +227,7 @@ class _Row(Held):
 
 
 def _rgb(content: bytes | ImageLike) -> NDArray[np.uint8]:
-    """Decode an image as mteb and its wrappers do: apply the EXIF rotation, and ignore the transparency."""
+    """Decode an image in the same way as mteb: apply the EXIF rotation, and ignore transparency."""
     if isinstance(content, bytes):
         with open_content(content) as opened:
             return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

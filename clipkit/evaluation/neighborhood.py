@@ -1,4 +1,4 @@
-"""Illustrations of an embedding: examples of nearest neighbors, and two-dimensional maps."""
+"""Illustrations of an embedding: nearest neighbors of some items, and two-dimensional maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _MAP_IMAGE_SIDE = 36  # pixels
 
 
 def neighbor_examples(features: Float[Tensor, "N D"], items: Sequence[Item], kind: Kind) -> list[dict[str, Any]]:
-    """Return evenly spaced items, each with the other items that are most similar to it.
+    """Return examples of nearest neighbors: some items, chosen at regular intervals, each with its most similar items.
 
     Args:
         features: unit-length features of the items.
@@ -44,18 +44,19 @@ def embedding_map(
     kind: Kind,
     labels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return two-dimensional positions by t-SNE (van der Maaten and Hinton 2008) of at most 240 items.
+    """Return the two-dimensional t-SNE positions of at most 240 items, chosen at regular intervals.
 
-    Of more items, 240 are chosen at regular intervals.
+    t-SNE is from van der Maaten and Hinton 2008, "Visualizing data using t-SNE".
 
     Args:
         features: unit-length features of the items.
         items: images or texts.
         kind: kind of the items, image or text.
-        labels: the class of each item, if known.
+        labels: class of each item, if known.
 
     Returns:
-        One dict per item, with the keys `image` or `text` (the item), `x` and `y` in [0, 1], and `label`.
+        One dict per chosen item, with its coordinates `x` and `y` in [0, 1], the item itself as `image` or `text`, and
+        its `label` if known. The list is empty for fewer than four items.
     """
     from sklearn.manifold import TSNE
 
@@ -72,14 +73,15 @@ def embedding_map(
 
 
 def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the positions of at most 240 evenly spaced images along their two principal components.
+    """Return the positions of at most 240 images, chosen at regular intervals, along their two principal components.
 
     Args:
         features: unit-length features of the images.
-        labels: the class of each image.
+        labels: class of each image.
 
     Returns:
-        One row per image: `x` and `y` in [0, 1], and `label`.
+        One dict per chosen image, with its coordinates `x` and `y` in [0, 1] and its `label`. The list is empty for
+        fewer than four images.
     """
     rows = evenly_spaced(len(labels), _ON_THE_MAP)
     if len(rows) < 4:

@@ -1,4 +1,4 @@
-"""Plots of results with matplotlib: each function draws in given axes."""
+"""Plots of evaluation results with matplotlib."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ _MOST_CLASSES = 40  # largest number of classes whose names fit beside the confu
 
 
 def plot(result: Mapping[str, Any], kind: str | None = None, ax: "Axes | None" = None) -> "Axes":
-    """Draw a result; see `Result.plot`.
+    """Draw a plot of a result, and return its axes. See `Result.plot` for the arguments.
 
     Raises:
-        DataError: the result has no data for this kind.
+        DataError: the result lacks the data for this kind of plot.
     """
     queries = result.get("queries") or {}
     drawn = {name: draw for name, (draw, needed) in KINDS.items() if all(column in queries for column in needed)}

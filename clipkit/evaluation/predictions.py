@@ -1,7 +1,4 @@
-"""Writing of `--predictions F.parquet`.
-
-The file contains the answers to every query, with scores from which metrics can be recomputed.
-"""
+"""Writing of the Parquet file of `--predictions`: the answers to every query, with their scores."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +26,10 @@ def write_retrieval_predictions(
     images: Sequence[Any],
     texts: Sequence[str],
 ) -> None:
-    """Write one row per query, texts first: its correct answers with rank and score, and the ten best-scored answers.
+    """Write a Parquet file with one row per query: first all text queries, then all image queries.
 
-    Answers are positions: of images if the query is a text, of texts if the query is an image.
+    A row contains the correct answers with their ranks and scores, and the ten answers with the highest scores. The
+    answers to a text query are positions of images. The answers to an image query are positions of texts.
     """
     import pyarrow as pa
 
@@ -80,10 +78,10 @@ def write_class_predictions(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     classes: Sequence[str],
 ) -> None:
-    """Write one row per image: its class or classes, the predicted class, and the score of every class.
+    """Write a Parquet file with one row per image: its classes, the predicted class, and the score of every class.
 
-    A class is stored as its position in the list of class names, because several classes may have the same name. The
-    list is stored as JSON in the schema's metadata.
+    A class is stored as its position in `classes`, because several classes may have the same name. The class names are
+    stored as JSON in the metadata of the schema.
     """
     import pyarrow as pa
 
@@ -112,7 +110,7 @@ def write_class_predictions(
 
 
 def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a Parquet file from rows, all with the same keys."""
+    """Write a Parquet file from a list of rows that have the same keys."""
     import pyarrow as pa
 
     table = pa.Table.from_pylist(list(rows))
@@ -121,21 +119,27 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_columns(file: str | Path, columns: Mapping[str, Sequence[Any]], *names: str) -> None:
-    """Write a Parquet file with the columns `names`, which have equal length."""
+    """Write a Parquet file with some of the given columns, which must have equal lengths.
+
+    Args:
+        file: file to write.
+        columns: all columns by name.
+        names: names of the columns to write, in this order.
+    """
     rows = zip(*(columns[name] for name in names), strict=True)
     write_rows(file, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _printable(name: object) -> str:
-    """Return a name in which characters that UTF-8 cannot encode are escaped."""
+    """Return the name with backslash escapes for characters that UTF-8 cannot encode."""
     return str(name).encode(errors="backslashreplace").decode()
 
 
 @contextmanager
 def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
-    """Context that gives a function to append columns to a Parquet file.
+    """Context manager that yields a function for appending rows to a Parquet file.
 
-    The file is written under a temporary name, then renamed.
+    The function takes the rows as a dict of columns. The file gets its final name if the context ends without an error.
 
     Raises:
         OutputError: the file cannot be written.

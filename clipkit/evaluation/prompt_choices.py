@@ -1,4 +1,4 @@
-"""Effect of the choice of prompts: the accuracy on the same images with other class names and other templates."""
+"""Effect of the prompts on zero-shot accuracy: other class names and other templates on the same images."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _JOINED = re.compile(r"(?<=[a-z])(?=[A-Z])")  # EuroSAT: AnnualCrop
 
 
 def cleaned(name: str) -> str:
-    """Return a class name as separate words: no leading number, no underscores, and words in CamelCase split.
+    """Return a class name as separate words: without a leading number, without underscores, and with CamelCase split.
 
     Example:
         >>> [cleaned(name) for name in ("001.Black_footed_Albatross", "AnnualCrop", "ice cream", "7")]
@@ -39,7 +39,7 @@ class _Choice:
     templates: Templates
 
     def prompts(self) -> list[str]:
-        """Return all different prompts."""
+        """Return the distinct prompts of all classes."""
         pairs = zip(self.classes.labels, self.classes.names, strict=True)
         return list(dict.fromkeys(one for label, names in pairs for one in prompts_of(label, names, self.templates)))
 
@@ -58,16 +58,22 @@ def prompt_choices(
     image_features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"],
 ) -> list[dict[str, Any]]:
-    """Return the accuracy with the given prompts, and with each of several common choices of prompts.
+    """Return the zero-shot accuracy with the user's prompts and with several common prompts.
 
-    The choices are the given class names and, if any name differs, the cleaned names (`cleaned`). Both are combined
-    with no template, with the default template, and with CLIP's 7 and 80 templates. The first row is for the given
-    prompts.
+    The first row is for the user's prompts. The other rows combine class names with templates. Class names are the
+    given names and, if they differ, the cleaned names (see `cleaned`). Templates are none, the default template, and
+    CLIP's sets of 7 and 80 templates.
 
     Returns:
-        Rows with `names` (given or cleaned), `templates`, `prompts` (number of different prompts), `cut` (number of
-        prompts longer than the context), `acc1`, and `difference` from the first row with its paired 95 % interval,
-        `low` and `high`.
+        One dict per row:
+
+        - names: "given" or "cleaned".
+        - templates: description of the templates.
+        - prompts: number of distinct prompts.
+        - cut: number of prompts that are longer than the context of the text tower.
+        - acc1: top-1 accuracy.
+        - difference: difference of the accuracy from the first row.
+        - low, high: ends of the paired 95 % interval of the difference.
     """
     known: dict[str, Templates] = {
         "none": ["{c}"],

@@ -40,24 +40,24 @@ def build_result(
     features: Mapping[str, int] | None = None,
     findings: Sequence[Finding] = (),
 ) -> Result:
-    """Return a result with its parts in the order of a result JSON; parts that are None are left out.
+    """Create a result. Parts that are None are left out.
 
     Args:
         task: name of the task.
         model: name of the model.
-        data: evaluation data: name, counts, sha256.
+        data: description of the evaluation data: name, counts, sha256.
         metrics: metrics by name.
-        settings: everything else that determines the metrics; the interval's settings are added.
+        settings: other settings on which the metrics depend. The settings of the bootstrap are added.
         seconds: duration of the evaluation.
         classes: one row per class or category.
         groups: one row per group of images.
         examples: queries with their top answers.
         prompts: one row per prompt.
         prompt_choices: one row per choice of class names and templates.
-        map: positions of items.
+        map: two-dimensional positions of items.
         queries: outcome of every query.
-        features: numbers of features that were computed and that came from the cache.
-        findings: findings from reading the data (parts left out, assumptions); each becomes a line in data.findings.
+        features: number of computed features, and number of features from the cache.
+        findings: findings about the data; each becomes one line in `data["findings"]`.
     """
     if findings:
         data = {**data, "findings": [finding.line() for finding in findings]}
@@ -91,12 +91,12 @@ def versions() -> dict[str, str]:
 
 
 def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
-    """Return a SHA-256 that does not depend on paths.
+    """Return a SHA-256 hash of evaluation data, which does not depend on file paths.
 
     Args:
         images: hashes of the images.
         texts: the texts.
-        relations: arrays of integers that relate images and texts, e.g. the index of the image of each text.
+        relations: integer arrays that link images and texts, e.g. the position of each text's image.
     """
     digest = hashlib.sha256()
     for image in images:
@@ -109,7 +109,7 @@ def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLi
 
 
 def to_json(result: Mapping[str, Any]) -> str:
-    """Return the text of a result JSON: indented, except for `queries`, which has one line per list."""
+    """Return a result as indented JSON. In the part `queries`, each list is on one line."""
     head = json.dumps({name: part for name, part in result.items() if name != "queries"}, indent=2, ensure_ascii=False)
     if not result.get("queries"):
         return head + "\n"
@@ -121,7 +121,7 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 
 def read_result(file: str | Path) -> Result:
-    """Return the content of a result JSON, as written by `--json` or by a training run.
+    """Read a result JSON, which `clipkit eval … --json` or a training run wrote.
 
     Raises:
         DataError: the file cannot be read or is not a result.

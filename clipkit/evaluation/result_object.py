@@ -1,4 +1,4 @@
-"""Result of an evaluation as an object: a dict with attributes, a table to read, data frames and plots."""
+"""Result of an evaluation: a dict that can also be shown as a table, a data frame or a plot."""
 
 import html
 from collections.abc import Mapping
@@ -43,26 +43,26 @@ class Result(dict[str, Any]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """Name, counts and hash of the data."""
+        """Description of the data: name, counts and hash."""
         return dict(self["data"])
 
     @property
     def metrics(self) -> dict[str, Figure]:
-        """Metrics by name: value, low and high end of the 95 % interval, chance."""
+        """Metrics by name. Each metric is a dict with `value`, `low` and `high` (95 % interval), and `chance`."""
         return dict(self["metrics"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that determine the metrics, in addition to the model and the data."""
+        """Other settings on which the metrics depend, e.g. the prompts."""
         return dict(self["settings"])
 
     @property
     def findings(self) -> list[Any]:
-        """Findings of a run, or lines about the data of an evaluation."""
+        """Findings of a training run; or, for an evaluation, findings about the data as strings."""
         return list(self.get("findings", self["data"].get("findings", ())))
 
     def value(self, metric: str) -> float | None:
-        """Return the value of a metric.
+        """Return the value of a metric; None if it is undefined.
 
         Raises:
             DataError: the result has no such metric.
@@ -73,14 +73,14 @@ class Result(dict[str, Any]):
         return value
 
     def to_frame(self, part: str = "metrics") -> Any:
-        """Return a pandas DataFrame.
+        """Return one part of the result as a pandas DataFrame.
 
         Args:
-            part: "metrics": one row per metric; "predictions": one row per query, with its rank, or with its class and
-                the predicted class; "classes" or "prompts": one row per class or prompt, if the result has them.
+            part: "metrics": one row per metric. "predictions": one row per query, with its rank, or with its class and
+                the predicted class. "classes" or "prompts": one row per class or prompt.
 
         Raises:
-            DataError: the result has no such part.
+            DataError: the result does not contain the part.
         """
         if part == "metrics":
             metrics = [{"metric": name, **figure} for name, figure in self["metrics"].items()]
@@ -119,15 +119,16 @@ class Result(dict[str, Any]):
         ]
 
     def plot(self, kind: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draw the result, and return the axes.
+        """Draw a plot of the result, and return its axes.
 
         Args:
-            kind: "metrics": values with intervals and chance; "recall" (retrieval): recall at every rank; "confusion"
-                and "calibration" (zero-shot classification). None: "recall" for retrieval, otherwise "metrics".
-            ax: matplotlib axes to draw in; None: new ones.
+            kind: "metrics": values with 95 % intervals and chance levels. "recall": recall at every rank, for
+                retrieval. "confusion" and "calibration": for zero-shot classification. None: "recall" for retrieval,
+                otherwise "metrics".
+            ax: matplotlib axes to draw in. None: a new figure.
 
         Raises:
-            DataError: the result has no data for this kind.
+            DataError: the result lacks the data for this kind of plot.
         """
         from clipkit.evaluation.plots import plot
 
@@ -143,7 +144,7 @@ class Result(dict[str, Any]):
         return "\n".join([self._title(), *(line.rstrip() for line in lines)])
 
     def _repr_html_(self) -> str:
-        """Return the table for a notebook."""
+        """Return the table of metrics as HTML, for notebooks."""
         head, *rows = [[html.escape(cell) for cell in row] for row in self.table()]
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
         header = "".join(f"<th>{cell}</th>" for cell in head)
@@ -155,7 +156,7 @@ class Result(dict[str, Any]):
         return f"{self.get('task')} of {self.get('model')}" + (f" on {data}" if data else "")
 
     def table(self) -> list[list[str]]:
-        """Return the cells of the table of metrics, the header first."""
+        """Return the table of metrics as rows of cells. The first row is the header."""
         metrics: Mapping[str, Any] = self.get("metrics", {})
         rows = [["", "value", "95 % interval", "chance"]]
         for name in shown_metrics(metrics) if metrics else ():

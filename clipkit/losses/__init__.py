@@ -1,6 +1,6 @@
-"""Contrastive losses: functions of the features of the whole batch, which know nothing of processes or models.
+"""Contrastive losses: functions of the features of a whole batch, independent of processes and models.
 
-The file NAME.py contains the loss NAME with its equation and an example; `clipkit/catalogue.py` has one row per loss.
+The file NAME.py contains the loss NAME with its equation and an example. `clipkit/catalogue.py` has one row per loss.
 """
 
 from clipkit.losses.contrastive import contrastive

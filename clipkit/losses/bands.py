@@ -1,4 +1,4 @@
-"""Sums over a G × G matrix that is too large for the memory: a few rows (a band) are computed at a time.
+"""Sums over a G × G matrix in bands of rows, so that the whole matrix is never in memory.
 
 The backward pass computes each band again.
 """
@@ -14,12 +14,12 @@ _HELD = 1 << 22
 
 
 def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]) -> Tensor:
-    """Return a sum over the elements of a matrix; a function computes it for a few rows (a band) at a time.
+    """Return a sum over some rows of a matrix, computed in bands of rows to limit the memory.
 
     Args:
         rows: rows of the matrix to sum over.
-        columns: number of columns; the more columns, the fewer rows are in a band.
-        of_band: function that takes the rows of a band and returns their part of the sum, a tensor of any shape.
+        columns: number of columns of the matrix, which determines the number of rows in a band.
+        of_band: function that takes the rows of a band and returns the sum over them, a tensor of any shape.
     """
     parts = [
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)
@@ -31,6 +31,6 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
 
 
 def bands(rows: slice, columns: int) -> list[slice]:
-    """Split the rows of a matrix into bands (consecutive rows) with a limited number of elements."""
+    """Split the rows of a matrix into bands: slices of consecutive rows with a limited number of elements."""
     height = max(1, _HELD // max(1, columns))
     return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]

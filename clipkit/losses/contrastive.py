@@ -18,28 +18,29 @@ def contrastive(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Make positives equal, and make the distance of negatives at least a margin.
+    r"""Pull positives together, and push negatives apart up to a margin.
 
     .. math:: L = \tfrac12\, \overline{d_{ij}^2}\Big|_{positives}
         + \tfrac12\, \overline{[m - d_{ij}]_+^2}\Big|_{negatives}, \quad d_{ij} = 1 - x_i \cdot y_j
 
-    (Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4, with the cosine
-    distance d and margin m. Positives and negatives are averaged separately, because nearly all of the G² combinations
-    are negatives.)
+    The equation is from Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4,
+    with the cosine distance d and the margin m. Positives and negatives are averaged separately, because nearly all of
+    the G² combinations are negatives.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
-        margin: cosine distance in [0, 2]; a negative at this distance or farther adds 0.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: images whose terms with all texts are summed; default: all. If slices divide the
-            batch, their values add up to the loss.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
+        margin: cosine distance in [0, 2]. Negatives with at least this distance add 0 to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: images whose terms with all texts are summed. Default: all images. The values of disjoint slices that
+            cover the batch add up to the loss.
 
     Returns:
-        The sum over the images in `rows`. The terms of positives are divided by the number of positives in the whole
-        batch, and the terms of negatives by the number of negatives.
+        The sum of the terms of the images in `rows`. The terms of positives are divided by the number of positives in
+        the whole batch, and the terms of negatives by the number of negatives in the whole batch.
 
     Raises:
         BatchError: no pair has a negative.

@@ -17,26 +17,29 @@ def dcl(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute NT-Xent without the positives in the denominator.
+    r"""Compute the decoupled contrastive loss: NT-Xent without the positives in the denominator.
 
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
-    (Yeh et al. 2022, "Decoupled Contrastive Learning".) The anchors z are all image and text features; P_a are the
-    positives of anchor a, N_a its negatives; lse is log Σ exp. In contrast to NT-Xent, negatives keep their gradient
-    when a positive is very similar. The loss can be negative. An anchor without a negative adds 0.
+    The equation is from Yeh et al. 2022, "Decoupled Contrastive Learning". The 2G anchors z are all image and text
+    features. P_a are the positives of anchor a, N_a are its negatives, s is the scale, and lse is log Σ exp. Unlike in
+    NT-Xent, the gradient of the negatives does not vanish if a positive is very similar. The loss can be negative. An
+    anchor without a negative adds 0.
 
     Args:
-        image_features: unit length, one row per pair; or features of the first views.
-        text_features: unit length; row i belongs to row i of the images; or features of the second views.
+        image_features: image features of unit length, one row per pair; or features of the first views.
+        text_features: text features of unit length, one row per pair; or features of the second views.
         scale: inverse temperature; 10 in the paper.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
+        The sum of the terms of the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

@@ -1,6 +1,6 @@
-"""InfoNCE for small batches on an accelerator: with the complete similarity matrix, and few operations.
+"""InfoNCE for small batches on an accelerator, with the complete similarity matrix in memory.
 
-For small batches, the time depends on the number of operations that are launched, not on their size.
+The time for a small batch depends on the number of kernel launches, so this implementation uses few operations.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ _MOST = 2048
 
 
 def is_small(features: Tensor) -> bool:
-    """Return True if the complete similarity matrix is faster than tiles: for a small batch on an accelerator."""
+    """Return True if the complete similarity matrix is faster than tiles: on an accelerator, for up to 2,048 pairs."""
     return features.device.type != "cpu" and len(features) <= _MOST
 
 
 def infonce(x: Float[Tensor, "G D"], y: Float[Tensor, "G D"], scale: Tensor) -> Float[Tensor, ""]:
-    """Return symmetric InfoNCE, with one positive per image (its text) and per text (its image)."""
+    """Return symmetric InfoNCE. The only positive of image i is text i."""
     value: Tensor = _Dense.apply(x, y, scale)
     return value
 

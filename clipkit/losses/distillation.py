@@ -1,4 +1,4 @@
-"""Distillation from the similarities of a teacher model."""
+"""Distillation from the image-text similarities of a teacher model."""
 
 from typing import Any
 
@@ -19,25 +19,26 @@ def distillation(
     *,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Match a teacher's probabilities of the texts in the batch for each image, and of the images for each text.
+    r"""Match the teacher's softmax over texts for each image, and the teacher's softmax over images for each text.
 
     .. math:: L = -\frac{1}{2G} \sum_{ij} \big[ p^T_{ij} \ln p_{ij} + q^T_{ij} \ln q_{ij} \big]
 
-    (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", on similarities as in TinyCLIP, Wu et al.
-    2023.) p is the softmax of the scaled similarities over texts, q over images; T marks the teacher. The minimum of
-    the loss is not 0, but the entropy of the teacher's probabilities.
+    p is the softmax of the scaled similarities over texts, and q is the softmax over images. T marks the teacher. The
+    minimum of the loss is the entropy of the teacher's probabilities, not 0. The loss is the distillation of Hinton et
+    al. 2015, "Distilling the Knowledge in a Neural Network", applied to similarities as in TinyCLIP (Wu et al. 2023).
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
         scale: exp(logit_scale).
-        teacher_image_features: the teacher's features of the same images, unit length; without gradient.
-        teacher_text_features: the teacher's features of the same captions, unit length; without gradient.
+        teacher_image_features: the teacher's features of the same images, unit length; no gradient is computed.
+        teacher_text_features: the teacher's features of the same captions, unit length; no gradient is computed.
         teacher_scale: the teacher's exp(logit_scale).
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the pairs in `rows`, divided by 2G.
+        The sum of the terms of the pairs in `rows`, divided by 2G.
 
     Example:
         >>> x = torch.eye(4)
@@ -54,9 +55,9 @@ def distillation(
 
 
 class _Distillation(torch.autograd.Function):
-    """Distillation loss that computes its gradients in the forward pass, a few rows (a band) of the logits at a time.
+    """Distillation loss that computes its gradients already in the forward pass, in bands of rows of the logits.
 
-    The derivative of the loss with respect to the logits z is softmax(z) minus the softmax of the teacher.
+    The derivative of the loss with respect to the logits is softmax(logits) − softmax(teacher's logits).
     """
 
     @staticmethod

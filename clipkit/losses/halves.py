@@ -1,8 +1,9 @@
-"""Sums over a similarity matrix on data center GPUs: Triton kernels that split float32 numbers into two float16 halves.
+"""Sums over a similarity matrix on data center GPUs, by Triton kernels that multiply in float16.
 
-The logits exist only in registers. The derivatives of the loss with respect to them are written one tile at a time,
-also in two halves, so that cuBLAS can multiply them with the features on tensor cores. The CPU never waits for the GPU.
-No atomic additions are used, so the same features give bitwise equal results.
+Each float32 number is split into two float16 numbers, called halves. The logits exist only in registers. The
+derivatives of the loss with respect to the logits are written one tile at a time, also as halves. Then cuBLAS
+multiplies them with the features on tensor cores. The CPU never waits for the GPU. Without atomic additions, results
+are deterministic.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Sizes for a kernel: a program computes `high` × `wide` logits, and reads `deep` dimensions of features at a time.
+    """Sizes for a kernel. A program of the kernel computes a block of `high` × `wide` logits.
 
-    `warps` and `stages` are options of Triton.
+    In each step, the program reads `deep` dimensions of the features. `warps` and `stages` are options of Triton.
     """
 
     high: int
@@ -47,7 +48,7 @@ def _blocks(device: torch.device) -> Blocks:
 
 
 def check(device: torch.device) -> None:
-    """Raise an error if the Triton kernels do not compile on a device, or if their results differ from PyTorch."""
+    """Raise an error if the Triton kernels do not compile on a device, or if their results differ from PyTorch's."""
     x = F.normalize(torch.arange(300 * 80, device=device, dtype=torch.float32).view(300, 80).sin(), dim=1)
     y, scale, to = x.roll(1, 0), x.new_full((), 20.0), x[:, 0].abs()
     rows, columns, logits = logsumexp(x, y, scale, None, True)
@@ -60,7 +61,7 @@ def check(device: torch.device) -> None:
 
 
 class Logits:
-    """Inputs from which the kernels compute the logits scale · x · y + bias. Features are split into float16 halves."""
+    """Arguments of the kernels that compute the logits scale · x · y + bias. Features are stored as float16 halves."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, ids: PairIds | None) -> None:
         x, y = x.contiguous(), y.contiguous()
@@ -83,14 +84,24 @@ class Logits:
             )  # fmt: skip
 
     def tiles(self, sizes: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-        """Yield the rows and the columns of each tile of the logits; `sizes` are the maximum numbers of both."""
+        """Yield the rows and the columns of each tile of the logits.
+
+        Args:
+            sizes: maximum numbers of rows and columns of a tile.
+        """
         for top in range(0, self.shape[0], sizes[0]):
             for left in range(0, self.shape[1], sizes[1]):
                 bottom, right = min(top + sizes[0], self.shape[0]), min(left + sizes[1], self.shape[1])
                 yield slice(top, bottom), slice(left, right)
 
     def described(self, matrix: Tensor, high: int, wide: int) -> Any:
-        """Return a matrix as an argument of a kernel: itself, or a tensor descriptor of its `high` × `wide` blocks."""
+        """Return a matrix in the form that a kernel needs: the matrix itself, or a tensor descriptor.
+
+        Args:
+            matrix: the matrix.
+            high: number of rows of each block that a kernel reads or writes.
+            wide: number of columns of each block.
+        """
         if not self.blocks.described:
             return matrix
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -103,9 +114,10 @@ class Logits:
         Args:
             kernel: a kernel of `kernels.py`.
             grid: number of programs: one for each block of the tile.
-            rows, columns: rows and columns of the tile.
-            kind: ROWS, BOTH or SOFTPLUS of `kernels.py`.
-            own: further arguments of the kernel.
+            rows: rows of the tile.
+            columns: columns of the tile.
+            kind: constant ROWS, BOTH or SOFTPLUS of `kernels.py`.
+            own: additional arguments of this kernel.
         """
         (row_keys, column_keys), blocks = self.keys, self.blocks
         kernel[(grid,)](
@@ -120,10 +132,19 @@ class Logits:
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, Logits]:
-    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
+    """Return log Σ_j exp(logit_ij) for each row i, and log Σ_i exp(logit_ij) for each column j.
 
-    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
-    result is an argument of `weigh_softmax`.
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves out the entry.
+
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries to leave out; None: no entries.
+        both: False: compute only the sums of the rows. The sums of the columns are then −∞.
+
+    Returns:
+        The sums of the rows, the sums of the columns, and the argument `logits` of `weigh_softmax`.
     """
     logits = Logits(x, y, scale, None, ids)
     lse_rows, lse_columns = x.new_empty(len(x)), x.new_empty(len(y)) if both else x.new_full((len(y),), -torch.inf)
@@ -156,11 +177,23 @@ def weigh_softmax(
     to_rows: Tensor,
     to_columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
+    """Return Σ_j w_ij y_j for each row i and Σ_i w_ij x_i for each column j.
 
-    The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
-    `both`, only the first term. `logits`, `lse_rows` and `lse_columns` are the results of `logsumexp`; `to_rows` and
-    `to_columns` are the derivatives of the loss with respect to the last two.
+    The gradients of `logsumexp` follow from these sums. The weights are:
+
+    w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j)
+
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries to leave out; None: no entries.
+        both: False: leave out the second term of w_ij.
+        logits: third result of `logsumexp`.
+        lse_rows: first result of `logsumexp`.
+        lse_columns: second result of `logsumexp`.
+        to_rows: derivatives of the loss with respect to `lse_rows`.
+        to_columns: derivatives of the loss with respect to `lse_columns`.
     """
     kind = kernels.BOTH.value if both else kernels.ROWS.value
     to = to_rows.contiguous(), to_columns.contiguous()
@@ -169,9 +202,9 @@ def weigh_softmax(
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, Logits]:
-    """Return Σ_ij log(1 + exp(logit_ij)) in float64, where logit_ij is scale · x_i · y_j + bias, or −∞ if left out.
+    """Return Σ_ij log(1 + exp(logit_ij)) in float64, and the argument `logits` of `weigh_sigmoid`.
 
-    The last result is an argument of `weigh_sigmoid`.
+    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves out the entry.
     """
     logits = Logits(x, y, scale, bias, ids)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -187,9 +220,9 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, logits: Logits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+    """Return Σ_j w_ij y_j for each row i, Σ_i w_ij x_i for each column j, and Σ_ij w_ij in float64.
 
-    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    The weight w_ij is sigmoid(logit_ij). The gradients of `softplus` follow from these sums.
     """
     return _weigh(logits, kernels.SOFTPLUS.value, (x, y), (x, y), (x, y))
 
@@ -200,12 +233,14 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, if the weights w_ij are sigmoids, Σ_ij w_ij.
+    """Return Σ_j w_ij y_j for each row i, Σ_i w_ij x_i for each column j, and Σ_ij w_ij.
+
+    The weights w_ij are sigmoids or sums of softmaxes of the logits. The last sum is computed only for sigmoids.
 
     Args:
         logits: arguments of the kernels.
-        kind: SOFTPLUS of `kernels.py` for w_ij = sigmoid(logit_ij); ROWS or BOTH for softmaxes over rows, or over both.
-        lse: log Σ exp of the rows and of the columns; only for softmaxes.
+        kind: constant of `kernels.py`. SOFTPLUS: sigmoids. ROWS: softmaxes over rows. BOTH: over rows and over columns.
+        lse: log Σ exp of the rows, and of the columns; only for softmaxes.
         to: derivatives of the loss with respect to `lse`; only for softmaxes.
         largest: maximum absolute values of `to`; only for softmaxes.
     """
@@ -243,7 +278,14 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _add_product(sums: Tensor, weights: Tensor, features: Tensor, first: bool) -> None:
-    """Add weights @ features to `sums`, or write it there if `first`; both factors are in two float16 halves."""
+    """Add the product weights @ features to `sums`. Weights and features are float16 halves.
+
+    Args:
+        sums: float32 sums.
+        weights: high and low halves, of shape (2, R, C).
+        features: high and low halves side by side, of shape (C, 2D).
+        first: True: overwrite the previous values of `sums`.
+    """
     high, low = weights.unbind()
     features_high, features_low = features.tensor_split(2, dim=1)
     for left, right in ((low, features_high), (high, features_low), (high, features_high)):

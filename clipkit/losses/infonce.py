@@ -20,36 +20,36 @@ def infonce(
     label_smoothing: float = 0.0,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute symmetric InfoNCE over the G pairs of a global batch.
+    r"""Compute symmetric InfoNCE, the loss of CLIP, over the G pairs of a batch.
 
     .. math:: L = \frac{1}{2G} \sum_i \Big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j)
         - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
-    (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
-    P_i is i alone.) x are image features, y text features, s is the scale, and lse is log Σ exp. P_i are the pairs with
-    the same image or the same caption as pair i, including i. The loss is the cross entropy with targets that are
-    spread evenly over P_i. If all similarities are equal, the loss is ln G.
+    x are image features, y are text features, s is the scale, and lse is log Σ exp. P_i contains pair i and all pairs
+    with the same image or the same caption as pair i. The loss is the cross entropy with targets that are spread evenly
+    over P_i. If all similarities are equal, the loss is ln G. The source of the equation is Radford et al. 2021,
+    "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where P_i contains only pair i.
 
     With `label_smoothing` ε, the targets are (1 − ε) times the targets above, plus ε spread evenly over the batch
     (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
 
-    The loss is computed in float32 (float64 for float64 features), in tiles, so that memory grows with G, not with G².
-    On data center GPUs, each float32 number is split into two 16-bit numbers; the result is about as exact.
+    The loss is computed in tiles, so memory grows with G, not with G². The precision is float32, or float64 for float64
+    features. On data center GPUs, each float32 number is split into two 16-bit numbers, with nearly the same accuracy.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
-        scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: how to treat another pair with the same image or caption. positive: as a positive; ignore: leave it
-            out (an image or text without any negative then adds 0); negative: as a negative, like without IDs.
-        label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
-        rows: pairs whose terms are summed, each compared with the whole batch; default: all. If slices divide
-            the batch, their values add up to the loss, and their gradients too, so that processes can divide the work.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
+        scale: exp(logit_scale), the inverse temperature, e.g. 14.3 for a temperature of 0.07; at most 100 in CLIP.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out). With "ignore", an image or text without any negative adds 0.
+        label_smoothing: ε in [0, 1), e.g. 0.1 if some captions are wrong.
+        rows: pairs whose terms are summed; each is compared with the whole batch. Default: all pairs. The values and
+            gradients of disjoint slices that cover the batch add up to the loss, so processes can share the work.
 
     Returns:
-        The sum over the pairs in `rows`, divided by G.
+        The sum of the terms of the pairs in `rows`, divided by G.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.

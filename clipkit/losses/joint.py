@@ -1,4 +1,7 @@
-"""Common part of NT-Xent, supervised contrastive and decoupled loss: all 2G features are compared with each other."""
+"""Common implementation of NT-Xent, the supervised contrastive loss and the decoupled contrastive loss.
+
+These losses compare each of the 2G image and text features with all other features.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,20 +22,25 @@ def joint(
     rows: slice | None,
     decoupled: bool,
 ) -> Float[Tensor, ""]:
-    """Return the mean over all 2G features a of (log Σ_b exp(s_ab)) − (mean of s_ap over the positives p of a).
+    """Return the mean of log Σ_b exp(s_ab) − mean_p(s_ap) over all 2G image and text features a.
 
-    The features are of images and texts; b is each other feature, and s is the scaled cosine similarity.
+    s_ab is the scaled cosine similarity of features a and b. The sum is over all other features b. The inner mean is
+    over the positives p of a.
 
     Args:
-        image: unit length.
-        text: unit length.
+        image: image features of unit length.
+        text: text features of unit length.
         scale: inverse temperature.
         image_ids: ID of each pair's image.
         caption_ids: ID of each pair's caption.
-        duplicates: how to treat another pair with the same image or caption, in both modalities.
-        rows: pairs whose image and text terms are summed; None: all. If slices divide the
-            batch, their values add up to the mean.
+        duplicates: how to treat other pairs with the same image or caption.
+        rows: pairs whose image and text features a are included. None: all pairs. The values of disjoint slices that
+            cover the batch add up to the mean.
         decoupled: leave the positives out of the sum of exponentials.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
     image, text = image.to(dtype), text.to(dtype)

@@ -1,11 +1,11 @@
-"""Triton kernels that compute blocks of a similarity matrix from features in two float16 halves.
+"""Triton kernels that compute blocks of a similarity matrix in float16 with nearly the accuracy of float32.
 
-Each float32 number is written as the sum of two float16 numbers, its high half and its low half, which keep 22 of its
-24 bits. low · high + high · low + high · high, summed in float32 by the tensor cores, is about as exact as a product in
-float32 (after Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores"). Each program computes
-one block of logits, in registers only.
+Each float32 number is the sum of two float16 numbers: the high half and the low half. They keep 22 of the 24 bits of a
+float32 number. A product is low · high + high · low + high · high, and tensor cores sum it in float32. The method
+follows Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores". Each program computes one
+block of logits in registers.
 
-This file is imported only on a GPU. Tests set `TRITON_INTERPRET=1` before the import, and run the kernels on a CPU.
+This file is imported only on a GPU. Tests set `TRITON_INTERPRET=1` before the import to run the kernels on a CPU.
 """
 
 import triton
@@ -24,7 +24,7 @@ def split(
     x, y, x_largest, y_largest, x_halves, y_halves, units, x_rows, y_rows, x_programs,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Split x and y, divided by a power of two, into float16 halves, and write the halves side by side: [high | low].
+    """Divide x and y by powers of two, split them into float16 halves, and write the halves side by side: [high | low].
 
     Each half is padded with zeros to PADDED columns. The powers of two are written to `units`.
     """
@@ -54,10 +54,8 @@ def _split(
 
 @triton.jit
 def _block(rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Return the position (row, column) of the block that this program computes, counted in blocks.
-
-    Programs that run at the same time get neighboring blocks, for which the same features are in the cache.
-    """
+    """Return the row and the column of this program's block in the matrix of blocks."""
+    # Programs that run at the same time get neighboring blocks, which use the same features from the cache.
     across = tl.cdiv(columns, WIDE)
     group = tl.program_id(0) // (8 * across)
     height = tl.minimum(tl.cdiv(rows, HIGH) - group * 8, 8)
@@ -71,7 +69,7 @@ def _logits(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Return a block of logits; they are −∞ for combinations that are left out, and outside of the matrix."""
+    """Return a block of logits. Entries that are left out or outside the matrix are −∞."""
     row = down * HIGH + tl.arange(0, HIGH)
     column = across * WIDE + tl.arange(0, WIDE)
     sums = tl.zeros((HIGH, WIDE), tl.float32)
@@ -109,7 +107,7 @@ def _logits(
 
 @triton.jit
 def _logsumexp(logits, AXIS: tl.constexpr):
-    """Return log Σ exp(logits) along an axis; −∞ if all logits are −∞."""
+    """Return log Σ exp(logits) along an axis. The result is −∞ if all logits are −∞."""
     largest = tl.max(logits, AXIS)
     largest = tl.where(largest == -_INFINITY, 0.0, largest)
     return largest + tl.log(tl.sum(tl.exp(logits - tl.expand_dims(largest, AXIS)), AXIS))
@@ -131,7 +129,10 @@ def reduce(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     KIND: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Reduce a block of logits: write log Σ exp of each row (and column), or the sum of softplus to `row_parts`."""
+    """Reduce a block of logits to log Σ exp of each row (and column), or to the sum of softplus.
+
+    KIND is ROWS, BOTH or SOFTPLUS. The results are written to `row_parts` and, for BOTH, also to `column_parts`.
+    """
     down, across = _block(rows, columns, HIGH, WIDE)
     logits = _logits(
         x, y, units, scale, bias, row_keys, column_keys, down, across, rows, columns, row_stride, column_stride,
@@ -149,11 +150,14 @@ def reduce(
 
 @triton.jit(do_not_specialize=["number", "size", "first"])
 def combine(parts, lse, number, size, first, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Combine the log Σ exp of the blocks of a tile, and add them to `lse`, the result of earlier tiles.
+    """Combine log Σ exp of all blocks of a tile with the result of earlier tiles in `lse`.
 
     Args:
         parts: (number, size) log Σ exp of each block.
-        lse: (size,) result; its previous values are ignored if `first` is 1.
+        lse: (size,) the result; it is overwritten.
+        number: number of blocks.
+        size: number of rows or columns of the tile.
+        first: 1: ignore the previous values of `lse`.
     """
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     total = tl.load(lse + column, mask=column < tl.where(first == 0, size, 0), other=-_INFINITY)
@@ -177,9 +181,11 @@ def weigh(
 ):  # fmt: skip
     """Write the derivatives of the loss with respect to a block of logits, as two float16 halves.
 
-    The derivatives are to_rows_i · softmax over row i + to_columns_j · softmax over column j, or sigmoids. They are
-    divided by a unit: 2^-14 of the largest value that they can have. The factors that restore the scale of their
-    products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to `sums`.
+    The derivatives are to_rows_i · softmax over row i, plus to_columns_j · softmax over column j if KIND is BOTH. If
+    KIND is SOFTPLUS, they are sigmoids, and their sum over the block is written to `sums`.
+
+    The derivatives are divided by 2^-14 of their largest possible value. The factors that restore the scale of their
+    products with x and y are written to `factors`.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(

@@ -20,27 +20,29 @@ def negclip(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute InfoNCE with hard negative captions: each image is also contrasted with altered captions.
+    r"""Compute InfoNCE with hard negatives: each image is also contrasted with altered captions.
 
     .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
-    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) n_h are the
-    features of the hard negative captions; lse is log Σ exp. Every image is compared with all hard negative captions of
-    the batch. They have no image, so they are never compared with the images as queries.
+    The method is from Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section
+    4. n_h are the features of the hard negative captions, and lse is log Σ exp. Every image is contrasted with all hard
+    negative captions of the batch. Hard negative captions are never queries, because no image belongs to them.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
-        negative_text_features: features of the H altered captions of the batch, unit length, in any order.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
+        negative_text_features: unit-length features of the H altered captions of the batch, in any order.
         scale: exp(logit_scale).
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the pairs in `rows`, divided by 2G.
+        The sum of the terms of the pairs in `rows`, divided by 2G.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.

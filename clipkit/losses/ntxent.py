@@ -22,22 +22,24 @@ def ntxent(
     .. math:: L = \frac{1}{2G} \sum_{a} \Big[ \mathrm{lse}_{b \neq a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
-    (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1, where P_a
-    is the other view alone.) The 2G anchors z are all image and text features, P_a are the positives of anchor a, and
-    lse is log Σ exp. With two views of each image instead of images and texts, it is the loss of SimCLR. If duplicates
-    are positives, it is equal to `supcon`.
+    The 2G anchors z are all image and text features. P_a are the positives of anchor a, s is the scale, and lse is log
+    Σ exp. The source is Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
+    equation 1, where P_a contains only the other view. With two views of each image instead of images and texts, this
+    is the loss of SimCLR. If duplicates are positives, the loss is equal to `supcon`.
 
     Args:
-        image_features: unit length, one row per pair; or features of the first views.
-        text_features: unit length; row i belongs to row i of the images; or features of the second views.
+        image_features: image features of unit length, one row per pair; or features of the first views.
+        text_features: text features of unit length, one row per pair; or features of the second views.
         scale: inverse temperature; 2 in SimCLR's code for CIFAR, 10 in SLIP.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
+        The sum of the terms of the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

@@ -1,4 +1,7 @@
-"""Sums over a similarity matrix in plain PyTorch: on a CPU, and on GPUs for which `halves.py` has no kernels."""
+"""Sums over a similarity matrix in plain PyTorch, for CPUs and for GPUs that `halves.py` does not support.
+
+The functions have the same arguments and results as in `halves.py`.
+"""
 
 from collections.abc import Iterator
 
@@ -15,10 +18,19 @@ _ACCELERATOR_TILE = (4096, 8192)
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
-    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
+    """Return log Σ_j exp(logit_ij) for each row i, and log Σ_i exp(logit_ij) for each column j.
 
-    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. Without `both`, the second result is −∞. The last
-    result is None, for the same interface as in `halves.py`.
+    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves out the entry.
+
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries to leave out; None: no entries.
+        both: False: compute only the sums of the rows. The sums of the columns are then −∞.
+
+    Returns:
+        The sums of the rows, the sums of the columns, and None, because `halves.logsumexp` has three results.
     """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
@@ -57,12 +69,23 @@ def weigh_softmax(
     to_rows: Tensor,
     to_columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, from which the gradients of `logsumexp` follow.
+    """Return Σ_j w_ij y_j for each row i and Σ_i w_ij x_i for each column j.
 
-    The weights are w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j); without
-    `both`, only the first term. logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves it out. `lse_rows` and
-    `lse_columns` are the results of `logsumexp`; `to_rows` and `to_columns` are the derivatives of the loss with
-    respect to them.
+    The gradients of `logsumexp` follow from these sums. The weights are:
+
+    w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j)
+
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries to leave out; None: no entries.
+        both: False: leave out the second term of w_ij.
+        kept: third result of `logsumexp`; not used.
+        lse_rows: first result of `logsumexp`.
+        lse_columns: second result of `logsumexp`.
+        to_rows: derivatives of the loss with respect to `lse_rows`.
+        to_columns: derivatives of the loss with respect to `lse_columns`.
     """
     # log Σ exp is −∞ if all combinations are left out. Any finite number instead of it gives weights of exp(−∞) = 0.
     lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
@@ -78,7 +101,7 @@ def weigh_softmax(
 
 
 def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
-    """Return to_rows_i · softmax over row i + to_columns_j · softmax over column j, in the memory of the logits."""
+    """Return to_rows_i · softmax over row i + to_columns_j · softmax over column j. The logits are overwritten."""
     if logits.device.type == "cpu":
         top = torch.maximum(row_lse.max(), column_lse.max())
         bottom = torch.minimum(row_lse.min(), column_lse.min())
@@ -91,15 +114,14 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Return the largest c - b for which exp(a - c) · exp(c - b) is as exact as exp(a - b) in a floating-point type."""
+    """Return the largest c − b for which exp(a − c) · exp(c − b) is as accurate as exp(a − b)."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
-    """Return Σ_ij log(1 + exp(logit_ij)), in float64, because the sums of tiles differ greatly in magnitude.
+    """Return Σ_ij log(1 + exp(logit_ij)) in float64, and None, because `halves.softplus` has two results.
 
-    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out. The last result is None, for the same interface
-    as in `halves.py`.
+    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves out the entry.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):
@@ -110,9 +132,9 @@ def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | N
 def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, kept: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, from which the gradients of `softplus` follow.
+    """Return Σ_j w_ij y_j for each row i, Σ_i w_ij x_i for each column j, and Σ_ij w_ij in float64.
 
-    The weights are w_ij = sigmoid(logit_ij), where logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves it out.
+    The weight w_ij is sigmoid(logit_ij). The gradients of `softplus` follow from these sums.
     """
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -125,7 +147,7 @@ def weigh_sigmoid(
 
 
 def _tiles(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the rows, the columns and the logits of each tile. The next tile overwrites the logits."""
+    """Yield the rows, the columns and the logits of each tile. All tiles use the same memory for their logits."""
     height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
     scaled, y_t = x * scale, y.T  # scales the features once, instead of every tile
     memory = x.new_empty(min(height, len(x)) * min(width, len(y)))

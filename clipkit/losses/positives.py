@@ -1,4 +1,4 @@
-"""Positives and negatives of a batch in which pairs may have the same image or caption."""
+"""Positives and negatives of a batch in which several pairs may have the same image or caption."""
 
 from typing import Literal
 
@@ -15,14 +15,15 @@ Duplicates = Literal["positive", "ignore", "negative"]
 
 
 class Positives:
-    """Positives of each pair of a batch, the pairs with the same image or the same caption, without a G × G mask.
+    """The positives of each pair of a batch: all pairs with the same image or the same caption.
 
-    A sum over the positives of a pair is the sum over pairs with the same image, plus the sum over pairs with the same
-    caption, minus the sum over pairs with both.
+    A G × G mask is not necessary, because sums over positives are computed from sums over groups. The sum over pairs
+    with the same image and the sum over pairs with the same caption are added. The sum over pairs with both is
+    subtracted.
 
     Args:
         image_ids: ID of each pair's image.
-        caption_ids: ID of each pair's caption; equal strings have equal IDs.
+        caption_ids: ID of each pair's caption.
     """
 
     def __init__(self, image_ids: Int[Tensor, " G"], caption_ids: Int[Tensor, " G"]) -> None:
@@ -42,7 +43,8 @@ class Positives:
 
 
 def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
-    """Return the index of each ID among the sorted distinct IDs, without waiting for the GPU like `torch.unique`."""
+    """Return the position of each ID in the sorted list of distinct IDs."""
+    # Unlike `torch.unique`, this does not make the CPU wait for the GPU.
     ordered, order = ids.sort()
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
@@ -50,26 +52,27 @@ def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
 
 
 def _sums(values: Tensor, group: Int[Tensor, " G"]) -> Tensor:
-    """Return the sum of the values of each group, added in a fixed order. (The order of `index_add` varies on CUDA.)"""
+    """Return the sum of `values` of each group, with additions in a fixed order."""
     zeros = torch.zeros_like(values)
+    # On CUDA, the order of the additions of `index_add` varies.
     return zeros.index_put((group,), values, accumulate=True) if values.is_cuda else zeros.index_add(0, group, values)
 
 
 def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
-    """Return the image IDs and the caption IDs of a batch as a tuple, or None if neither is given.
+    """Return both IDs as a tuple, or None if both are None.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
     """
     if (image_ids is None) != (caption_ids is None):
-        raise ValueError("image_ids and caption_ids belong together: give both or neither")
+        raise ValueError("only one of image_ids and caption_ids was given; give both or neither")
     return None if image_ids is None or caption_ids is None else (image_ids, caption_ids)
 
 
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
-    """Find pairs with the same image or the same caption, which a loss treats as positives or leaves out.
+    """Find the pairs of a batch that have the same image or the same caption.
 
     Args:
         image_ids: ID of each pair's image, or None.
@@ -78,8 +81,13 @@ def other_pairs(
         rows: pairs whose terms the loss sums.
 
     Returns:
-        (positives, None) if they are positives; (None, entries of the similarity matrix to leave out, for the given
-        rows and all columns) if they are ignored; (None, None) if there are none, or if they are negatives.
+        A tuple of two results:
+
+        - the positives of each pair, if duplicates are treated as positives; otherwise None.
+        - the entries to leave out of the similarity matrix with the given rows and all columns, if duplicates are
+          ignored; otherwise None.
+
+        Both results are None if no pairs have the same image or caption.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -97,7 +105,7 @@ def other_pairs(
 
 
 class Relations:
-    """Masks of the positives and negatives of a batch, computed for some rows at a time.
+    """Masks of the positives and the negatives of a batch, computed for a few rows at a time.
 
     Args:
         pairs: number of pairs G.
@@ -131,7 +139,7 @@ class Relations:
         check_negatives(self.negatives, image_ids, caption_ids)
 
     def of(self, rows: slice) -> tuple[Bool[Tensor, "R G"], Bool[Tensor, "R G"]]:
-        """Return the masks of the positives and of the negatives of some rows, among all G columns."""
+        """Return two masks for some rows and all G columns: the positives, and the negatives."""
         itself = self._position[rows, None] == self._position[None]
         if self.duplicates == "negative":
             return itself, ~itself
@@ -150,7 +158,7 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
         caption_ids: ID of each pair's caption, or None.
 
     Raises:
-        BatchError: no pair has a negative; the message counts images and captions.
+        BatchError: no pair has a negative.
     """
     without_ids = image_ids is None or caption_ids is None
     # Without IDs, each pair has G − 1 negatives; nothing must be read from the device.
@@ -159,7 +167,7 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
-        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} images and "
-        f"{len(caption_ids.unique())} captions, which are all positives of each other, so no pair has a "
+        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} different images and "
+        f"{len(caption_ids.unique())} different captions, so all pairs are positives of each other, and no pair has a "
         "negative; use a larger train.batch_size, or shuffle the data"
     )

@@ -19,29 +19,31 @@ def sigmoid(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Classify each of the G² image-text combinations independently as matching or not.
+    r"""Classify each of the G² image-text combinations independently as matching or not matching.
 
     .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
 
-    (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
-    over pairs.) z_ij is 1 if pairs i and j have the same image or caption, otherwise −1. With s = b = 0 the loss is
-    G ln 2.
+    z_ij is 1 if pairs i and j have the same image or caption, otherwise −1. If s = b = 0, the loss is G ln 2. The
+    source is Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2. The loss is a sum over
+    combinations, divided by the number of pairs.
 
-    The loss is computed in float32 (float64 for float64 features), in tiles, so that memory grows with G, not with G².
+    The loss is computed in tiles, so memory grows with G, not with G². The precision is float32, or float64 for float64
+    features.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
         scale: exp(logit_scale); 10 at the start of SigLIP's training.
         bias: the logit bias; -10 at the start of SigLIP's training.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: images whose terms with all texts are summed; default: all. If slices divide the
-            batch, their values add up to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: images whose terms with all texts are summed. Default: all images. The values of disjoint slices that
+            cover the batch add up to the loss.
 
     Returns:
-        The sum over the images in `rows`, divided by G.
+        The sum of the terms of the images in `rows`, divided by G.
 
     Example:
         >>> x = torch.eye(2)

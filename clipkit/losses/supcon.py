@@ -15,25 +15,27 @@ def supcon(
     caption_ids: Int[Tensor, " G"] | None = None,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Treat all features of one class as positives of each other, for images and texts.
+    r"""Treat all image and text features of a class as positives of each other.
 
     .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
 
-    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) The 2G anchors z are all image and text
-    features, and P_a are the positives of anchor a. Two pairs belong to the same class if they have the same image or
-    caption, e.g. a caption made from the class name. To use labels, pass them as `image_ids` and as `caption_ids`.
+    The equation is from Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out. The 2G anchors z are
+    all image and text features. P_a are the positives of anchor a, and s is the scale. Pairs with the same image or
+    caption belong to the same class, e.g. if captions are made from class names. To use labels, pass the labels both as
+    `image_ids` and as `caption_ids`.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
         scale: inverse temperature; 10 in the paper.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the image and text anchors of the pairs in `rows`, divided by 2G.
+        The sum of the terms of the image and text anchors of the pairs in `rows`, divided by 2G.
 
     Raises:
         BatchError: no pair has a negative.

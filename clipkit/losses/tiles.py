@@ -1,9 +1,10 @@
-"""Sums over a similarity matrix that is never stored: it is computed one tile at a time, in a fixed order.
+"""Sums over a similarity matrix that is never stored as a whole. It is computed one tile at a time, in a fixed order.
 
-The forward pass computes each tile once; the backward pass computes it again. In addition to the features and their
-gradients, only a few tiles are in memory, for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
-contrastive losses by Inf-CL, Cheng et al. 2024; this module sums over rows and columns in one pass.) `plain.py`
-computes tiles with PyTorch, `halves.py` with Triton kernels.
+The forward pass computes each tile once, and the backward pass computes each tile again. Besides the features and their
+gradients, only a few tiles are in memory. The idea is from FlashAttention (Dao et al. 2022), and Inf-CL (Cheng et al.
+2024) applies it to contrastive losses. Unlike Inf-CL, this module sums over rows and columns in one pass.
+
+`plain.py` computes tiles with PyTorch, and `halves.py` computes tiles with Triton kernels.
 """
 
 import functools
@@ -28,9 +29,13 @@ _SMALL = 128
 def tiled_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
-    """Return log Σ_j exp(scale · x_i · y_j) per row i, and log Σ_i exp(scale · x_i · y_j) per column j.
+    """Return log Σ_j exp(scale · x_i · y_j) for each row i, and log Σ_i exp(scale · x_i · y_j) for each column j.
 
-    `ids` determines combinations (i, j) that are left out of the sums; None: no combinations.
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries (i, j) to leave out of the sums; None: no entries.
     """
     if max(len(x), len(y)) <= _SMALL and ids is None:
         with torch.autocast(x.device.type, enabled=False):
@@ -45,7 +50,11 @@ def tiled_row_logsumexp(
 ) -> Float[Tensor, " R"]:
     """Return log Σ_j exp(scale · x_i · y_j) for each row i.
 
-    `ids` determines combinations (i, j) that are left out of the sums; None: no combinations.
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        ids: entries (i, j) to leave out of the sums; None: no entries.
     """
     rows, _ = _LogSumExp.apply(x, y, scale, ids, False)
     return rows
@@ -56,13 +65,18 @@ def tiled_softplus_sum(
 ) -> Float[Tensor, ""]:
     """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias)).
 
-    `ids` determines combinations (i, j) that are left out of the sum; None: no combinations.
+    Args:
+        x: features of the rows.
+        y: features of the columns.
+        scale: factor of the similarities.
+        bias: number that is added to each scaled similarity.
+        ids: entries (i, j) to leave out of the sum; None: no entries.
     """
     return _SoftplusSum.apply(x, y, scale, bias, ids)
 
 
 def _tiles_of(x: Tensor) -> ModuleType:
-    """Return the module that computes tiles for these features: `halves` (Triton kernels) or `plain` (PyTorch)."""
+    """Return the module that computes tiles for these features: `halves` (Triton) or `plain` (PyTorch)."""
     return _kernels(x.device) if x.dtype == torch.float32 else plain
 
 
@@ -70,8 +84,7 @@ def _tiles_of(x: Tensor) -> ModuleType:
 def _kernels(device: torch.device) -> ModuleType:
     """Return the module that computes tiles of float32 features on a device: `halves` or `plain`.
 
-    `halves` is returned on data center GPUs. If its Triton kernels fail there, a warning says why, and `plain` is
-    returned.
+    Data center GPUs use `halves`. If the Triton kernels fail, the reason is shown as a warning, and `plain` is used.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return plain
@@ -81,7 +94,10 @@ def _kernels(device: torch.device) -> ModuleType:
         halves.check(device)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        warnings.warn(f"losses use float32 products, which are slower, because Triton failed: {reason}", stacklevel=2)
+        warnings.warn(
+            f"the Triton kernels of the losses failed, so slower PyTorch operations are used; check Triton ({reason})",
+            stacklevel=2,
+        )
         return plain
     return halves
 

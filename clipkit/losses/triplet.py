@@ -1,4 +1,4 @@
-"""Triplet loss with margin, including the hard-negative loss of VSE++."""
+"""Triplet loss with a margin, including the hard-negative loss of VSE++."""
 
 from typing import Literal
 
@@ -25,36 +25,39 @@ def triplet(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Make each positive more similar than the negatives by a margin, from images to texts and from texts to images.
+    r"""Make each positive more similar than the negatives by a margin, for image anchors and text anchors.
 
     .. math:: \big[ m + d_{ap} - d_{an} \big]_+
 
-    (Schroff et al. 2015, "FaceNet", section 3.1.) m is the margin, d_ap the distance of an anchor to a positive, d_an
-    to a negative. The loss is the mean over triplets (anchor, positive, negative), which `mining` determines:
+    m is the margin, d_ap is the distance of an anchor to a positive, and d_an is the distance to a negative (Schroff et
+    al. 2015, "FaceNet", section 3.1). The loss is the mean over triplets (anchor, positive, negative). `mining`
+    determines the triplets:
 
-    - hard: the farthest positive and the nearest negative of each anchor. With one positive per anchor it is the max of
-      hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
-    - all: every triplet that violates the margin (Hermans et al. 2017, "In Defense of the Triplet Loss", batch all
-      ≠ 0).
-    - semihard: like all, but only with negatives that are farther than the positive.
+    - hard: the farthest positive and the nearest negative of each anchor. With one positive per anchor, this is the max
+      of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
+    - all: every triplet that violates the margin. This is "batch all ≠ 0" of Hermans et al. 2017, "In Defense of the
+      Triplet Loss".
+    - semihard: every triplet that violates the margin and whose negative is farther than the positive.
 
-    For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
-    counts the triplets of the whole batch, so more processes do not reduce this time.
+    For "all" and "semihard", the sum over triplets is computed by sorting, in O(G² log G) time and without a G³ tensor.
+    Every process counts the triplets of the whole batch, so this time does not decrease with more processes.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
-        margin: distance in [0, 2] by which negatives should be farther than positives.
-        mining: see above.
-        distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
-        image_ids: ID of each pair's image, if images may repeat.
-        caption_ids: ID of each pair's caption, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
+        margin: minimum difference in [0, 2] between the distance of a negative and the distance of a positive.
+        mining: "hard", "all" or "semihard"; see above.
+        distance: "cosine" (1 − x · y) or "euclidean" (‖x − y‖).
+        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
+            them out).
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the image and text anchors of the pairs in `rows`, divided by the number of triplets in the whole
-        batch; 0 if no triplet violates the margin.
+        The sum of the terms of the image and text anchors of the pairs in `rows`, divided by the number of triplets in
+        the whole batch. It is 0 if no triplet violates the margin.
 
     Raises:
         BatchError: no pair has a negative.
@@ -80,7 +83,7 @@ def triplet(
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        """Return the sum and the number of the triplets of some pairs, with image and text anchors, in float64."""
+        """Return the sum over the triplets of the pairs in a band, and the number of these triplets, in float64."""
         directions = [sums(*sides, band) for sides in ((image, text), (text, image))]
         return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
@@ -97,7 +100,7 @@ def triplet(
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
-    """Return the negative distance of each row of x to each row of y, plus a constant."""
+    """Return how near each row of x is to each row of y: a constant minus the distance."""
     if distance == "cosine":
         return x @ y.T
     # Valid for unit vectors. The gradient of the square root is infinite at 0, so the squared distance is at least eps.
@@ -119,11 +122,9 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the sum and the number of the triplets that violate the margin. The rows are the anchors.
-
-    The negatives of a row are sorted by nearness. Those that violate the margin of a positive are the last ones, so
-    their sum is a difference of cumulative sums, and their number is a difference of positions.
-    """
+    """Return the sum over all triplets that violate the margin, and the number of these triplets. Rows are anchors."""
+    # The negatives of each row are sorted by nearness. The negatives that violate the margin of a positive are the last
+    # ones, so their sum is a difference of cumulative sums, and their number is a difference of positions.
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values
     columns = rising.shape[1]
     # Sums are in float64, because the difference of two large sums may be small.

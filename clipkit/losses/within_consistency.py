@@ -8,24 +8,25 @@ from torch import Tensor
 def within_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""Make the similarity of images i and j equal to the similarity of their captions.
+    r"""Make the similarity of images i and j equal to the similarity of captions i and j.
 
-    Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds this loss and
+    This loss alone makes all features collapse, so use it only together with another loss. CyCLIP adds this loss and
     `cross_consistency` to InfoNCE, each with weight 0.25.
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot x_j - y_i \cdot y_j)^2
 
-    (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the sum over all combinations
-    of two pairs, divided by G.) The square is expanded to products of D × D matrices: it takes time O(G D²), and needs
-    no G × G matrix. The loss is computed in float64, because it is a small difference of large sums.
+    The equation is from Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3. Time is
+    O(G D²), because the sum is expanded to products of D × D matrices without a G × G matrix. The loss is computed in
+    float64, because it is a small difference of large sums.
 
     Args:
-        image_features: unit length, one row per pair.
-        text_features: unit length; row i belongs to row i of the images.
-        rows: pairs whose terms are summed; default: all. If slices divide the batch, their values add up to the loss.
+        image_features: image features of unit length, one row per pair.
+        text_features: text features of unit length, in the same order as the images.
+        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
+            up to the loss.
 
     Returns:
-        The sum over the pairs in `rows`, divided by G.
+        The sum of the terms of the pairs in `rows`, divided by G.
 
     Example:
         >>> x = torch.eye(3)

@@ -15,8 +15,10 @@ R = TypeVar("R")
 def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that converts NumPy arrays and nested lists of numbers to tensors before it calls `function`.
 
+    Only arguments whose annotation is a tensor type are converted.
+
     Raises:
-        ValueError: when the returned function is called with an argument that is not an array of numbers.
+        ValueError: the returned function is called with an argument that is not an array of numbers.
 
     Example:
         >>> takes_arrays(lambda x: x)("unchanged, because no annotation names a tensor")
@@ -48,7 +50,8 @@ def _tensor(name: str, value: Any) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name} is a {type(value).__name__} that is not an array of numbers ({reason}); give a tensor or an array"
+            f"{name} is a {type(value).__name__} that cannot be converted to numbers ({reason}); give a tensor or an "
+            "array"
         ) from None
     is_index = not tensor.is_floating_point() and tensor.dtype != torch.bool
     return tensor.long() if is_index else tensor

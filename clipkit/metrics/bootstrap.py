@@ -1,4 +1,7 @@
-"""Bootstrap confidence intervals: clusters of queries are resampled, e.g. all captions of an image together."""
+"""Bootstrap confidence intervals of means over queries.
+
+Clusters of queries are resampled instead of single queries, e.g. all captions of an image together.
+"""
 
 from collections.abc import Iterator
 
@@ -12,10 +15,10 @@ _BLOCK = 1 << 22  # maximum number of counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """Draw bootstrap resamples of clusters with replacement; yield how often each cluster is in each resample.
+    """Draw bootstrap resamples of clusters, and yield how often each cluster was drawn.
 
     Args:
-        clusters: number of clusters; each resample draws as many.
+        clusters: number of clusters. Each resample draws this number of clusters, with replacement.
         draws: number of resamples.
         seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
 
@@ -117,6 +120,11 @@ def _numbered(clusters: NDArray[np.int64], among: int | None) -> tuple[NDArray[n
 
 
 def interval(means: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile confidence interval (low, high) of bootstrap means; `level` 0.95 means 95%."""
+    """Return the percentile confidence interval (low, high) of bootstrap means.
+
+    Args:
+        means: one mean per resample.
+        level: confidence level, e.g. 0.95.
+    """
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

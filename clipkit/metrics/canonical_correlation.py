@@ -1,4 +1,4 @@
-"""Regularized canonical correlation analysis of two kinds of features, e.g. of images and of their captions."""
+"""Regularized canonical correlation analysis of two kinds of features, e.g. of images and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ _CONSTANT = 1e-9
 
 @dataclass
 class PairSums:
-    """Sums over pairs of feature vectors (x, y) in float64, from which means and covariances follow.
+    """Sums over pairs of feature vectors (x, y) in float64, for computing means and covariances.
 
-    Sums over parts of the data (batches, or the data of several processes) can be added.
+    The sums over parts of the data, e.g. of several batches or processes, can be added.
 
     Args:
         count: number of pairs.
@@ -51,7 +51,10 @@ class PairSums:
         return self.count, self.x, self.y, self.xx, self.yy, self.xy
 
     def add(self, x: Float[Tensor, "N V"], y: Float[Tensor, "M W"], x_of_y: Int[Tensor, " M"]) -> None:
-        """Add M pairs to the sums: row i of y (e.g. a caption), and row `x_of_y[i]` of x (e.g. its image)."""
+        """Add M pairs to the sums. Pair i consists of row i of y and row `x_of_y[i]` of x.
+
+        For example, y contains features of captions, x features of images, and `x_of_y` the image of each caption.
+        """
         x, y = x.double(), y.double()
         counts = torch.bincount(x_of_y, minlength=len(x)).to(x)
         y_sums = torch.zeros(len(x), y.shape[1], dtype=y.dtype, device=y.device).index_add_(0, x_of_y, y)
@@ -63,7 +66,7 @@ class PairSums:
         self.xy += x.T @ y_sums
 
     def plus(self, other: "PairSums") -> Self:
-        """Return the sums over the pairs of this object and of another one."""
+        """Return the sums over the pairs of this object and of `other`."""
         return type(self)(*(one + another for one, another in zip(self.tensors, other.tensors, strict=True)))
 
     def cpu(self) -> Self:
@@ -71,7 +74,7 @@ class PairSums:
         return type(self)(*(one.cpu() for one in self.tensors))
 
     def of(self, x_columns: Int[Tensor, " v"], y_columns: Int[Tensor, " w"]) -> Self:
-        """Return the sums for some columns (dimensions) of x and of y."""
+        """Return the sums for a selection of the columns (dimensions) of x and of y."""
         xx, yy, xy = (
             self.xx[x_columns][:, x_columns],
             self.yy[y_columns][:, y_columns],
@@ -102,7 +105,10 @@ class Covariances:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Whitening of features: a linear map L⁻¹ · diag(scale) that makes their regularized covariance the identity."""
+    """Linear map that makes the regularized covariance of features the identity.
+
+    The map is L⁻¹ · diag(scale). L is the Cholesky factor of the regularized covariance after scaling.
+    """
 
     mean: Float[Tensor, " V"]
     scale: Float[Tensor, " V"]
@@ -110,12 +116,20 @@ class Whitening:
     """Cholesky factor L of the regularized covariance of the scaled features."""
 
     def apply(self, covariance: Float[Tensor, "V W"]) -> Float[Tensor, "V W"]:
-        """Return the covariance of whitened features with other features, given the covariance before the whitening."""
+        """Return the covariance of whitened features with other features.
+
+        Args:
+            covariance: covariance of the features before whitening (V) with the other features (W).
+        """
         scaled = covariance * self.scale.to(covariance)[:, None]
         return torch.linalg.solve_triangular(self.lower, scaled, upper=False)
 
     def map_to(self, directions: Float[Tensor, "V K"]) -> Float[Tensor, "V K"]:
-        """Return the matrix, in float64, that maps features to coordinates along K directions of the whitened space."""
+        """Return the matrix, in float64, that maps centered features to K coordinates.
+
+        Args:
+            directions: K directions of the space of whitened features, one per column.
+        """
         return torch.linalg.solve_triangular(self.lower.T, directions, upper=True).double() * self.scale[:, None]
 
 
@@ -142,8 +156,8 @@ def whitening(
 class CanonicalCorrelation:
     """Linear maps from two kinds of features, x and y, to K canonical coordinates, in float64.
 
-    The coordinates of x are (x − x_mean) · x_map, those of y are (y − y_mean) · y_map. The regularized correlation of
-    coordinate k of x with coordinate k of y is `correlations[k]`, in descending order.
+    The coordinates of x are (x − x_mean) · x_map. The coordinates of y are (y − y_mean) · y_map. `correlations[k]` is
+    the regularized correlation of coordinate k of x with coordinate k of y. The correlations are in descending order.
     """
 
     x_mean: Float[Tensor, " V"]
@@ -189,7 +203,10 @@ def canonical_correlation(
         [1.0, 1.0]
     """
     if min(x_ridge, y_ridge) <= 0 or sums.count < 2:
-        raise ValueError("ridges must be positive, and there must be two pairs or more")
+        raise ValueError(
+            f"x_ridge {x_ridge} and y_ridge {y_ridge} with {sums.count:.0f} pairs are not valid; give positive ridges "
+            "and at least 2 pairs"
+        )
     of = sums.covariances(torch.float32 if approximate else torch.float64)
     x, y = whitening(of.x_mean, of.xx, x_ridge, x_blocks), whitening(of.y_mean, of.yy, y_ridge, y_blocks)
     return correlation_of_whitened(x, y, y.apply(x.apply(of.xy).T).T, count, approximate=approximate)
@@ -198,7 +215,7 @@ def canonical_correlation(
 def correlation_of_whitened(
     x: Whitening, y: Whitening, covariance: Float[Tensor, "V W"], count: int | None = None, *, approximate: bool = False
 ) -> CanonicalCorrelation:
-    """Return the canonical correlation analysis of features that are already whitened.
+    """Return the canonical correlation analysis, given the covariance of whitened features.
 
     Args:
         x, y: whitenings of both kinds of features.
@@ -213,7 +230,10 @@ def correlation_of_whitened(
 def _scale(
     mean: Float[Tensor, " V"], variances: Float[Tensor, " V"], blocks: Sequence[int] | None
 ) -> Float[Tensor, " V"]:
-    """Return the factor of each column that scales its block to a total variance of 1; 1 if the block is constant."""
+    """Return the factor by which each column is scaled, so that its block has a total variance of 1.
+
+    The factor is 1 if the block is constant, and for all columns if no blocks are given.
+    """
     factors = torch.ones_like(mean)
     first = 0
     for width in blocks or ():
@@ -250,7 +270,8 @@ def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, 
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add the Gram matrix rowsᵀ · rows to `total`; only one of its two triangles is computed, since it is symmetric."""
+    """Add the Gram matrix rowsᵀ · rows to `total`, in place."""
+    # The matrix is symmetric, so only one of its triangles is computed.
     for start in range(0, rows.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         product = rows[:, start:].T @ rows[:, block]

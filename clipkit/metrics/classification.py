@@ -1,4 +1,4 @@
-"""Classification metrics, computed from the scores of classes; images have one label or several labels."""
+"""Classification metrics, computed from the scores of classes. An image has one label or several labels."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,16 @@ def classification(
 ) -> dict[str, float | None]:
     """Return accuracies for one label per image, or the mean average precision for several labels per image.
 
-    Names and definitions follow CLIP_benchmark 1.6. With one label: `acc1`, `acc5` (None with fewer than five classes),
-    and `mean_per_class_recall`, the mean over the classes that occur in `labels`. With several labels:
-    `mean_average_precision`, to which a class without images adds 0. Of equal scores, the lower index ranks first.
+    Names and definitions follow CLIP_benchmark 1.6. Ties go to the lower index.
 
     Args:
         scores: score of each class for each image, higher for more probable classes.
         labels: class index of each image; or a mask (True: the image belongs to the class).
+
+    Returns:
+        With class indices: `acc1`, `acc5` (None for fewer than five classes), and `mean_per_class_recall`, the mean
+        over the classes in `labels`. With a mask: `mean_average_precision`, in which a class without images has a value
+        of 0.
 
     Raises:
         ValueError: a score is NaN, or the labels do not fit the scores.
@@ -31,16 +34,17 @@ def classification(
         0.6666666666666666
     """
     if scores.isnan().any():
-        raise ValueError("scores contain NaN, so classes cannot be ranked")
+        raise ValueError("scores contain NaN, so classes cannot be ranked; give scores without NaN")
     expected = scores.shape if labels.ndim == 2 else scores.shape[:1]
     if not len(scores) or labels.shape != expected:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} for scores of shape {tuple(scores.shape)}; give one per image"
+            f"labels of shape {tuple(labels.shape)} do not fit scores of shape {tuple(scores.shape)}; give one label "
+            "per image, or a mask of the same shape as the scores"
         )
     if labels.ndim == 1 and not (0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]):
         raise ValueError(
-            f"labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes, numbered "
-            "from 0"
+            f"labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes; give "
+            f"labels from 0 to {scores.shape[1] - 1}"
         )
     if labels.ndim == 2:
         return {"mean_average_precision": average_precision(scores, labels).mean().item()}
@@ -56,7 +60,7 @@ def classification(
 
 @takes_arrays
 def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Return the rank of the true class of each image: 1 + number of higher scores + number of equal ones before it."""
+    """Return the rank of the true class of each image, from 1. Ties go to the lower class index."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     target = labels[:, None]
     true_score = scores.gather(1, target)
@@ -69,7 +73,11 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
 def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
     """Return the average precision of each class: the mean of the precisions at the ranks of its images.
 
-    It is 0 for a class without images. `labels` is True where an image belongs to a class.
+    The average precision of a class without images is 0.
+
+    Args:
+        scores: score of each class for each image.
+        labels: mask (True: the image belongs to the class).
     """
     _, classes, precision = precision_at_right(scores, labels)
     total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device).index_add(0, classes, precision)
@@ -80,16 +88,17 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Rank all images by the score of each class; return the precision at the rank of each image of the class.
+    """Rank the images by their score for each class, and return the precision at each correct image.
 
-    The precision at a rank is the share of images up to this rank that belong to the class.
+    An image is correct if it belongs to the class. The precision is the share of correct images among the images up to
+    this rank.
 
     Args:
         scores: score of each class for each image.
-        labels: True where an image belongs to a class: P times.
+        labels: mask with P true values (True: the image belongs to the class).
 
     Returns:
-        Image, class and precision of each of the P correct (image, class) combinations.
+        The image, the class and the precision of each of the P correct images of all classes.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     ranks = torch.arange(1, len(scores) + 1, device=scores.device)
@@ -105,13 +114,25 @@ def precision_at_right(
 
 @takes_arrays
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
-    """Return the confusion matrix: the number of images by true class (row) and predicted class (column)."""
+    """Return the confusion matrix, the number of images by true class (row) and predicted class (column).
+
+    Args:
+        predicted: predicted class of each image.
+        labels: true class of each image.
+        classes: number of classes C.
+    """
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
 
 @takes_arrays
 def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
-    """Return the mean F1 score of the classes that occur in `labels`, as in WILDS (Koh et al. 2021) for iWildCam.
+    """Return the mean F1 score of the classes that occur in `labels`.
+
+    This is the metric of WILDS (Koh et al. 2021) for iWildCam.
+
+    Args:
+        predicted: predicted class of each image.
+        labels: true class of each image.
 
     Example:
         >>> round(macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1])), 4)
@@ -125,13 +146,13 @@ def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
 
 
 def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return for each group of images their number, top-1 accuracy and top-5 accuracy.
+    """Return the number of images, the top-1 accuracy and the top-5 accuracy of each group of images.
 
     The lowest top-1 accuracy is the worst-group accuracy of WILDS (Koh et al. 2021).
 
     Args:
         ranks: rank of the true class of each image, from 1.
-        groups: group of each image; images without a group ("") are ignored.
+        groups: group of each image. Images without a group ("") are ignored.
 
     Example:
         >>> group_accuracies([1, 3, 1], ["a", "a", "b"])["a"]
@@ -147,17 +168,18 @@ def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, d
 
 @takes_arrays
 def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], bins: int = 15) -> float:
-    """Return the expected calibration error: the weighted mean of |accuracy − confidence| over bins of equal width.
+    """Return the expected calibration error (Guo et al. 2017, section 3).
 
-    Guo et al. 2017, section 3.
+    It is the weighted mean of |accuracy − confidence| over bins of equal width.
 
     Args:
         confidence: probability of the predicted class, in [0, 1].
         correct: True if the prediction is correct.
         bins: number of bins of the confidence.
 
-    >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
-    0.3000000119...
+    Example:
+        >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
+        0.3000000119...
     """
     # As in the paper, bins include their upper end: (0, 1/bins], …
     number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1

@@ -15,12 +15,14 @@ _STEPS = 100  # maximum number of steps of Lloyd's algorithm, which usually conv
 
 @takes_arrays
 def kmeans(features: Float[Tensor, "N D"], clusters: int, *, seed: int = 0) -> Int[Tensor, " N"]:
-    """Return the k-means cluster of each row: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's algorithm.
+    """Cluster rows by k-means, and return the cluster of each row.
+
+    The first centers are drawn by k-means++ (Arthur and Vassilvitskii 2007), and improved by Lloyd's algorithm.
 
     Args:
         features: N rows to cluster.
         clusters: number of clusters, at most N. Some may be empty if rows are equal.
-        seed: seed of the initial centers.
+        seed: seed for drawing the first centers.
 
     Example:
         >>> kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2).unique(return_counts=True)[1].sort().values.tolist()
@@ -54,16 +56,19 @@ def _distances(features: Tensor, norms: Tensor, centers: Tensor) -> Float[Tensor
 
 @takes_arrays
 def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> dict[str, float]:
-    """Return measures of the agreement of clusters with classes; each is 1 for equal partitions.
+    """Return three measures of how well clusters agree with classes.
+
+    Each measure is 1 if clusters and classes are the same partition. The adjusted measures are 0 on average for random
+    clusters of the same sizes.
 
     Args:
         cluster: cluster of each row.
         labels: class of each row.
 
     Returns:
-        `nmi`: normalized mutual information, divided by the mean of both entropies; equal to the V-measure (Rosenberg
-        and Hirschberg 2007). `ami`: adjusted mutual information (Vinh et al. 2010). `ari`: adjusted Rand index (Hubert
-        and Arabie 1985). Adjusted measures are 0 on average for random clusters of the same sizes.
+        `nmi`: mutual information, divided by the mean of both entropies; equal to the V-measure (Rosenberg and
+        Hirschberg 2007). `ami`: adjusted mutual information (Vinh et al. 2010). `ari`: adjusted Rand index (Hubert and
+        Arabie 1985).
 
     Example:
         >>> cluster_agreement(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))
@@ -97,7 +102,12 @@ def _entropy(share: NDArray[np.float64]) -> float:
 
 
 def _expected_information(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> float:
-    """Return the expected mutual information of random partitions with given sizes (Vinh et al. 2010, equation 24a)."""
+    """Return the expected mutual information of random partitions (Vinh et al. 2010, equation 24a).
+
+    Args:
+        rows: sizes of the parts of one partition.
+        columns: sizes of the parts of the other partition.
+    """
     total = int(rows.sum())
     log_factorial = np.array([lgamma(n + 1) for n in range(total + 1)])
     value = 0.0

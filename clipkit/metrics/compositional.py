@@ -1,4 +1,4 @@
-"""Metrics of compositional tests, in which captions differ from each other in one detail."""
+"""Metrics of compositional tests, in which the captions of an instance differ in one detail."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -8,19 +8,20 @@ from clipkit.metrics.arrays import takes_arrays
 
 @takes_arrays
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
-    """Return for each instance if all its images select the correct caption, and if all captions select their image.
+    """For each instance, return whether images select the correct captions, and captions the correct images.
 
-    Image i belongs to caption i. With one image and two captions (SugarCrepe, Hsieh et al. 2023), the first caption is
-    correct; with two images and two captions (Winoground, Thrush et al. 2022), each image has one. An image selects the
-    caption with the highest score; of equal scores, the lower index (as in CLIP_benchmark 1.6).
+    An image selects the caption with the highest score, and a caption selects the image with the highest score. Ties go
+    to the lower index, as in CLIP_benchmark 1.6. Image i and caption i belong together. An instance of SugarCrepe
+    (Hsieh et al. 2023) has one image and two captions, so the second caption is wrong. An instance of Winoground
+    (Thrush et al. 2022) has two images and two captions.
 
     Args:
         scores: scores of K instances, each with I images and C captions.
 
     Returns:
-        Two masks: instances in which all images select the correct caption (their share is the metric `text_acc`), and
-        instances in which all captions select the correct image (`image_acc`). The metric `acc` is the share of
-        instances in both.
+        A mask of the instances in which all images select their caption, and a mask of the instances in which all
+        correct captions select their image. The metrics `text_acc` and `image_acc` are the shares of instances in the
+        first and in the second mask. The metric `acc` is the share of instances in both masks.
 
     Example:
         >>> import torch
@@ -37,12 +38,12 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
 
 @takes_arrays
 def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
-    """Return for each instance True if both correct captions score higher than the incorrect caption.
+    """Return whether both correct captions of each instance have a higher score than the incorrect caption.
 
-    This is the image-to-text metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
+    This is the image-to-text metric of SugarCrepe++ (Dumpala et al. 2024). The value is False for a tie.
 
     Args:
-        scores: scores of a correct caption, the incorrect caption, and the other correct caption, for the image.
+        scores: scores of the image with a correct caption, the incorrect caption, and the other correct caption.
 
     Example:
         >>> import torch
@@ -54,9 +55,9 @@ def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
 
 @takes_arrays
 def closest_pair(first: Float[Tensor, "K D"], negative: Float[Tensor, "K D"], second: Float[Tensor, "K D"]) -> Tensor:
-    """Return for each instance True if both correct captions are more similar to each other than to the incorrect one.
+    """Return whether the two correct captions of each instance are the most similar pair of captions.
 
-    This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
+    This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024). The value is False for a tie.
 
     Args:
         first: features of a correct caption, unit length.

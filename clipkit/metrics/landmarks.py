@@ -1,7 +1,7 @@
-"""Landmark retrieval: average precision by trapezoids, and precision among the first images (revisited Oxford, Paris).
+"""Metrics of landmark retrieval on the revisited Oxford and Paris benchmarks.
 
-Radenović et al. 2018, "Revisiting Oxford and Paris", section 4, which takes the definition of average precision from
-Philbin et al. 2007: the area under the curve of precision over recall, between whose points the precision is linear.
+Radenović et al. 2018, "Revisiting Oxford and Paris", section 4. Average precision is defined as by Philbin et al. 2007:
+the area under the curve of precision over recall, with straight lines between its points (trapezoidal rule).
 """
 
 from math import comb
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 
 def trapezoidal_precision(places: NDArray[np.int64]) -> float:
-    """Return the average precision of one query, 1/R Σ_j (p₋ + p₊) / 2.
+    """Return the average precision of one query by the trapezoidal rule, 1/R Σ_j (p₋ + p₊) / 2.
 
-    p₊ is the precision among the first images up to the j-th correct one, p₋ the precision without it (1 if it is the
-    first image of all).
+    For the j-th correct image of the ranking, p₊ is the precision of the images up to and including this image, and p₋
+    is the precision of the images before it. If there are no images before it, p₋ is 1.
 
     Args:
         places: (R,) places of the correct images in the ranking, counted from 0, in increasing order.
@@ -29,7 +29,9 @@ def trapezoidal_precision(places: NDArray[np.int64]) -> float:
 
 
 def precision_among_first(places: NDArray[np.int64], k: int) -> float:
-    """Return the share of correct images among the first k, or among those up to the last correct one if that is less.
+    """Return the share of correct images among the first k of a ranking.
+
+    If the last correct image is among the first k, the images after it are not counted.
 
     Args:
         places: (R,) places of the correct images in the ranking, counted from 0, in increasing order.
@@ -44,7 +46,12 @@ def precision_among_first(places: NDArray[np.int64], k: int) -> float:
 
 
 def trapezoidal_precision_by_chance(candidates: int, correct: int) -> float:
-    """Return the expected trapezoidal average precision of candidates in random order."""
+    """Return the expected value of `trapezoidal_precision` for candidates in random order.
+
+    Args:
+        candidates: number of candidates.
+        correct: number of correct candidates.
+    """
     if candidates == 1:
         return 1.0
     others = (correct - 1) / (candidates - 1)
@@ -54,7 +61,13 @@ def trapezoidal_precision_by_chance(candidates: int, correct: int) -> float:
 
 
 def precision_among_first_by_chance(candidates: int, correct: int, k: int) -> float:
-    """Return the expected `precision_among_first` of candidates in random order."""
+    """Return the expected value of `precision_among_first` for candidates in random order.
+
+    Args:
+        candidates: number of candidates.
+        correct: number of correct candidates.
+        k: number of images, as for `precision_among_first`.
+    """
     k = min(k, candidates)
     ways = comb(candidates, correct)
     # The last correct image has place `last` with the probability comb(last - 1, correct - 1) / ways.

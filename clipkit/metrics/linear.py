@@ -12,7 +12,7 @@ from clipkit.metrics.arrays import takes_arrays
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Linear classifier with logits features @ weight.T + bias."""
+    """Linear classifier with the logits features @ weight.T + bias."""
 
     weight: Float[Tensor, "C D"]
     bias: Float[Tensor, " C"]
@@ -32,16 +32,17 @@ def logistic_regression(
     *,
     iterations: int = 1000,
 ) -> LinearClassifier:
-    """Train a linear classifier: minimize mean cross-entropy + weight_decay / 2 · ‖weight‖² by L-BFGS.
+    """Train a linear classifier by L-BFGS, on the device of the features.
 
-    This is scikit-learn's `LogisticRegression(C=1 / (weight_decay · N))`, on the device of the features.
+    The loss is mean cross-entropy + weight_decay / 2 · ‖weight‖². The solution is that of scikit-learn's
+    `LogisticRegression(C=1 / (weight_decay · N))`.
 
     Args:
         features: N feature vectors.
         labels: class of each feature vector, from 0 to C − 1.
         classes: number of classes C.
-        weight_decay: weight of the penalty, at least 0; not applied to the bias.
-        start: starting point, e.g. the solution for a similar weight decay; default: zeros.
+        weight_decay: weight of the penalty, at least 0. The bias has no penalty.
+        start: starting point, e.g. the solution for a similar weight decay. None: zeros.
         iterations: maximum number of iterations.
 
     Example:

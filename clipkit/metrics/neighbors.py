@@ -19,9 +19,10 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "N C"]:
-    """Return a score for each class: the sum of exp(cosine / temperature) over its images among the k neighbors.
+    """Return a score of each class for each image by k-nearest neighbors (Wu et al. 2018, section 3.4).
 
-    Wu et al. 2018, section 3.4.
+    The score is the sum of exp(cosine / temperature) over those of the k nearest training images that belong to the
+    class. All scores of an image are divided by the largest term.
 
     Args:
         features: features of N images to classify, unit length.

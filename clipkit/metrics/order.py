@@ -1,4 +1,4 @@
-"""Order of scores without ties: higher scores first; of equal scores, the one with the lower index first."""
+"""Order of scores without ties. Higher scores rank first, and ties go to the lower index."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ _INDICES = 1 << 32
 
 
 def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C"]:
-    """Return an integer key for each score; a greater key ranks first. Of equal scores, the lower column ranks first.
+    """Return an integer key for each score. Greater keys rank first, and ties go to the lower column.
 
     Args:
         scores: scores in float32.
@@ -23,7 +23,7 @@ def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C
 
 
 def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """Convert integer keys of scores, as `order_keys` returns them, back to scores and column indices."""
+    """Convert the integer keys of `order_keys` back to scores and column indices."""
     index = _INDICES - 1 - (keys & (_INDICES - 1))
     rising = keys >> 32
     bits = torch.where(rising < 0, -rising | 0x80000000, rising)
@@ -34,9 +34,10 @@ def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor,
 def first_columns(scores: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
     """Return the `count` highest scores of each row and their column indices, the highest score first.
 
-    Of equal scores, the one with the lower index comes first; `torch.topk` does not guarantee this.
+    Ties go to the lower index, which `torch.topk` does not guarantee.
 
-    >>> first_columns(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), 3)[1].tolist()
-    [[1, 0, 2]]
+    Example:
+        >>> first_columns(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), 3)[1].tolist()
+        [[1, 0, 2]]
     """
     return of_keys(order_keys(scores).topk(min(count, scores.shape[1]), dim=1).values)

@@ -1,6 +1,7 @@
-"""Ranks of correct answers in retrieval, from images to texts and from texts to images, without the score matrix.
+"""Ranks of correct answers in image-text retrieval, computed without storing the score matrix.
 
-A query is an image or a text. Its candidates are all texts or all images, and its correct answers the matching ones.
+A query is an image or a text. Its candidates are all texts or all images. Its correct answers are the candidates that
+match the query.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ Answers = tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]
 class RetrievalRanks:
     """Ranks of all matching (image, text) pairs in retrieval.
 
-    A rank is 1 + the number of candidates with a higher score + the number with an equal score and a lower index.
+    A rank is 1 + the number of candidates with a higher score + the number of candidates with an equal score and a
+    lower index.
     """
 
     pairs: Int[Tensor, "P 2"]
@@ -43,22 +45,28 @@ class RetrievalRanks:
 
     @property
     def of_texts(self) -> Int[Tensor, " M"]:
-        """For each text as the query, the best rank of its images; 0 for a text without images."""
+        """For each text, the best rank of its images; 0 for a text without images."""
         return _best(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def of_images(self) -> Int[Tensor, " N"]:
-        """For each image as the query, the best rank of its texts; 0 for an image without texts."""
+        """For each image, the best rank of its texts; 0 for an image without texts."""
         return _best(self.pairs[:, 0], self.among_texts, self.images)
 
     @property
     def precision_of_texts(self) -> Float[Tensor, " M"]:
-        """For each text as the query, average precision at R, its number of images (MAP@R, Musgrave et al. 2020)."""
+        """For each text, the average precision at R of the ranked images, where R is the number of its images.
+
+        The mean over the texts is MAP@R (Musgrave et al. 2020).
+        """
         return _average_precision_at_r(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def precision_of_images(self) -> Float[Tensor, " N"]:
-        """For each image as the query, average precision at R, its number of texts (MAP@R, Musgrave et al. 2020)."""
+        """For each image, the average precision at R of the ranked texts, where R is the number of its texts.
+
+        The mean over the images is MAP@R (Musgrave et al. 2020).
+        """
         return _average_precision_at_r(self.pairs[:, 0], self.among_texts, self.images)
 
 
@@ -74,16 +82,16 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Return the ranks of all P matching (image, text) pairs in image and text retrieval.
 
-    In addition to the features, the memory is O(N + M + P). Scores are float32 (float64 for float64 features). All
-    scores come from matrix products of the same shape, so that equal features have bitwise equal scores.
+    In addition to the features, the memory is O(N + M + P). Scores are float32 (float64 for float64 features). Equal
+    features have bitwise equal scores.
 
     Args:
         image_features: unit length.
         text_features: unit length.
         image_of_text: index of each text's image; or (image, text) pairs, if a text belongs to several images.
         on_scores: function for a progress bar, called with the number of scores that were just computed.
-        part: (i, n): compute part i of n, counted from 0, if n processes divide the work.
-        summed: function that adds a tensor (P,) of all n processes.
+        part: (i, n) to compute part i of n, counted from 0, if n processes divide the work.
+        summed: function that returns the sum of a (P,) tensor over all n processes.
 
     Raises:
         ValueError: `image_of_text` does not fit the features.
@@ -120,7 +128,10 @@ def retrieval_ranks(
 
 @takes_arrays
 def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
-    """Return the matrix of all scores x · y, rounded as in `retrieval_ranks`: equal rows have bitwise equal scores."""
+    """Return the matrix of the scores x · y of all rows of x with all rows of y.
+
+    Scores are rounded as in `retrieval_ranks`, so that equal rows have bitwise equal scores.
+    """
     tiles = Tiles(x, y)
     scores = tiles.dtype_of(x).new_empty(len(x), len(y))
     for rows in tiles.images:
@@ -160,9 +171,10 @@ def top_answers(
 
 
 def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Tensor, "P 2"]:
-    """Return all matching (image, text) pairs, each of them once.
+    """Return all matching (image, text) pairs, without repetitions.
 
-    `image_of_text` is the index of each text's image, or a matrix of (image, text) pairs.
+    Args:
+        image_of_text: index of each text's image; or (image, text) pairs.
     """
     if image_of_text.ndim == 2:
         return image_of_text.cpu().unique(dim=0)
@@ -170,26 +182,35 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Check that matching pairs refer to existing images and texts, and with `one_per_text` that each text has a pair.
+    """Check that matching pairs refer to existing images and texts.
+
+    Args:
+        pairs: (image, text) pairs.
+        images: number of images.
+        texts: number of texts.
+        one_per_text: also check that there are as many pairs as texts.
 
     Raises:
         ValueError: the pairs do not fit.
     """
     if one_per_text and len(pairs) != texts:
-        raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
+        raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one image per text")
     if not len(pairs):
         raise ValueError("image_of_text is empty; give at least one matching pair")
     for kind, count, rows in (("image", images, pairs[:, 0]), ("text", texts, pairs[:, 1])):
         invalid = rows[(rows < 0) | (rows >= count)]
         if len(invalid):
-            raise ValueError(f"image_of_text refers to {kind} {int(invalid[0])}, but there are {count}, counted from 0")
+            raise ValueError(
+                f"image_of_text refers to {kind} {int(invalid[0])}, but there are {count} {kind}s; give indices from 0 "
+                f"to {count - 1}"
+            )
 
 
 class Tiles:
-    """Score matrix of images (rows) and texts (columns), computed one tile at a time. A tile overwrites the last one.
+    """Score matrix of images (rows) and texts (columns), computed one tile at a time.
 
-    The features of the last rows and columns are padded with zeros to a full tile. A product of another shape may be
-    rounded differently, so that equal features would have different scores.
+    Each tile overwrites the previous one. All tiles are products of matrices of the same shape, so that equal features
+    have bitwise equal scores.
     """
 
     def __init__(self, images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"]) -> None:
@@ -197,6 +218,8 @@ class Tiles:
         # With few features, all tiles are smaller.
         self.side = side = min(_SIDE, 1 << max(len(images), len(texts), 2).bit_length())
         self.images, self.texts = _bands(len(images), side), _bands(len(texts), side)
+        # The last rows and columns are padded with zeros to a full tile. A product of another shape may be rounded
+        # differently, so that equal features would have different scores.
         self._padded = {id(x): _padded(x[side * (len(x) // side) :], side) for x in (self._images, self._texts)}
         self._scores = self._images.new_empty(side, side)
         self.compared = self._images.new_empty(side, side)
@@ -204,7 +227,7 @@ class Tiles:
 
     @staticmethod
     def dtype_of(features: Tensor) -> Tensor:
-        """Return features in the type in which scores are computed: float32, or float64 if they are float64."""
+        """Convert features to the type of the scores: float64 if they are float64, otherwise float32."""
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "h w"]:
@@ -215,7 +238,7 @@ class Tiles:
         return features[band] if band.stop - band.start == self.side else self._padded[id(features)]
 
     def scores_of(self, image: Int[Tensor, " P"], text: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """Return the scores of P (image, text) pairs. Each is computed in its tile, so that rounding is the same."""
+        """Return the scores of P (image, text) pairs, rounded as in the tiles."""
         scores = self._images.new_empty(len(image))
         tile_of_pair = (image // self.side) * len(self.texts) + text // self.side
         order = tile_of_pair.argsort()
@@ -227,22 +250,20 @@ class Tiles:
 
 
 class _Queries:
-    """Counts, for each (query, correct answer) pair, of the candidates that rank before the correct answer.
-
-    Tiles are compared with the scores of the pairs. The pairs of a tile's queries are split into layers with at most
-    one pair per query, so that the tile is compared only once per layer. For queries with many correct answers,
-    candidates are counted by binary search instead.
+    """For each (query, correct answer) pair, the number of candidates that rank before the correct answer.
 
     Args:
         queries: query of each pair.
-        correct: correct answer of each pair: an index among the candidates.
+        correct: correct answer of each pair, an index among the candidates.
         scores: score of each pair.
-        bands: slices of the queries in the tiles.
+        bands: slices into which the tiles divide the queries.
     """
 
     def __init__(self, queries: Tensor, correct: Tensor, scores: Tensor, bands: list[slice]) -> None:
         self.before = torch.zeros_like(queries)
         """Number of candidates that rank before the correct answer of each pair, in all tiles so far."""
+        # The pairs of a tile's queries are split into layers with at most one pair per query, so that the tile is
+        # compared only once per layer. For queries with many correct answers, candidates are counted by binary search.
         self._layers: dict[int, list[_Layer]] = {band.start: [] for band in bands}
         self._many: dict[int, list[_Many]] = {band.start: [] for band in bands}
         # The binary search uses integer keys, which exist for float32 scores only.
@@ -270,12 +291,12 @@ class _Queries:
                 self._layers[band.start].append(_Layer(None if whole else rows, pairs, correct[pairs], scores[pairs]))
 
     def count(self, tile: Tensor, compared: Tensor, queries: slice, candidates: slice) -> None:
-        """Count the candidates of a tile of scores that rank before the correct answers.
+        """Count the candidates in a tile of scores that rank before the correct answers.
 
         Args:
             tile: scores (queries, candidates).
-            compared: memory of the same shape for the comparisons.
-            queries, candidates: rows and columns of the tile.
+            compared: buffer of the same shape for the results of comparisons.
+            queries, candidates: rows and columns of the tile in the score matrix.
         """
         for layer in self._layers[queries.start]:
             # A candidate with an equal score ranks before the correct answer if its index is lower.
@@ -313,7 +334,7 @@ class _Layer:
 
 
 class _Many:
-    """Query with many correct answers, which are sorted from the last rank to the first for a binary search."""
+    """Query with many correct answers, which are sorted from the last rank to the first for binary search."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

@@ -1,4 +1,4 @@
-"""Retrieval metrics between images and texts. An image can have several texts, and a text several images."""
+"""Metrics of image-text retrieval. An image can have several texts, and a text several images."""
 
 from collections.abc import Sequence
 from math import comb
@@ -18,20 +18,22 @@ def retrieval(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Return recall at k, median rank, mean rank and MAP@R of image retrieval (by text) and text retrieval (by image).
+    """Return recall at k, median rank, mean rank and MAP@R of image retrieval and text retrieval.
 
-    `image_retrieval_recall@k`: share of texts with *any* of their images among the k images with the highest scores.
-    `text_retrieval_recall@k`: share of images with *any* of their texts among the k texts with the highest scores.
-    `mean_recall`: mean of all recalls. (Names and definitions follow CLIP_benchmark 1.6; of equal scores, the lower
-    index ranks first.) `…_median_rank`, `…_mean_rank`: median and mean, over the queries, of the rank of the best
-    correct answer, from 1; the median is rounded down. `…_map@r`: mean average precision at R (Musgrave et al. 2020),
-    where R is the number of correct answers of a query.
+    In image retrieval, a query is a text and its correct answers are its images. In text retrieval, a query is an image
+    and its correct answers are its texts. Names and definitions follow CLIP_benchmark 1.6. Ties go to the lower index.
 
     Args:
         image_features: unit length; tensors or NumPy arrays, as for all metrics.
         text_features: unit length.
         image_of_text: index of each text's image; or (image, text) pairs.
         ks: values of k for the recalls.
+
+    Returns:
+        For each k, `image_retrieval_recall@k` and `text_retrieval_recall@k`: share of queries with *any* correct answer
+        among the k highest scores. `mean_recall`: mean of all recalls. `…_median_rank` and `…_mean_rank`: median
+        (rounded down) and mean of the rank of the best correct answer, from 1. `…_map@r`: mean average precision at R,
+        the number of correct answers of a query (Musgrave et al. 2020).
 
     Raises:
         ValueError: a feature is not finite, or `image_of_text` does not fit the features.
@@ -43,9 +45,13 @@ def retrieval(
     """
     if image_features.ndim != 2 or image_features.shape[1:] != text_features.shape[1:]:
         shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
-        raise ValueError(f"features have the shapes {shapes}; give one row per image or text, of the same width")
+        raise ValueError(
+            f"image and text features have the shapes {shapes}; give one row per image or text, with equal widths"
+        )
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
-        raise ValueError("features are not finite, so they cannot be ranked")
+        raise ValueError(
+            "features of images or texts are not finite, so their scores cannot be ranked; give finite features"
+        )
     ranks = retrieval_ranks(image_features, text_features, image_of_text)
     return recalls(ranks, ks) | _rank_metrics(ranks)
 
@@ -77,9 +83,9 @@ def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
 
 @takes_arrays
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
-    """Return the median of ranks; for an even number of ranks, the mean of the two middle ones, rounded down.
+    """Return the median of ranks, as defined by open_clip.
 
-    This is the definition of open_clip.
+    For an even number of ranks, it is the mean of the two middle ranks, rounded down.
     """
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
@@ -87,13 +93,14 @@ def median_rank(ranks: Int[Tensor, " Q"]) -> float:
 
 @takes_arrays
 def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> float:
-    """Return the expected top-1 accuracy in a batch of the correct answer and random other candidates.
+    """Return the expected top-1 accuracy of retrieval in a batch of random candidates.
 
-    If the correct answer has rank r among n candidates, it is the first of a batch of G candidates with probability
-    C(n−r, G−1) / C(n−1, G−1).
+    A batch of G candidates consists of the correct answer and G − 1 of the other n − 1 candidates. If the correct
+    answer has rank r among all n candidates, it is the first of a batch with probability C(n−r, G−1) / C(n−1, G−1).
 
     Args:
-        ranks: rank of each query's correct answer, from 1; queries with 0, without a correct answer, are left out.
+        ranks: rank of each query's correct answer, from 1. Queries with rank 0, which have no correct answer, are left
+            out.
         candidates: total number of candidates, n.
         size: number of candidates in a batch, G; at most n.
 
@@ -116,10 +123,10 @@ def retrieval_chance(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float | None]:
-    """Return the chance level of retrieval metrics: their expected values for random scores.
+    """Return the chance level of the metrics of `retrieval`, i.e. their expected values for random scores.
 
-    For c correct answers among n candidates, recall at k is 1 − C(n−c, k)/C(n, k), the best rank is (n+1)/(c+1), and
-    average precision at R = c is computed by `precision_by_chance`. Median ranks are None.
+    For c correct answers among n candidates, recall at k is 1 − C(n−c, k)/C(n, k), and the best rank is (n+1)/(c+1).
+    Average precision at R = c is computed by `precision_by_chance`. Median ranks are None.
 
     Args:
         images: number of images.
@@ -155,14 +162,14 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the chance level of average precision: its expected value for candidates in random order.
+    """Return the expected value of average precision for candidates in random order.
 
-    The average precision is 1/R Σ_k [candidate k is correct] · (number of correct ones among the first k) / k.
+    The average precision is 1/R Σ_k [candidate k is correct] · (number of correct candidates among the first k) / k.
 
     Args:
         candidates: number of candidates.
         correct: number of correct candidates, R.
-        among: number of first candidates to sum over: R for average precision at R, `candidates` for average precision.
+        among: largest k of the sum: R for average precision at R, or `candidates` for average precision.
     """
     if candidates == 1:
         return 1.0

@@ -11,13 +11,13 @@ _ROWS = 1024  # number of rows that are compared with all rows at once
 
 @takes_arrays
 def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """Return ‖x_i − y_i‖² of each positive pair: 0 for equal features, 2 for orthogonal ones.
+    """Return ‖x_i − y_i‖² of each positive pair (Wang and Isola 2020, equation 5 with α = 2).
 
-    Wang and Isola 2020, equation 5 with α = 2.
+    The value is 0 for equal features and 2 for orthogonal features.
 
     Args:
         first: features x, unit length.
-        second: features y, unit length; row i is another view of row i of `first`.
+        second: features y, unit length. Row i is another view of row i of `first`.
 
     Example:
         >>> alignment(torch.eye(2), torch.eye(2).flip(0)).tolist()
@@ -28,9 +28,9 @@ def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Floa
 
 @takes_arrays
 def uniformity(features: Float[Tensor, "N D"]) -> float:
-    """Return log mean exp(−2‖x_i − x_j‖²) over i ≠ j: 0 if all features are equal, about −4 if they are spread evenly.
+    """Return log mean exp(−2‖x_i − x_j‖²) over all pairs i ≠ j (Wang and Isola 2020, equation 6 with t = 2).
 
-    Wang and Isola 2020, equation 6 with t = 2.
+    The value is 0 if all features are equal, and about −4 if they are spread evenly.
 
     Args:
         features: unit length, at least two.

@@ -1,4 +1,4 @@
-"""Dual encoders: two towers, a scale and a bias, from transformers, open_clip, timm or clipkit."""
+"""Dual encoders with an image tower and a text tower, from transformers, open_clip, timm or clipkit."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Placeholder for the missing tower of a model with a single tower, or for one that was not loaded.
+"""Placeholders for towers that a model does not have, or that were not loaded.
 
-Using it raises ModelError.
+A call of a placeholder raises ModelError.
 """
 
 from pathlib import Path
@@ -17,14 +17,18 @@ def absent_image_tower(left_out: bool = False) -> ImageTower:
     """Return a placeholder for an image tower.
 
     Args:
-        left_out: the model has the tower, but it was not loaded.
+        left_out: True if the model has an image tower that was not loaded; False if the model has none.
     """
     absent = _Absent("image", left_out)
     return ImageTower(absent, nn.Identity(), [], Preprocess(absent.refuse, None, (0, 0, 0), (1, 1, 1)))
 
 
 def absent_text_tower(left_out: bool = False) -> TextTower:
-    """Return a placeholder for a text tower; the argument is that of `absent_image_tower`."""
+    """Return a placeholder for a text tower.
+
+    Args:
+        left_out: True if the model has a text tower that was not loaded; False if the model has none.
+    """
     absent = _Absent("text", left_out)
     return TextTower(absent, nn.Identity(), [], _NoTokenizer(absent))
 
@@ -35,11 +39,11 @@ def is_absent(tower: nn.Module) -> bool:
 
 
 def check_present(model_name: str, **towers: nn.Module) -> None:
-    """Raise an error if a tower is a placeholder.
+    """Check that no tower is a placeholder.
 
     Args:
-        model_name: the model's name as the user gave it.
-        towers: towers by name: `image`, `text`.
+        model_name: the model's name as the user gave it, for the error message.
+        towers: the towers to check, by name: `image`, `text`.
 
     Raises:
         ModelError: a tower is a placeholder.
@@ -56,11 +60,12 @@ class _Absent(nn.Module):
         self.left_out = left_out
 
     def refuse(self, inputs: Any = None, model_name: str = "this model") -> NoReturn:
-        """Raise ModelError; the first argument is ignored."""
+        """Raise ModelError, whatever the inputs are."""
         other, others = {"image": ("text", "captions"), "text": ("image", "images")}[self.side]
         if self.left_out:
             raise ModelError(
-                f"{model_name}: was loaded with only={other!r}, so it encodes only {others}; load it without only"
+                f"{model_name}: was loaded with only={other!r}, so it encodes only {others}; load the model without "
+                f"only={other!r}"
             )
         raise ModelError(
             f"{model_name}: has no {self.side} tower, so it encodes only {others}; use a model with an image tower and "

@@ -7,7 +7,10 @@ from torch import nn
 
 
 def transformers_blocks(model: nn.Module) -> list[list[str]]:
-    """Return the parameter names of a transformers encoder by layer, without its unused pooler."""
+    """Return the parameter names of a transformers encoder, one list per layer.
+
+    Embeddings belong to the first list. Parameters of `pooler` are left out.
+    """
     stacks = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     _, stack = max(stacks, key=lambda length_and_name: length_and_name[0], default=(0, ""))
     blocks: list[list[str]] = []
@@ -29,7 +32,11 @@ def transformers_blocks(model: nn.Module) -> list[list[str]]:
 
 
 def timm_blocks(native: Any) -> list[list[str]]:
-    """Return the parameter names of a timm model by timm's layer groups."""
+    """Return the parameter names of a timm model, one list per layer.
+
+    The layers are the groups of timm's `group_parameters`. The stem belongs to the first list, and the final norm to
+    the last list.
+    """
     from timm.models import group_parameters
 
     groups = group_parameters(native, native.group_matcher(coarse=False))
@@ -46,5 +53,8 @@ def timm_blocks(native: Any) -> list[list[str]]:
 
 
 def prefixed(blocks: list[list[str]]) -> list[list[str]]:
-    """Return the same blocks with the prefix `native.`, for a trunk that stores the encoder in that attribute."""
+    """Return the blocks with `native.` before each name.
+
+    A trunk stores its encoder in the attribute `native`.
+    """
     return [[f"native.{name}" for name in block] for block in blocks]

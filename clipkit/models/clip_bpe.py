@@ -13,13 +13,12 @@ _MOST_WORDS = 200_000
 
 
 class ClipBpe:
-    """Tokenizer that splits each text at spaces and looks up the IDs of each word in a cache.
+    """Fast CLIP tokenizer that caches the token IDs of each word.
 
-    open_clip's `SimpleTokenizer` cleans the texts and splits the words into tokens. The IDs always equal those of
-    `SimpleTokenizer`, because its pattern for words matches no spaces and does not depend on the text around a match.
+    The IDs always equal those of open_clip's `SimpleTokenizer`, which encodes the words that are not in the cache.
 
     Args:
-        native: tokenizer that `supports` accepts.
+        native: a `SimpleTokenizer` for which `supports` is true.
     """
 
     def __init__(self, native: Any) -> None:
@@ -32,7 +31,7 @@ class ClipBpe:
 
     @staticmethod
     def supports(native: Any) -> bool:
-        """Return whether this is CLIP's original tokenizer, without additional special tokens or random truncation."""
+        """Return whether a tokenizer is CLIP's original one, without extra special tokens or random truncation."""
         from open_clip import SimpleTokenizer
 
         return type(native) is SimpleTokenizer and native.reduction_fn is None and len(native.all_special_ids) == 2
@@ -40,12 +39,12 @@ class ClipBpe:
     def padded(
         self, texts: Sequence[str], context_length: int, cut: bool = True
     ) -> tuple[Int[np.ndarray, "M L"], Bool[np.ndarray, "M L"]]:
-        """Return the IDs, padded with 0, and a mask that is True where there is no padding.
+        """Return token IDs, padded with 0 on the right, and a mask that is False at padding.
 
         Args:
             texts: M strings.
-            context_length: maximum number of tokens; the end token replaces the last one of a longer text.
-            cut: True: L is the length of the longest text; False: L is `context_length`.
+            context_length: maximum number of tokens. A longer text is truncated, and still ends with the end token.
+            cut: True pads to the longest text; False pads to `context_length`.
         """
         most = _BYTES * (context_length - 1)
         rows = [(self.start + self._ids(text))[:most] + self.end for text in texts]
@@ -60,14 +59,18 @@ class ClipBpe:
         return [len(self._ids(text)) // _BYTES + 2 for text in texts]
 
     def _ids(self, text: str) -> bytes:
-        # Printable ASCII characters need no repair, and only an ampersand starts an HTML entity.
+        # Words can be encoded separately: SimpleTokenizer's pattern matches no spaces and does not depend on the text
+        # around a match. Printable ASCII characters need no repair, and only an ampersand starts an HTML entity.
         is_clean = self.only_lowers and text.isascii() and text.isprintable() and "&" not in text
         cleaned = text.lower() if is_clean else self.native.clean_fn(text)
         return b"".join(map(self.words.__getitem__, cleaned.split()))
 
 
 class _Words(dict[str, bytes]):
-    """Cache of the token IDs of cleaned words. An ID takes 8 bytes."""
+    """Cache from a cleaned word to its token IDs, as the bytes of int64 numbers.
+
+    A word that is missing in the cache is encoded on first use.
+    """
 
     def __init__(self, native: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compilation of trunks with torch.compile, and code that runs them uncompiled."""
+"""Compilation of trunks with torch.compile, and a context that runs them uncompiled."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,10 +10,10 @@ from clipkit.models.towers import TextTower, Tower
 
 
 def compile_trunk(tower: Tower) -> None:
-    """Compile the trunk of a tower in place; its parameters keep their names.
+    """Compile the trunk of a tower in place. The names of parameters do not change.
 
-    All blocks of an encoder share the compiled code of one block: compiling a block takes seconds, the whole trunk
-    minutes.
+    If most of the trunk consists of repeated blocks, each block is compiled instead of the whole trunk. This takes
+    seconds instead of minutes, because the blocks share the compiled code.
     """
     dynamic = True if isinstance(tower, TextTower) else None  # captions have many lengths, images one size
     for module in repeated_blocks(tower.trunk) or [tower.trunk]:
@@ -21,10 +21,10 @@ def compile_trunk(tower: Tower) -> None:
 
 
 def repeated_blocks(trunk: nn.Module) -> list[nn.Module]:
-    """Return the modules of the largest `ModuleList` or `Sequential` whose modules all have the same class.
+    """Return the repeated blocks that hold most of a trunk's weights, or an empty list.
 
-    The largest one is the one with the most weights. The result is empty if it has at most half of the weights of the
-    trunk, or only one module.
+    The blocks are the modules of one `ModuleList` or `Sequential`, and all have the same class. The list is empty if
+    the largest such container has only one module, or at most half of the trunk's weights.
     """
     stacks = [m for m in trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
     blocks = max(([*stack] for stack in stacks), key=_weights, default=[])
@@ -32,14 +32,17 @@ def repeated_blocks(trunk: nn.Module) -> list[nn.Module]:
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights; embeddings are not counted."""
+    """Return the number of weights, without embeddings."""
     several = [module for each in modules for module in each.modules() if not isinstance(module, nn.Embedding)]
     return sum(weight.numel() for module in several for weight in module.parameters(recurse=False))
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Context in which compiled modules run uncompiled, because otherwise each new input shape would be compiled."""
+    """Context in which compiled modules run uncompiled.
+
+    It avoids a new compilation for each input shape.
+    """
     is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         yield

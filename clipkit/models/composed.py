@@ -29,13 +29,13 @@ _MOST_COORDINATES = 768
 
 
 class Composed:
-    """Backend that writes each tower in the layout of its library, and the projections to separate files."""
+    """Backend that saves each tower in the layout of its library, and the projections in a separate file."""
 
     library = "clipkit"
     class_name = None
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write `image/` for timm, `text/` for transformers, and all other weights and settings for clipkit."""
+        """Write `image/` (timm format), `text/` (transformers format), and clipkit's files for everything else."""
         heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()
@@ -77,7 +77,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Save the text tower; return its settings for `clipkit.json`."""
+    """Save the text tower, and return its settings for `clipkit.json`."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -91,11 +91,10 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 
 
 def compose(recipe: ModelRecipe) -> DualEncoder:
-    """Build the towers given in the recipe, with new projections.
+    """Build a model from the towers that a recipe names, with new projections.
 
-    A model with a single tower has a projection only if the recipe sets `embed_dim`.
-
-    New weights come from torch's global random generator: seed it first.
+    If the recipe names only one tower, the model has a projection only if the recipe sets `embed_dim`. New weights are
+    drawn from torch's global random generator. Set its seed first if the weights must be reproducible.
 
     Raises:
         ModelError: a tower is missing or unsupported.
@@ -133,14 +132,14 @@ def load_composed(folder: Path, name: str, only: str | None = None) -> DualEncod
     Args:
         folder: folder of the model.
         name: the model's name as the user gave it.
-        only: tower to load alone, image or text; the files of the other one are not read.
+        only: `image` or `text` to load only this tower, without reading files of the other tower; None: both towers.
 
     Raises:
         ModelError: a file is missing or invalid.
     """
     from safetensors.torch import load_file
 
-    with as_model_error(f"{name}: is not a complete clipkit model", "; save or download it again"):
+    with as_model_error(f"{name}: is not a complete clipkit model", "; save or download the model again"):
         layout = parse_json((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
         if layout.get("image", True):

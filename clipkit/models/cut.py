@@ -1,9 +1,15 @@
-"""Cut of a trunk into a frozen lower part, which runs once per input, and an upper part, which runs in each step.
+"""Split of a trunk into a frozen lower part and an upper part with all trained parameters.
 
-The lower part ends where the first module with a trained parameter gets its input, the activations. Both parts run the
-trunk's own code. The lower part stops the trunk at that module. In the upper part, the modules of the lower part return
-placeholders without computing, and that module gets the stored activations. Placeholders contain NaN: if a trunk uses
-their values, its features or gradients differ from those of the whole trunk, and `find_cut` refuses it.
+The lower part runs once per input, and its output is stored. The upper part runs in each training step.
+
+The trunk is cut before the first module that has a trained parameter. The input of this module is called the
+activations. Both parts run the trunk's code:
+
+- Lower part: the trunk runs until it reaches the module at the cut, and stops there.
+- Upper part: the whole trunk runs, but modules below the cut return NaN placeholders without computing. The module at
+  the cut gets the stored activations.
+
+If a result depends on a placeholder, it becomes NaN. `find_cut` detects this and rejects the cut.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +32,7 @@ Inputs = dict[str, Tensor]
 
 
 class NoCutError(Exception):
-    """Error for a trunk that cannot be cut; the message is the reason."""
+    """Error for a trunk that cannot be cut. The message states only the reason."""
 
 
 class _ReachedError(Exception):
@@ -35,7 +41,7 @@ class _ReachedError(Exception):
 
 @dataclass(eq=False)
 class Cut:
-    """A trunk that is cut into a lower and an upper part; made by `find_cut`.
+    """Trunk that `find_cut` has split into a frozen lower part and an upper part.
 
     Example:
         >>> cut = find_cut(tower.trunk, inputs)                 # doctest: +SKIP
@@ -63,12 +69,11 @@ class Cut:
         self._skips = [_Skip(module) for module in self.skipped]
 
     def below(self, inputs: Inputs) -> Inputs:
-        """Run the lower part; return what the upper part needs.
+        """Run the lower part of the trunk, and return the inputs of `above`.
 
         Returns:
-            `activations` (B, …), and the inputs of the trunk that are not in `left_out`, such as masks. If some
-            columns of the trunk's output do not come from the upper part, they are `outside` (B, C); to get them, the
-            whole trunk runs.
+            `activations` (B, …), and the small inputs of the trunk, such as masks. If the lower part also computes
+            C columns of the trunk's output, they are added as `outside` (B, C). In this case the whole trunk runs.
         """
         reached: dict[str, Tensor] = {}
 
@@ -89,7 +94,7 @@ class Cut:
         return {**small, **reached}
 
     def above(self, inputs: Inputs) -> Tensor:
-        """Run the upper part from what `below` returned; return the output (B, W) of the trunk."""
+        """Run the upper part on the result of `below`, and return the trunk's output (B, W)."""
         stored = inputs[ACTIVATIONS]
         activations = stored.to(self._dtypes.get(_autocasts(stored), stored.dtype))
         given = {name: value for name, value in inputs.items() if name not in (ACTIVATIONS, OUTSIDE)}
@@ -112,7 +117,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns of features (B, W) that the lower part of a trunk computes; the upper part computes the other columns."""
+    """Columns of features (B, W) that the lower part of a trunk computes, e.g. from pooled early layers.
+
+    The upper part computes the other columns.
+    """
 
     module: nn.Module | None
     """Module whose input contains the features; None: the features are the output of the trunk."""
@@ -121,7 +129,7 @@ class Outside:
 
 @contextmanager
 def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    """Context in which `hook` is called before each call of a module; it may replace the module's arguments."""
+    """Context in which `hook` runs before each call of a module. The hook may replace the module's arguments."""
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
@@ -133,8 +141,8 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
     """Context in which `change` is applied to the features that contain the columns of `outside`.
 
-    Call the function that the context returns on the output of the trunk: it applies `change` if these features are the
-    output, and otherwise returns the output unchanged.
+    These features are either the input of `outside.module` or the trunk's output. For the second case, the caller must
+    pass the trunk's output through the function that the context yields.
     """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
@@ -148,9 +156,9 @@ def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Ite
 
 
 class _Skip:
-    """Replacement of the forward of a module: returns placeholders with the shapes of the module's output.
+    """Replacement for a module's `forward` that returns placeholders with the right shapes.
 
-    The module itself runs once for each combination of input shapes, to learn these shapes.
+    The original `forward` runs once for each combination of input shapes, to find the shapes of its output.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -171,11 +179,11 @@ class _Skip:
 
 
 class _Blank:
-    """Shape, type and device of a tensor, from which its placeholder is made."""
+    """Shape, type and device of a tensor, for a placeholder of the same kind."""
 
     def __init__(self, tensor: Tensor) -> None:
         if not tensor.is_floating_point():
-            raise NoCutError("its frozen part computes whole numbers")
+            raise NoCutError("its frozen layers output integers")
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
 
     def placeholder(self) -> Tensor:
@@ -212,19 +220,19 @@ def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
 
 
 def is_activation(value: object) -> bool:
-    """Return whether an argument of a module can be activations or features: a float tensor (B, …)."""
+    """Return whether a value is a float tensor (B, …), and therefore may be activations or features."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first argument of a module for which `is_activation` is true."""
+    """Return the first argument of a module that is a float tensor (B, …)."""
     return next(value for value in (*args, *kwargs.values()) if is_activation(value))
 
 
 def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module with `activations` instead of the tensor that `first_tensor` returns."""
+    """Return the arguments of a module, with `activations` in place of the first float tensor (B, …)."""
     for position, value in enumerate(args):
         if is_activation(value):
             return (*args[:position], activations, *args[position + 1 :]), kwargs

@@ -19,7 +19,7 @@ _MOST_BYTES = 4 << 20  # bytes of the pixels of an image that an accelerator res
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """A batch of images, as inputs of a tower or as pixels, with the errors of unreadable images."""
+    """Batch of decoded images, with the errors of the unreadable images."""
 
     inputs: dict[str, Tensor]
     """The tower's inputs by name; or `content`, the pixels (H, W, 3) of one image after another as bytes."""
@@ -34,9 +34,9 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Inputs of the tower for one image; or `content`, the pixels of the image as bytes.
+    """A decoded image: the tower's inputs, or the pixels as bytes under the name `content`.
 
-    `size` is the width and height of an image that the accelerator resizes, otherwise None.
+    `size` is (width, height) if the accelerator must still resize the image, otherwise None.
     """
 
     inputs: Inputs
@@ -44,13 +44,13 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes images by position, and does the part of the preprocessing that the accelerator does not do.
+    """Decodes and preprocesses images, and can leave the last steps to an accelerator.
 
     Args:
         preprocess: preprocessing of the tower.
         images: paths, stored files, PIL images or arrays.
-        as_pixels: return pixels instead of the tower's inputs.
-        resizes: the accelerator also resizes the images whose size it supports.
+        as_pixels: True returns uint8 pixels, so that the accelerator scales and normalizes them.
+        resizes: True also leaves the resizing to the accelerator, for image sizes that it supports.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Decoder:
     def __call__(self, position: int, room: int = _MOST_BYTES) -> Decoded | DataError:
         """Return a decoded image, or the error of an unreadable image.
 
-        The accelerator resizes the image if its pixels need at most `room` bytes; a larger image is resized here.
+        Args:
+            position: position in `images`.
+            room: maximum number of bytes of an image that the accelerator resizes. The CPU resizes a larger image.
         """
         try:
             return self._prepared(open_image(self.images[position]), room)
@@ -72,7 +74,10 @@ class Decoder:
             return error
 
     def batch(self, positions: Sequence[int], decoded: Iterable[Decoded | DataError]) -> DecodedBatch:
-        """Return a batch of decoded images; an unreadable image is replaced, and its error recorded."""
+        """Return a batch of decoded images.
+
+        A black image replaces each unreadable image, and the batch contains the error.
+        """
         errors: dict[int, DataError] = {}
         images: list[Decoded] = []
         for position, image in zip(positions, decoded, strict=True):
@@ -83,11 +88,11 @@ class Decoder:
         return DecodedBatch(self.joined(images), [image.size for image in images], errors)
 
     def blank(self) -> Decoded:
-        """Return the replacement for an unreadable image, in its final size."""
+        """Return a black image, already resized, which replaces an unreadable image."""
         return self._prepared(Image.new("RGB", (224, 224)), 0)
 
     def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:
-        """Combine the inputs of several images to the inputs of a batch."""
+        """Combine the inputs of several images into the inputs of a batch."""
         inputs = [image.inputs for image in images]
         if self.as_pixels:
             return {"content": torch.cat([each["content"] for each in inputs])}
@@ -108,5 +113,5 @@ def _flat(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, " bytes"]:
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:
-    """Return the positions of the images of each batch."""
+    """Split the positions 0 to `count` − 1 into batches."""
     return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

@@ -1,4 +1,4 @@
-"""Decoding of images ahead of time: in processes if the device is an accelerator, otherwise in threads."""
+"""Decoding of images ahead of time, in processes for an accelerator and in threads otherwise."""
 
 import multiprocessing
 import os
@@ -23,13 +23,13 @@ _MOST_PROCESSES = 32
 def decoded(
     decoder: Decoder, batch_size: int, fast: bool, copied: Callable[[Tensor], Tensor]
 ) -> Generator[DecodedBatch, None, None]:
-    """Yield batches of all images, in order; close the generator to end its threads or processes.
+    """Yield batches of all images, in order. Close the generator to end its threads or processes.
 
     Args:
-        decoder: converts the images.
+        decoder: decodes the images.
         batch_size: images per batch.
-        fast: True for a device that is faster than decoding in threads, so that many images are decoded in processes.
-        copied: returns a copy of a tensor on the device of the batches.
+        fast: True if the device is faster than decoding in threads. Many images are then decoded in processes.
+        copied: function that copies a tensor to the device of the batches.
     """
     workers = _workers() if fast and len(decoder.images) >= MANY and _can_fork(decoder.images) else 0
     if workers > 1:
@@ -42,15 +42,20 @@ def decoded(
 
 
 def _workers() -> int:
-    """Return the number of processes that decode images: the cores per process of a distributed run, minus one."""
+    """Return the number of processes that decode images.
+
+    In a distributed run, each training process has an equal share of the CPU cores. One core of this share is reserved
+    for the training process.
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     return min(_MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def _can_fork(images: Sequence[ImageLike]) -> bool:
-    """Return whether processes can be forked safely and see the images.
+    """Return whether forked processes can decode these images.
 
-    Open files cannot be shared: each process would move the position in the file for all others.
+    The result is False e.g. for images that PIL holds open, because forked processes would share the position in the
+    file.
     """
     return (
         sys.platform == "linux"

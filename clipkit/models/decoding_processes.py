@@ -32,16 +32,18 @@ class NoProcessesError(Exception):
 def in_processes(
     decoder: Decoder, batch_size: int, workers: int, copied: Callable[[Tensor], Tensor]
 ) -> Generator[DecodedBatch, None, None]:
-    """Yield batches of all images; each process decodes every n-th chunk of a few images.
+    """Yield batches of all images, which several processes decode.
+
+    The images are split into small chunks, and the processes get the chunks in turn.
 
     Args:
-        decoder: converts the images.
+        decoder: decodes the images.
         batch_size: images per batch.
         workers: number of processes.
-        copied: returns a copy of bytes on the device of the batches.
+        copied: function that copies bytes to the device of the batches.
 
     Raises:
-        NoProcessesError: there is not enough memory for processes, or there are too many already.
+        NoProcessesError: there is not enough memory for processes, or there are too many processes already.
         UserError: a process was killed.
     """
     blank = decoder.blank().inputs
@@ -93,8 +95,8 @@ def in_processes(
             )
     except (EOFError, ConnectionError):
         raise UserError(
-            "a process that decodes images was killed, perhaps because there is not enough memory; encode again with "
-            "more memory or fewer images at a time"
+            "a process that decodes images was killed, perhaps because the memory is full; encode fewer images at a "
+            "time, or use a machine with more memory"
         ) from None
     finally:
         for link in links:
@@ -104,7 +106,12 @@ def in_processes(
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:
-    """Return inputs by name from the bytes of several images; `one` has the names and shapes for one image."""
+    """Convert the bytes of several images to the tower's inputs by name.
+
+    Args:
+        content: bytes of the images, one image after another.
+        one: inputs of one image, for the names, types and shapes.
+    """
     rows = content.view(-1, _bytes_of(one))
     parts = rows.split([value.nbytes for value in one.values()], dim=1)
     return {
@@ -120,7 +127,7 @@ def _bytes_of(inputs: Inputs) -> int:
 def _decode(
     decoder: Decoder, slots: UInt8[Tensor, "A B"], chunks: list[range], link: Connection, inherited: list[Connection]
 ) -> None:
-    """Main function of a process: decode chunks of images, and write them in turn to the slots of shared memory."""
+    """Main function of a process: decode chunks of images into the process's slots of shared memory."""
     for other in inherited:
         other.close()  # close the parent's ends of the pipes, so that this process ends when the parent ends
     # Ignore signals that go to all processes of a command, e.g. Ctrl-C: the parent handles them.
@@ -141,7 +148,10 @@ def _decode(
 
 
 def _fill(decoder: Decoder, slot: UInt8[Tensor, " bytes"], rows: range, blank: Decoded) -> _Answer:
-    """Write images to the slot one after another; keep enough room for the remaining images in their final size."""
+    """Decode a chunk of images, and write them to a slot one after another.
+
+    If an image at full size would leave too little room for the remaining images, the image is resized first.
+    """
     sizes: list[tuple[int, int] | None] = []
     errors: dict[int, DataError] = {}
     used, least = 0, _bytes_of(blank.inputs)

@@ -18,11 +18,14 @@ _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU
 
 
 def loadable(search: str = "") -> dict[str, list[str]]:
-    """Return the names of models that `load` accepts and that contain `search`, by library.
+    """Return the model classes and model names that can be loaded, by library.
+
+    Args:
+        search: part of the name, in upper or lower case.
 
     Returns:
-        `transformers`: classes whose repositories and folders can be loaded; `open_clip`: architectures with random
-        weights, and with each of their pretrained tags.
+        `transformers`: classes whose Hub repositories and folders can be loaded. `open_clip`: names for `load`, for
+        each architecture with random weights and for each of its pretrained tags.
 
     Example:
         >>> loadable("siglip")["transformers"]
@@ -46,13 +49,13 @@ def loadable(search: str = "") -> dict[str, list[str]]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Describe a model: towers, parameters, input sizes, preprocessing, loss, memory.
+    """Return properties of a model, e.g. its towers, parameters, input sizes, loss and memory use.
 
     Args:
         name: as for `load`.
 
     Returns:
-        Plain values; sizes in pixels and tokens, memory in bytes for float32, None for unknown values.
+        Properties by name. Sizes are in pixels or tokens, memory is in bytes for float32, and unknown values are None.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -98,7 +101,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """Return the name of the most frequent activation module, or None if activations are functions."""
+    """Return the class name of the most frequent activation module, or None if the tower has no such module."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

@@ -1,13 +1,13 @@
-"""Checks whether a device is an accelerator, and whether a tensor is distributed over processes."""
+"""Checks of devices and tensors."""
 
 import torch
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Return whether the device is an accelerator, which computes while the CPU prepares the next inputs."""
+    """Return whether a device is an accelerator such as a GPU."""
     return device.type not in ("cpu", "meta")
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is distributed over processes by FSDP2 (a DTensor, whose import takes half a second)."""
-    return hasattr(tensor, "device_mesh")
+    """Return whether a tensor is a DTensor, which FSDP2 distributes over processes."""
+    return hasattr(tensor, "device_mesh")  # importing DTensor takes half a second

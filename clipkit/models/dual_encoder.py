@@ -1,4 +1,4 @@
-"""The dual encoder: two towers, a scale and a bias."""
+"""The class of dual encoders, which have an image tower, a text tower, a logit scale and sometimes a logit bias."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,17 +26,17 @@ from clipkit.recipe import ModelRecipe
 
 
 class Backend(Protocol):
-    """Interface to the library from which a model was loaded; it saves the model in that library's layout."""
+    """Library-specific part of a model, which saves the model in the library's layout."""
 
     library: str
     """Library that opens the saved folder: transformers, open_clip or clipkit."""
 
     @property
     def class_name(self) -> str | None:
-        """Name of the transformers class that loads the saved folder, if there is one."""
+        """Name of the transformers class that loads the saved folder, or None."""
 
     def save(self, model: "DualEncoder", folder: Path) -> None:
-        """Write the model as a folder that its library can open."""
+        """Write the model to a folder that its library can open."""
 
 
 class DualEncoder(nn.Module):
@@ -46,8 +46,8 @@ class DualEncoder(nn.Module):
         image: the image tower.
         text: the text tower.
         logit_scale: logarithm of the scale that multiplies similarities.
-        logit_bias: bias that is added to the scaled similarities, for models trained with the sigmoid loss, or None.
-        backend: writes the layout that the model was loaded from.
+        logit_bias: bias that is added to the scaled similarities (SigLIP), or None.
+        backend: saves the model in the layout from which it was loaded.
         name: the model's name as the user gave it.
 
     Example:
@@ -86,21 +86,22 @@ class DualEncoder(nn.Module):
         temperature: float = 0.07,
         bias: float | None = None,
     ) -> "DualEncoder":
-        """Return a dual encoder made of two modules. The modules become part of it: training changes them.
+        """Build a dual encoder from two modules. Training the model changes these modules.
 
         Args:
-            image_tower: module that maps batches of the output of `preprocess` to features (B, W).
-            text_tower: module that maps token IDs (B, L), or `input_ids` and `attention_mask` by name, to features.
+            image_tower: module that maps a batch of `preprocess` results to features (B, W).
+            text_tower: module that maps token IDs (B, L) to features (B, W). If the tokenizer also returns a mask, the
+                module gets `input_ids` and `attention_mask` by name.
             preprocess: function from an RGB PIL image to a tensor (3, H, W), or to a dict of tensors by name.
-            tokenizer: function from strings to token IDs (M, L), or to a dict of `input_ids` and `attention_mask`; or
-                a tokenizer of transformers.
-            embed_dim: width D of the shared space, with a new LayerNorm and linear projection on each tower; None: no
-                projections, so the towers must have the same width.
+            tokenizer: function from M strings to token IDs (M, L), or to a dict of `input_ids` and `attention_mask`. It
+                can also be a transformers tokenizer.
+            embed_dim: width D of the shared space. Each tower gets a new LayerNorm and a new linear projection. With
+                None, there are no projections, so both towers must return features of the same width.
             temperature: initial temperature, 1 / exp(logit_scale).
-            bias: initial logit bias, for the sigmoid loss; None: no bias.
+            bias: initial logit bias for the sigmoid loss; None: no bias.
 
         Raises:
-            ModelError: two parts do not fit together; the message says which.
+            ModelError: a part is invalid, or the widths of the towers differ and `embed_dim` is None.
 
         Example:
             >>> pixels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))
@@ -128,12 +129,16 @@ class DualEncoder(nn.Module):
 
     @property
     def sides(self) -> dict[str, Tower]:
-        """Towers that the model has, by their names: `image`, `text`."""
+        """The towers that the model has, by name (`image`, `text`)."""
         towers: dict[str, Tower] = {"image": self.image, "text": self.text}
         return {side: tower for side, tower in towers.items() if not is_absent(tower)}
 
     def view_head(self, tower: str) -> nn.Module | None:
-        """Return the projection head that losses on views use for a tower, or None if there is none."""
+        """Return the projection head of a tower for losses that compare views (e.g. augmented images), or None.
+
+        Args:
+            tower: `image` or `text`.
+        """
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
@@ -144,13 +149,13 @@ class DualEncoder(nn.Module):
         progress: Progress = False,
         normalize: bool = True,
     ) -> Float[Tensor, "N D"]:
-        """Return unit-length features of images, in float32 on the CPU.
+        """Encode images, and return their features in float32 on the CPU.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W, 3); a single image or any number of images, including none.
-            batch_size: images per forward pass; None: chosen for the device.
-            progress: True: show a progress bar; or a function that receives the number of items after each batch.
-            normalize: divide the features by their length.
+            images: paths, PIL images or uint8 arrays (H, W, 3). Give one image or an iterable, which may be empty.
+            batch_size: maximum number of images per forward pass; None: chosen for the device.
+            progress: True shows a progress bar. A function is called after each batch with the number of images in it.
+            normalize: True divides each feature vector by its length.
 
         Raises:
             DataError: an image is missing, unreadable or of an unsupported type.
@@ -168,13 +173,15 @@ class DualEncoder(nn.Module):
         progress: Progress = False,
         normalize: bool = True,
     ) -> Float[Tensor, "M D"]:
-        """Return unit-length features of strings, in float32 on the CPU. Identical strings are encoded once.
+        """Encode strings, and return their features in float32 on the CPU.
+
+        Identical strings are encoded only once.
 
         Args:
-            texts: a string, or any number of them, including none.
+            texts: one string or an iterable of strings, which may be empty.
             batch_size: maximum number of strings per forward pass; None: chosen for the device.
-            progress: True: show a progress bar; or a function that receives the number of items after each batch.
-            normalize: divide the features by their length.
+            progress: True shows a progress bar. A function is called after each batch with the number of strings in it.
+            normalize: True divides each feature vector by its length.
 
         Raises:
             DataError: an item is not a string.
@@ -197,14 +204,16 @@ class DualEncoder(nn.Module):
         Args:
             images: as for `encode_image`.
             texts: as for `encode_text`, at least one.
-            batch_size: images per forward pass; None: chosen for the device.
-            probabilities: softmax: softmax(scale · cosine) over the texts, which sums to 1 for each image; sigmoid:
-                sigmoid(scale · cosine + bias) of each text independently of the others; auto: sigmoid if the model has
-                a logit bias (SigLIP), else softmax (CLIP).
+            batch_size: maximum number of images per forward pass; None: chosen for the device.
+            probabilities: kind of the probabilities:
+
+                - `softmax` (CLIP): softmax(scale · cosine) over the texts, so the sum for each image is 1.
+                - `sigmoid` (SigLIP): sigmoid(scale · cosine + bias) for each text separately.
+                - `auto`: `sigmoid` if the model has a logit bias, otherwise `softmax`.
 
         Raises:
-            DataError: as for `encode_image` and `encode_text`, or there are no texts.
-            ModelError: sigmoid for a model without a logit bias.
+            DataError: an image or a text is invalid, or there are no texts.
+            ModelError: `probabilities` is `sigmoid`, but the model has no logit bias.
         """
         choices = listed_strings(texts)
         if not choices:
@@ -213,7 +222,12 @@ class DualEncoder(nn.Module):
         return self.probabilities(similarities, probabilities)
 
     def probabilities(self, similarities: Float[Tensor, "N C"], kind: Probabilities = "auto") -> Float[Tensor, "N C"]:
-        """Convert cosine similarities to probabilities of the texts; see `classify` for the kinds."""
+        """Convert cosine similarities to probabilities of the texts.
+
+        Args:
+            similarities: cosine similarities of N images and C texts.
+            kind: `softmax`, `sigmoid` or `auto`, as for `classify`.
+        """
         bias = None if self.logit_bias is None else self.logit_bias.item()
         return probabilities_of(similarities, self.logit_scale.exp().item(), bias, kind)
 
@@ -237,10 +251,10 @@ class DualEncoder(nn.Module):
                 save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
-        """Return the facts about the saved model for its model card.
+        """Return the facts that a model card states about the saved model.
 
         Args:
-            recipe: recipe that names the pretrained models; None: the card names the loaded model as the base model.
+            recipe: recipe that names the pretrained models; None: the loaded model is the base model.
         """
         reads_padding = "text" in self.sides and not self.text.padding_may_be_cut
         return Layout(
@@ -254,16 +268,16 @@ class DualEncoder(nn.Module):
         )
 
     def push(self, repository: str, *, private: bool = False) -> str:
-        """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
+        """Upload the model and its card to a Hub repository in one commit, and return the commit's URL.
 
-        If the weights have not changed since the model was loaded, its existing card is uploaded, not a new one.
+        If the weights have not changed since the model was loaded, the existing card is uploaded instead of a new one.
 
         Args:
             repository: `org/name`; created if it does not exist.
-            private: create a private repository.
+            private: True creates a private repository.
 
         Raises:
-            ModelError: the repository cannot be written to, or the upload failed; call `push` again to resume the
+            ModelError: the repository cannot be written to, or the upload failed. Call `push` again to resume a failed
                 upload.
         """
         import tempfile
@@ -279,5 +293,5 @@ class DualEncoder(nn.Module):
             return push(saved, repository, private=private).url
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload the model, as `push` does, under the name that other Hugging Face libraries use."""
+        """Call `push`. Other Hugging Face libraries use this method name."""
         return self.push(repository, private=private)

@@ -53,7 +53,7 @@ Through = Callable[[Any, Inputs], Any]
 
 
 def tower_features(tower: Tower, inputs: Inputs) -> Float[Tensor, "B D"]:
-    """Return features of a batch before normalization."""
+    """Return the features that a tower computes for a batch, before normalization."""
     return tower(inputs)
 
 
@@ -63,10 +63,10 @@ def trunk_features(tower: Tower, inputs: Inputs) -> Float[Tensor, "B W"]:
 
 
 def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return a single image or several as a list.
+    """Return one image or several images as a list.
 
     Raises:
-        DataError: the argument is not an image or an iterable.
+        DataError: the argument is neither an image nor an iterable.
     """
     if isinstance(images, str | Path | Stored | Image.Image | np.ndarray):
         return [images]
@@ -76,7 +76,7 @@ def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
 
 
 def listed_strings(texts: str | Iterable[str]) -> list[str]:
-    """Return a single string or several as a list.
+    """Return one string or several strings as a list.
 
     Raises:
         DataError: an item is not a string.
@@ -101,21 +101,21 @@ def encode_images(
     bad: dict[int, str] | None = None,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """Return the output of `through` for every image, in float32 on the CPU.
+    """Call `through` for all images, and return its outputs in float32 on the CPU.
 
-    On a CPU, each core decodes and encodes a separate batch. On an accelerator with many images, processes decode
-    them in advance.
+    On a CPU, each thread decodes and encodes a separate batch. On an accelerator, processes decode the images in
+    advance if there are many images.
 
     Args:
         tower: tower whose preprocessing is used.
         images: paths, PIL images or arrays.
-        through: function from a tower and its inputs to outputs, such as `tower_features` or `trunk_features`.
-        batch_size: images per forward pass; None: chosen for the device.
+        through: function from a tower and a batch of inputs to outputs, e.g. `tower_features` or `trunk_features`.
+        batch_size: maximum number of images per forward pass; None: chosen for the device.
         device: device of the tower.
-        progress: True: show a progress bar; or a function that receives the number of items after each batch.
-        bad: dict to which the reasons why images are unreadable are added, by position; the rows of these images have
-            arbitrary values.
-        keep: function from an output of `through` to the rows to return; called in the order of the images.
+        progress: True shows a progress bar. A function is called after each batch with the number of images in it.
+        bad: dict that collects the errors of unreadable images, by position. The result has arbitrary values for
+            these images. With None, an unreadable image raises an error.
+        keep: function from an output of `through` to the rows to return. It is called in the order of the images.
 
     Raises:
         DataError: an image is unreadable, and `bad` is None.
@@ -141,7 +141,7 @@ def encode_images(
 def _image_outputs(
     tower: ImageTower, images: Sequence[ImageLike], through: Through, batch_size: int | None, device: torch.device
 ) -> Generator[tuple[DecodedBatch, Any], None, None]:
-    """Yield the decoded batches and the outputs of `through`, in order."""
+    """Yield each decoded batch and its output of `through`, in order."""
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     fast = is_accelerator(device)
     exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
@@ -176,7 +176,7 @@ def _image_outputs(
 
 
 def cpu_batch(tower: ImageTower, batch_size: int | None) -> int:
-    """Return the number of images per forward pass of a thread on a CPU, at most `batch_size`."""
+    """Return the number of images per forward pass of one CPU thread, at most `batch_size`."""
     small = sum(parameter.numel() for parameter in tower.parameters()) < _LARGE
     most = _THREAD_BATCH if small else _CPU_BATCH
     return min(batch_size or most, most)
@@ -191,18 +191,19 @@ def encode_strings(
     progress: Progress = False,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "M W"]:
-    """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
+    """Call `through` for all strings, and return its outputs in float32 on the CPU.
 
-    On a CPU, each core encodes a separate batch.
+    Identical strings are encoded only once. On a CPU, each thread encodes a separate batch.
 
     Args:
         tower: tower whose tokenizer is used.
         texts: strings.
-        through: function from a tower and its inputs to outputs, such as `tower_features` or `trunk_features`.
-        batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
+        through: function from a tower and a batch of inputs to outputs, e.g. `tower_features` or `trunk_features`.
+        batch_size: maximum number of strings per forward pass; None: chosen for the device.
         device: device of the tower.
-        progress: True: show a progress bar; or a function that receives the number of items after each batch.
-        keep: function from an output of `through` to the rows to return; called in the order of the batches.
+        progress: True shows a progress bar. A function is called after each batch with the number of strings in it.
+        keep: function from an output of `through` to the rows to return. It is called for batches of strings that are
+            sorted by length, not in the order of `texts`.
 
     Raises:
         UserError: the batch size is not positive.
@@ -256,16 +257,16 @@ def _check_batch_size(batch_size: int | None) -> None:
 
 
 def _precision(tower: Tower, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which the tower computes in its autocast type.
-
-    The weights are cast in each batch, because autocast has no cache in inference mode; this takes a few percent of the
-    time.
-    """
+    """Return a context in which the tower computes in its autocast type, if it has one."""
+    # Autocast has no cache in inference mode, so it casts the weights in each batch (a few percent of the time).
     return nullcontext() if tower.autocast is None else torch.autocast(device.type, tower.autocast)
 
 
 class _Copies:
-    """Copies tensors to a device while the device computes. On a GPU, a separate stream copies."""
+    """Function that copies tensors to a device while the device computes.
+
+    On a CUDA GPU, the copies run in a separate stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -283,7 +284,7 @@ class _Copies:
 
 
 class _Rows:
-    """Features that stay on the device until many are copied to the CPU at once: each copy waits for the device."""
+    """Collects features, and copies many of them to the CPU at once, because each copy waits for the device."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
@@ -305,9 +306,9 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return the numbers of tokens of strings, in ascending order, and the positions of these strings in the batch.
+    """Return the token counts of M strings in ascending order, and the permutation that sorts the strings.
 
-    If padding cannot be removed, each string has L tokens. Without an attention mask, the order does not change.
+    If padding cannot be removed, each count is L. Without an attention mask, the order does not change.
     """
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
@@ -317,7 +318,13 @@ def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Te
 
 
 def _parts(lengths: list[int], most_rows: int, most_tokens: int | None) -> list[int]:
-    """Return the sizes of batches of strings, sorted by length, with at most `most_tokens` tokens including padding."""
+    """Return the sizes of the batches into which sorted strings are split.
+
+    Args:
+        lengths: number of tokens of each string, in ascending order.
+        most_rows: maximum number of strings per batch.
+        most_tokens: maximum number of tokens per batch, including padding; None: no limit.
+    """
     sizes = [0]
     for length in lengths:
         if sizes[-1] == most_rows or (most_tokens and sizes[-1] and (sizes[-1] + 1) * length > most_tokens):

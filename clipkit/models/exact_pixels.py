@@ -1,4 +1,4 @@
-"""Preprocessing on a device, with exactly the same values as the model's library on the CPU."""
+"""Image preprocessing on a device, with exactly the same values as the model's library on the CPU."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,9 @@ _GROUP = 12 << 20
 
 
 class ExactPixels:
-    """Converts decoded images to the tower's input on its device: resizing, cropping, scaling and normalization.
+    """Converts decoded images to the tower's input on the tower's device.
+
+    The steps are resizing, cropping, scaling and normalization.
 
     Args:
         preprocess: preprocessing of the tower.
@@ -43,8 +45,8 @@ class ExactPixels:
         """Return the tower's input.
 
         Args:
-            content: pixels of B images (H, W, 3), one after another.
-            sizes: width and height of each image; None: the images are already resized and cropped.
+            content: pixels of B images (H, W, 3), one image after another.
+            sizes: width and height of each image; None for an image that is already resized and cropped.
         """
         with torch.autocast(content.device.type, enabled=False):
             return looked_up(self.table, self._pixels(content, sizes))
@@ -67,7 +69,8 @@ class ExactPixels:
         return torch.stack([made[row] for row in range(len(sizes))])
 
     def _equals_library(self, preprocess: Preprocess, steps: Resize) -> bool:
-        """Return whether resizing on the device gives the same bytes as the library. With TF32, the bytes differ."""
+        """Return whether resizing on the device gives the same bytes as the model's library, for test images."""
+        # The bytes differ e.g. with TF32.
         assert preprocess.pixels is not None
         assert self.resize is not None
         for image in _noise(steps.size):
@@ -79,16 +82,16 @@ class ExactPixels:
 
 
 def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> ExactPixels | None:
-    """Return the conversion of decoded images on a device, or None if the results would differ from the library's."""
+    """Return an `ExactPixels` for a device, or None if its results would differ from those of the model's library."""
     table = pixel_table(preprocess)
     return None if table is None else ExactPixels(preprocess, table, device, dtype)
 
 
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
-    """Return the tower's input for each pixel value of each channel; None if the input also depends on other pixels.
+    """Return a table with the tower's input for each channel and pixel value, or None.
 
-    The values of the table are results of the library. For test images of several sizes, the table must give the same
-    results as the library, bit by bit; otherwise the result is None.
+    The values are results of the model's library. The result is None if the table does not exactly reproduce the
+    library's results for test images, e.g. because an input value depends on several pixels.
     """
     if preprocess.pixels is None or preprocess.image_size is None:
         return None
@@ -116,14 +119,20 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    """Convert pixels to the tower's input by looking up each value in a table. Channels are last in memory."""
+    """Convert pixels to the tower's input by looking up each value in a table.
+
+    The result is stored with channels last in memory.
+    """
     first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def _probes(side: int) -> list[Image.Image]:
-    """Return test images: one that contains all values of each channel and needs no resizing, and images of noise."""
+    """Return test images.
+
+    The first image contains all values of each channel and needs no resizing. The other images are noise.
+    """
     rows, columns = np.ogrid[:side, :side]
     values = (rows % 16 * 16 + columns % 16).astype(np.uint8)
     all_values = np.stack([values, 255 - values, values ^ 85], axis=-1)

@@ -1,8 +1,9 @@
-"""Pillow's resizing on any device, with the same bytes: it uses matrix products with exact sums.
+"""Image resizing on any device, with exactly the same bytes as Pillow.
 
-Pillow multiplies bytes by coefficients of 22 bits after the binary point, adds the products as integers and rounds once
-per direction (`Resample.c` of Pillow). Here each coefficient has a high and a low part of at most 12 bits, so that
-all sums are integers below 2^24, which float32 represents exactly.
+Pillow (`Resample.c`) multiplies bytes by coefficients with 22 bits after the binary point. It adds the products as
+integers, and rounds once per direction. This module computes the same sums with matrix products in float32. Each
+coefficient is split into a high and a low part, so that all sums are integers below 2^24. float32 represents such
+integers exactly.
 """
 
 from collections.abc import Callable
@@ -40,8 +41,8 @@ _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
     """Return whether `ExactResize` supports images of this size.
 
-    Pillow resizes rows first, as `ExactResize` does. Newer versions of Pillow resize columns first in some cases, e.g.
-    for very tall images (pull request 9549); these are not supported.
+    `ExactResize` resizes rows before columns. For some images, e.g. very tall ones, newer versions of Pillow resize
+    columns before rows (pull request 9549). Such images are not supported.
     """
     if steps.interpolation not in _FILTERS or steps.size < side:
         return False
@@ -52,11 +53,11 @@ def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
 
 
 class ExactResize:
-    """Resizing and center crop on a device, with the same results as Pillow in the model's library.
+    """Resizes and center-crops images on a device, with the same results as Pillow.
 
     Args:
         steps: settings of the resizing.
-        side: side of the square crop.
+        side: side of the square crop in pixels.
         device: device of the images.
     """
 
@@ -75,7 +76,7 @@ class ExactResize:
         return self._along(2, pixels, new_height).to(torch.uint8).permute(0, 2, 3, 1)
 
     def _along(self, axis: int, pixels: Float[Tensor, "N 3 H W"], length: int) -> Tensor:
-        """Resize an axis to `length` pixels; return the `side` pixels in its middle."""
+        """Resize an axis to `length` pixels, and return the central `self.side` pixels."""
         margin = length - self.side
         start = round(margin / 2) if self.steps.crop_offset == "round" else margin // 2
         before = pixels.shape[axis]
@@ -92,7 +93,15 @@ class ExactResize:
         return (((high << _LOW) + low + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).float()
 
     def _parts(self, table: Int[np.ndarray, "after before"], start: int) -> Int[Tensor, "before 2*side"]:
-        """Return the coefficients for the pixels inside the crop, on the device: all high parts, then all low parts."""
+        """Split the coefficients of the cropped pixels into two parts, and copy them to the device.
+
+        Args:
+            table: result of `_coefficients`.
+            start: position of the first pixel of the crop.
+
+        Returns:
+            The high parts of all cropped pixels, and then their low parts.
+        """
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
         copy = torch.from_numpy(np.ascontiguousarray(parts))
@@ -110,7 +119,13 @@ def _target(width: int, height: int, steps: Resize) -> tuple[int, int]:
 
 
 def _coefficients(before: int, after: int, name: str) -> Int[np.ndarray, "after before"]:
-    """Return Pillow's coefficients: for each new pixel, the weights of the old pixels."""
+    """Return Pillow's resizing coefficients, i.e. the weight of each old pixel in each new pixel.
+
+    Args:
+        before: number of old pixels.
+        after: number of new pixels.
+        name: name of the filter, e.g. bicubic.
+    """
     function, reach = _FILTERS[name]
     scale = before / after
     stretch = max(scale, 1.0)

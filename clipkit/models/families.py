@@ -1,6 +1,7 @@
-"""Table of the model families of transformers; each row holds the properties in which a family differs from others.
+"""Table of the supported model families of transformers.
 
-To add a dual encoder, add a row to `FAMILIES`; to add a text encoder for composed models, a row to `TEXT_ENCODERS`.
+A row contains what clipkit must know about a family. To add a dual encoder, add a row to `FAMILIES`. To add a text
+encoder for composed models, add a row to `TEXT_ENCODERS`.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class TextEncoder:
     """True if position numbers start after the padding token's id."""
 
     def positions(self, config: Any) -> int | None:
-        """Return the maximum number of tokens for which the encoder has positions, or None if it is unlimited."""
+        """Return the maximum number of tokens that the encoder supports, or None if there is no limit."""
         positions: int | None = getattr(config, "max_position_embeddings", None)
         if positions is not None and self.offset_positions:
             return positions - int(config.pad_token_id) - 1
@@ -32,7 +33,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Family:
-    """A dual-encoder class of transformers, and the way in which clipkit separates its towers."""
+    """A dual-encoder class of transformers, and how clipkit splits it into two towers."""
 
     class_name: str
     text_type: str | None = None
@@ -82,10 +83,14 @@ TEXT_ENCODERS = {family.text_type: family.text_encoder for family in FAMILIES.va
 
 
 def text_encoder(config: Any) -> TextEncoder:
-    """Return the properties of the encoder of a transformers configuration; safe defaults if it is unknown."""
+    """Return the properties of a text encoder, or safe defaults if its model type is unknown.
+
+    Args:
+        config: transformers configuration of the encoder.
+    """
     return TEXT_ENCODERS.get(config.model_type, TextEncoder())
 
 
 def family_of_class(class_name: str | None) -> Family | None:
-    """Return the family of a transformers class, or None."""
+    """Return the family of a transformers class, or None if the class belongs to no family."""
     return next((family for family in FAMILIES.values() if family.class_name == class_name), None)

@@ -1,4 +1,4 @@
-"""Faster implementations of two layers on accelerators, with the same parameters; on a CPU the library's code runs."""
+"""Faster implementations of two layers for accelerators. On a CPU, the library's code runs."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -19,9 +19,9 @@ _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def use_fast_layers(module: nn.Module) -> None:
-    """Replace layers inside a module, in place, by their faster implementation for accelerators.
+    """Switch the layers of a module to faster implementations for accelerators, in place.
 
-    Only the class of a layer changes; its parameters, their names and its results stay the same.
+    Only the class of a layer changes. Its parameters, their names and its results stay the same.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _cuts_patches(layer):
@@ -31,15 +31,15 @@ def use_fast_layers(module: nn.Module) -> None:
 
 
 class PatchConvolution(nn.Conv2d):
-    """Convolution that projects the patches of an image, computed as one matrix product because patches do not overlap.
+    """Convolution over the patches of an image, computed as one matrix product.
 
-    cuDNN has no fast kernels for 3 input channels.
+    This is possible because patches do not overlap. It is faster because cuDNN has no fast kernels for 3 channels.
     """
 
     library_class = nn.Conv2d
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D P Q"]:
-        """Return the projection of each patch; incomplete patches at the right and at the bottom are ignored."""
+        """Return the projection of each patch. Incomplete patches at the right and bottom edges are ignored."""
         if not is_accelerator(input.device):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
@@ -53,7 +53,7 @@ class PatchConvolution(nn.Conv2d):
 
 
 class PackedSelfAttention(nn.MultiheadAttention):
-    """Self-attention that uses queries, keys and values as views of their common projection, without copies."""
+    """Self-attention that does not copy queries, keys and values, which are views of one tensor."""
 
     library_class = nn.MultiheadAttention
 
@@ -67,7 +67,11 @@ class PackedSelfAttention(nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the attended values, and None for the attention weights; see `nn.MultiheadAttention.forward`."""
+        """Return the attended values, and the attention weights or None.
+
+        The arguments are those of `nn.MultiheadAttention.forward`. That method also handles the calls that this class
+        cannot speed up.
+        """
         is_self = query is key and key is value and query.ndim == 3
         if not is_accelerator(query.device) or not is_self or need_weights or key_padding_mask is not None:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, **options)

@@ -1,4 +1,4 @@
-"""Search for the point at which a trunk can be cut: before its first trained parameter, with unchanged features."""
+"""Search for a cut of a trunk before its first trained parameter that does not change the features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,29 +17,30 @@ _WORTH, _MOST = 0.5, 0.9
 
 
 def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) -> Cut:
-    """Cut a trunk into two parts, so that the lower part has no trained parameter.
+    """Split a trunk into a frozen lower part and an upper part with all trained parameters.
+
+    A cut is used only if it passes a test on `inputs`. The features and gradients with the cut must equal those of the
+    whole trunk.
 
     Args:
-        trunk: trunk with the parameters that are trained; it can have any structure.
-        inputs: inputs of a few rows (B, …), in the trunk's precision; texts must have different lengths. On these
-            rows, features and gradients above the cut are compared with those of the whole trunk.
-        may_cut_padding: True if padding has no effect on the features, so that the activations of padding are not
-            needed.
+        trunk: trunk of any structure. The trained parameters have `requires_grad`.
+        inputs: inputs (B, …) of a few images or texts, in the trunk's precision. Texts must have different lengths.
+        may_cut_padding: True if padding does not affect the features. The activations of padding are then not needed.
 
     Raises:
-        NoCutError: nothing below the first trained parameter is frozen, or the parts do not compute exactly the same
-            features and gradients as the whole trunk.
+        NoCutError: the frozen part has no weights or is random (dropout), no cut passes the test, or the trunk is
+            compiled.
     """
     if any(module._compiled_call_impl is not None for module in trunk.modules()):
-        raise NoCutError("train.compile compiles the whole tower")
+        raise NoCutError("train.compile compiles it as a whole")
     calls = _calls(trunk, inputs)
     names = {module: name for name, module in trunk.named_modules()}
     first = _first_trained(trunk, calls)
     before = _ended_before(trunk, calls, calls[first][0][0])
     if not _weights(before):
-        raise NoCutError("there is nothing before its first trained weight")
+        raise NoCutError("no layer comes before its first trained weight")
     if any(_is_random(module) for module in before):
-        raise NoCutError("its frozen part has dropout, or BatchNorm that learns")
+        raise NoCutError("its frozen layers contain dropout or BatchNorm in training mode")
     whole = _of_whole(trunk, inputs)
     left_out = {name: (tuple(value.shape[1:]), value.dtype) for name, value in inputs.items() if value.ndim > 2}
     for module, skipped in _candidates(trunk, calls, names[first], _weights(before)):
@@ -60,11 +61,14 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
             kept = stored
         if kept is not None and _equal(_of_cut(cut, kept), whole):
             return cut
-    raise NoCutError("its frozen part cannot be separated exactly from the rest")
+    raise NoCutError("its frozen and trained layers cannot be separated without a change of the features")
 
 
 def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, int]]]:
-    """Return for each module the times at which its calls began and ended."""
+    """Run a trunk, and return the start and end times of each call of each module.
+
+    A time is an integer that counts the starts and ends of calls.
+    """
     clock = iter(range(1 << 60))
     calls: dict[nn.Module, list[tuple[int, int]]] = {}
     began: dict[nn.Module, list[int]] = {}
@@ -87,21 +91,20 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 
 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
-    """Return the first module that runs and directly contains a trained parameter.
+    """Return the first module to run that directly contains a trained parameter.
 
-    A module does not count if modules inside it also have trained parameters. The parameters that such a module
-    contains directly, e.g. the final projection of open_clip, are usually used last. If they are used earlier, the
-    gradients with and without the cut differ, and the caller refuses the cut.
+    A module that contains another such module is ignored. Its direct parameters, e.g. open_clip's final projection, are
+    usually used last. If they are used earlier, the gradients with the cut differ, and `find_cut` rejects the cut.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
     if not holding:
-        raise NoCutError("none of its modules has a trained weight")
+        raise NoCutError("it has no trained weights")
     return min(holding, key=lambda module: calls[module][0][0])
 
 
 def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], time: int) -> list[nn.Module]:
-    """Return the outermost modules whose calls have all ended before the given time."""
+    """Return the outermost modules whose calls all end before `time`, a time of `calls`."""
     ended = {m for m in calls if all(end < time for _, end in calls[m])}
     inside = {part for module in ended for part in module.modules() if part is not module}
     return [module for module in trunk.modules() if module in ended and module not in inside]
@@ -110,9 +113,16 @@ def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int
 def _candidates(
     trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], name: str, weights: int
 ) -> list[tuple[nn.Module, list[nn.Module]]]:
-    """Return the modules at which a cut saves enough time, each with the modules that run before it.
+    """Return the modules before which the trunk can be cut, the best module first.
 
-    The candidates are the module `name` and the modules that contain it, the outermost first.
+    The candidates are the module `name` and the modules that contain it. Each candidate is returned with the modules
+    that end before it. A candidate is dropped if these modules contain too few weights.
+
+    Args:
+        trunk: the trunk.
+        calls: result of `_calls`.
+        name: name of the first trained module.
+        weights: number of weights before this module.
     """
     path = name.split(".")
     holders = [trunk.get_submodule(".".join(path[:length])) for length in range(1, len(path) + 1)]
@@ -123,7 +133,7 @@ def _candidates(
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights in matrix products, i.e. without embeddings."""
+    """Return the number of weights that are used in matrix products, i.e. all except embeddings."""
     parts = {part for module in modules for part in module.modules() if not isinstance(part, nn.Embedding)}
     return sum(weight.numel() for part in parts for weight in part.parameters(recurse=False))
 
@@ -134,7 +144,7 @@ def _is_random(module: nn.Module) -> bool:
 
 
 def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
-    """Return the output of the lower part, or None if it is not one tensor with a row per input."""
+    """Return the result of `cut.below`, or None if its activations do not have one row per input."""
     rows = len(next(iter(inputs.values())))
     try:
         with torch.no_grad():
@@ -146,7 +156,7 @@ def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
 
 @torch.no_grad()
 def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> Cut | None:
-    """Return the cut with the output columns that come from below the cut (`outside`), or None if there are none."""
+    """Return the cut with `outside` set, or None if the lower part computes no columns of the output."""
     start = calls[cut.module][0][0]
     seen: list[tuple[nn.Module | None, Tensor]] = []
 
@@ -172,7 +182,13 @@ def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tup
 
 
 def _without_needed(cut: Cut, stored: Inputs, expected: Tensor) -> Cut:
-    """Return a cut that does not skip modules whose output is also needed above the cut, e.g. rotary positions."""
+    """Return a cut that still runs modules whose output the upper part needs, e.g. rotary positions.
+
+    Args:
+        cut: the cut.
+        stored: result of `cut.below`.
+        expected: features of the whole trunk.
+    """
     if _close(_features(cut, stored), expected):
         return cut
 
@@ -198,7 +214,10 @@ def _features(cut: Cut, stored: Inputs) -> Tensor | None:
 
 
 def _without_padding(stored: Inputs) -> Inputs | None:
-    """Return the stored inputs with zeros as activations of padding; None if activations have no row per token."""
+    """Return the stored inputs, with zeros as the activations of padding.
+
+    The result is None if the activations do not have one row per token.
+    """
     mask, activations = stored.get("attention_mask"), stored[ACTIVATIONS]
     if mask is None or activations.ndim != 3 or activations.shape[:2] != mask.shape:
         return None
@@ -217,7 +236,10 @@ def _of_cut(cut: Cut, stored: Inputs) -> tuple[Tensor, list[Tensor | None]] | No
 
 
 def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the features, and the gradients of a weighted sum of them with respect to the trained parameters."""
+    """Return the features, and the gradients with respect to the trained parameters.
+
+    The gradients are those of a weighted sum of the features.
+    """
     with torch.enable_grad():
         features = run()
         numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)
@@ -228,7 +250,10 @@ def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor
 
 
 def _equal(one: tuple[Tensor, list[Tensor | None]] | None, expected: tuple[Tensor, list[Tensor | None]]) -> bool:
-    """Return whether features and gradients are equal up to rounding; gradients relative to the largest one."""
+    """Return whether features and gradients are equal up to rounding.
+
+    The tolerance for gradients is relative to the largest gradient.
+    """
     if one is None or not _close(one[0], expected[0]):
         return False
     if any((a is None) != (b is None) for a, b in zip(one[1], expected[1], strict=True)):

@@ -1,4 +1,7 @@
-"""Checks of a loaded model: the tokenizer must fit the text tower, and the preprocessing the image tower."""
+"""Checks of a loaded model.
+
+The tokenizer must fit the text tower, and the preprocessing must fit the image tower.
+"""
 
 import logging
 from typing import Any, Literal
@@ -25,7 +28,7 @@ _SHAPES = ((97, 64), (64, 97))
 def check_fit(image: ImageTower | None, text: TextTower | None, name: str) -> None:
     """Check that the parts of a model fit each other.
 
-    This is fast: it preprocesses two small images and compares shapes.
+    The check is fast, because it only preprocesses two small images and compares shapes.
 
     Args:
         image: the image tower, if the model has one.
@@ -57,24 +60,24 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
     if rows - tokens > _SPARE_ROWS and tokens < _USED_ROWS * rows:
         raise ModelError(
             f"{name}: its tokenizer has {tokens} tokens, but its text tower has embeddings for {rows}, so the "
-            f"two do not belong together; {advice}"
+            f"tokenizer and the tower do not belong together; {advice}"
         )
     end = _end_token(tower.trunk)
     if end == "highest" and (last := tokenizer(["a"])["input_ids"][0].max().item()) < tokenizer.vocab_size - 1:
         log.warning(
-            "%s: its text tower reads the features of a caption at the token with the highest ID; if a caption "
-            "contains an added token with a higher ID, this is not the end token (%d)",
+            "%s: its text tower reads the features of a caption at the token with the highest ID, which should be the "
+            "end token %d, but the tokenizer has tokens with higher IDs; do not use these tokens in captions",
             *(name, last),
         )
     elif isinstance(end, int) and end not in (ids := tokenizer(["a"])["input_ids"][0].tolist()):
         raise ModelError(
             f"{name}: its text tower reads the features of a caption at the end token {end}, but its "
-            f"tokenizer does not add this token at the end ('a' becomes {ids[:5]}); {advice}"
+            f"tokenizer does not add the token {end} ('a' becomes {ids[:5]}); {advice}"
         )
 
 
 def _embedding_rows(trunk: Any) -> int | None:
-    """Return the number of rows of the token embeddings, or None if the tower has no such table."""
+    """Return the number of token embeddings, or None if the tower has no embedding table."""
     # Before transformers 5.4, CLIP's text transformer has no get_input_embeddings.
     holders: list[Any] = [getattr(trunk.native, name, None) for name in ("transformer", "embeddings")]
     holders.insert(0, trunk.native)
@@ -91,15 +94,16 @@ def _embedding_rows(trunk: Any) -> int | None:
 
 
 def _token_counts(tokenizer: Any) -> tuple[int, int]:
-    """Return the number of all tokens, and the number of special tokens."""
+    """Return the number of all tokens of a tokenizer, and the number of its special tokens."""
     native = tokenizer.inner if isinstance(tokenizer, OpenClipTokenizer) else tokenizer.native
     return (tokenizer.vocab_size, 0) if native is None else (len(native), len(native.all_special_ids))
 
 
 def _end_token(trunk: Any) -> int | Literal["highest"] | None:
-    """Return the ID of the token from which a causal tower takes its features.
+    """Return the ID of the end token, at which a causal tower reads its features.
 
-    "highest": it takes them at the token with the highest ID of the text. None: it does not use a certain token.
+    The result is "highest" if the tower uses the token with the highest ID in the text. It is None if the tower does
+    not read its features at a certain token.
     """
     if isinstance(trunk, CausalText):
         return "highest" if trunk.end is None else trunk.end
@@ -126,22 +130,25 @@ def _check_preprocessing(tower: ImageTower, name: str) -> None:
                 "fixed size"
             )
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ModelError(f"{name}: its image preprocessing returns {key} that are not finite; check its image_std")
+            raise ModelError(f"{name}: its image preprocessing returns {key} that are not finite; check image_std")
     pixels, side, stated = landscape["pixel_values"], tower.preprocess.image_size, _stated_shape(tower.trunk)
     refused = None
     if side is not None and tuple(pixels.shape[-2:]) != (side, side):
-        refused = f"its crops in training have {side} × {side} pixels"
+        refused = f"training crops have {side} × {side} pixels"
     elif stated is None or tuple(pixels.shape[-len(stated) :]) != stated:
         refused = _refusal(tower.trunk, landscape)
     if refused is not None:
-        wanted = f", but the tower is for {' × '.join(map(str, stated))}" if stated is not None else ""
+        wanted = f", but the tower expects {' × '.join(map(str, stated))}" if stated is not None else ""
         raise ModelError(
-            f"{name}: its image preprocessing returns pixels of shape {_words(pixels)}{wanted}: {refused}; {advice}"
+            f"{name}: its image preprocessing returns pixels of shape {_words(pixels)}{wanted} ({refused}); {advice}"
         )
 
 
 def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
-    """Return the last dimensions of the input, as a tower's configuration states them; the tower may accept others."""
+    """Return the last dimensions of the input according to the tower's configuration, or None.
+
+    The tower may also accept other shapes.
+    """
     native = trunk.native
     config: Any = getattr(native, "config", None)
     size = getattr(config, "image_size", getattr(native, "image_size", None))
@@ -154,9 +161,9 @@ def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
 
 
 def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
-    """Return the reason why a tower refuses the inputs, or None.
+    """Return the error message of a tower for these inputs, or None if the tower accepts them.
 
-    The tower runs on the meta device, with shapes but no values. A tower that needs values runs once normally.
+    The tower first runs on the meta device, which computes shapes but no values. If this fails, it runs normally.
     """
     batch = {name: value[None] for name, value in inputs.items()}
     batch = {name: value / 255 if value.dtype == torch.uint8 else value for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Check of the configuration of a model folder, which must not choose options that load code."""
+"""Check that the configuration of a model folder does not choose options that load code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,16 @@ _NAMES = (
 
 
 def check_config(folder: Path, name: str) -> None:
-    """Refuse a folder whose config.json chooses an attention implementation that is not part of PyTorch.
+    """Raise an error if config.json chooses an attention implementation that is not part of PyTorch.
 
-    Code beside the weights (`auto_map`) is never run: all loaders get `trust_remote_code=False`.
+    Other code in the folder (`auto_map`) never runs, because all loaders use `trust_remote_code=False`.
+
+    Args:
+        folder: folder of the model.
+        name: the model's name as the user gave it.
 
     Raises:
-        ModelError: the configuration chooses such an implementation.
+        ModelError: config.json chooses such an implementation.
     """
     try:
         config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
@@ -33,12 +37,12 @@ def check_config(folder: Path, name: str) -> None:
         if isinstance(value, str) and value not in _ATTENTION:
             raise ModelError(
                 f"{name}: its config.json sets {key} to {value!r}, which would run code that is not "
-                f"part of PyTorch; remove the line, or use one of {', '.join(_ATTENTION)}"
+                f"part of PyTorch; remove {key}, or set it to one of {', '.join(_ATTENTION)}"
             )
 
 
 def _choices(values: Any) -> Iterator[tuple[str, object]]:
-    """Yield the keys and values that choose attention implementations, at any depth of a configuration."""
+    """Yield each key and value that chooses an attention implementation, at any depth of a configuration."""
     waiting = [values]
     while waiting:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""Combination of the affine map to coordinates and a linear projection into one linear layer, for export."""
+"""Merging of a fixed affine map and a linear projection into one linear layer, for export."""
 
 import copy
 from typing import TypeVar
@@ -14,10 +14,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def folded(tower: Tower) -> Tower:
-    """Return an equivalent tower whose projection includes the affine map from concatenated layers to coordinates.
+    """Return an equivalent tower whose linear projection includes the affine map of its trunk (`Coordinates`).
 
-    (x − mean) · matrix · Wᵀ = x · (matrix · Wᵀ) − mean · (matrix · Wᵀ), computed in float64, where W is the weight of
-    the projection. A tower without coordinates, or with a projection that is not linear, is returned unchanged.
+    The affine map is (x − mean) · matrix, and the projection multiplies its result by Wᵀ. The new layer multiplies x
+    by matrix · Wᵀ and subtracts mean · (matrix · Wᵀ). Its weights are computed in float64. A tower without such a map,
+    or with a nonlinear projection, is returned unchanged.
     """
     trunk = tower.trunk
     if not isinstance(trunk, Layered) or trunk.coordinates is None or isinstance(tower.head, ResidualProjection):

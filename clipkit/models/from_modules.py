@@ -1,4 +1,4 @@
-"""Dual encoders built from two modules of a Python program, with their preprocessing and tokenizer."""
+"""Dual encoders built from two Python modules, a preprocessing function and a tokenizer."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ PreprocessFunction = Callable[[Image.Image], Tensor | Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Modules:
-    """Parts of a dual encoder that are Python objects instead of files; see `DualEncoder.from_modules`."""
+    """Parts of a dual encoder that are given as Python objects; see `DualEncoder.from_modules`."""
 
     image_tower: nn.Module
     text_tower: nn.Module
@@ -38,8 +38,8 @@ class Modules:
         """Return the towers, with new projections if `embed_dim` is given.
 
         Raises:
-            ModelError: a part has the wrong type, fails, or returns an invalid value; or the towers have
-                different widths and `embed_dim` is missing.
+            ModelError: a part has the wrong type, fails or returns an invalid value. Or `embed_dim` is None and the
+                towers have different widths.
         """
         for name in ("image_tower", "text_tower"):
             if not isinstance(tower := getattr(self, name), nn.Module):
@@ -52,8 +52,8 @@ class Modules:
         text_width = _width("text_tower", text, tokenize(["a photo of a cat", "a dog"]))
         if embed_dim is None and width != text_width:
             raise ModelError(
-                f"the towers return features of width {width} and {text_width}; give embed_dim, the width of "
-                "new projections into a common space"
+                f"image_tower returns features of width {width}, but text_tower of width {text_width}; set "
+                "embed_dim to add projections to a common width"
             )
         of_image, of_text = (new_projection(size, embed_dim, "linear") for size in (width, text_width))
         masked = "attention_mask" in tokenize(["a"])
@@ -64,19 +64,23 @@ class Modules:
 
     @property
     def name(self) -> str:
-        """Name of the model."""
+        """Name of the model, which contains the classes of its modules."""
         return f"python: {type(self.image_tower).__name__} + {type(self.text_tower).__name__}"
 
 
 class ModuleTrunk(nn.Module):
-    """Trunk that wraps a module; the module takes one tensor, or several by name, and returns features (B, W)."""
+    """Trunk that calls a module with one tensor, or with several tensors by name."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
         self.native = native
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
-        """Return the features: the output, its `pooler_output`, or the state of its first token."""
+        """Return the features that the wrapped module computes.
+
+        If the module returns a tensor, the tensor is the features. Otherwise the features are the `image_embeds`,
+        `text_embeds` or `pooler_output` of the result, or the first token of `last_hidden_state`.
+        """
         output: Any = self.native(next(iter(inputs.values()))) if len(inputs) == 1 else self.native(**inputs)
         if isinstance(output, Tensor):
             return output
@@ -86,13 +90,13 @@ class ModuleTrunk(nn.Module):
         if isinstance(states := getattr(output, "last_hidden_state", None), Tensor):
             return states[:, 0]
         raise ModelError(
-            f"{type(self.native).__name__} returned {kind_of(output)}; return a tensor (B, W): one vector per input"
+            f"{type(self.native).__name__} returned {kind_of(output)}; return a tensor (B, W) with one vector per input"
         )
 
 
 @dataclass(frozen=True)
 class PreprocessCall:
-    """Preprocessing function whose result is a dict of tensors."""
+    """Wrapper of a preprocessing function that always returns a dict of tensors."""
 
     function: PreprocessFunction
 
@@ -109,7 +113,11 @@ class PreprocessCall:
 
 
 def _preprocess(call: PreprocessCall) -> Preprocess:
-    """Return the preprocessing of a tower; training crops are prepared by the same function."""
+    """Check a preprocessing function, and return the tower's preprocessing that calls it.
+
+    Raises:
+        ModelError: the function fails, or returns different shapes for different images.
+    """
     try:
         shapes = {name: value.shape for name, value in call(Image.new("RGB", (97, 64))).items()}
         portrait = {name: value.shape for name, value in call(Image.new("RGB", (64, 97))).items()}
@@ -135,7 +143,16 @@ def _preprocess(call: PreprocessCall) -> Preprocess:
 
 
 def _width(name: str, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """Return the width of the features of a tower, from a forward pass without gradients in evaluation mode."""
+    """Run the trunk of a tower once, and return the width of its features.
+
+    Args:
+        name: name of the tower, for errors.
+        trunk: trunk of the tower.
+        inputs: inputs of a few images or texts.
+
+    Raises:
+        ModelError: the forward pass fails, or does not return one vector per input.
+    """
     learning = trunk.training
     parameter = next(trunk.parameters(), torch.empty(0))
     try:
@@ -145,7 +162,9 @@ def _width(name: str, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> int:
         raise
     except Exception as error:  # the user's module may raise any error
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
-        raise ModelError(f"{name} fails for {shapes} ({one_line(error)}); check preprocess and tokenizer") from None
+        raise ModelError(
+            f"{name} fails for the inputs {shapes} ({one_line(error)}); check preprocess and tokenizer"
+        ) from None
     finally:
         trunk.train(learning)
     rows = len(next(iter(inputs.values())))
@@ -163,7 +182,7 @@ def _names(trunk: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class ModulesBackend:
-    """Backend that writes the weights of all parts to one file; the code of the modules is not saved."""
+    """Backend that saves all weights in one file. The code of the modules is not saved."""
 
     embed_dim: int | None
     library = "clipkit"
@@ -193,7 +212,12 @@ class ModulesBackend:
 
 
 def check_parts(name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Check that all parts of a saved model that was built from modules are given.
+    """Check that the caller gives all parts of a saved model that was built from modules.
+
+    Args:
+        name: the model's name as the user gave it.
+        layout: content of `clipkit.json` of the saved model.
+        parts: modules and functions by name; None for a part that is not given.
 
     Raises:
         ModelError: a part is missing.
@@ -207,15 +231,15 @@ def check_parts(name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) 
 
 
 def load_weights(model: nn.Module, folder: Path, name: str) -> None:
-    """Load the weights that `ModulesBackend.save` wrote into a model.
+    """Load a model's weights from a folder that `ModulesBackend.save` wrote.
 
     Args:
-        model: a model of modules of the same structure.
+        model: model whose modules have the same structure as the saved modules.
         folder: folder with the files.
         name: the model's name as the user gave it.
 
     Raises:
-        ModelError: the weights have other names or shapes.
+        ModelError: the saved weights have other names or shapes than the model's weights.
     """
     from safetensors.torch import load_file
 
@@ -240,7 +264,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
 def _not_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
     """Return the name of a tensor of the model that is missing in `saved`, or None.
 
-    A tensor with several names is not missing if one of them is saved.
+    A tensor with several names is not missing if one of its names is saved.
     """
     state = model.state_dict()
     covered = {(state[name].data_ptr(), tuple(state[name].shape)) for name in saved}

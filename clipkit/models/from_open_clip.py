@@ -38,7 +38,10 @@ _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
 
 class FromOpenClip:
-    """Backend that keeps the open_clip model, whose parameters are shared with the towers, and its configuration."""
+    """Backend of open_clip models, which keeps the open_clip model and its configuration.
+
+    The towers share the parameters of the open_clip model.
+    """
 
     library = "open_clip"
     class_name = None
@@ -49,7 +52,7 @@ class FromOpenClip:
         self.tokenizer = tokenizer
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return all weights under the names of open_clip, including weights that were moved to the towers."""
+        """Return all weights under open_clip's names, including weights that were moved to the towers."""
         tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()
@@ -59,7 +62,7 @@ class FromOpenClip:
         return tensors
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write a folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
+        """Write a folder that `open_clip.create_model_from_pretrained("local-dir:FOLDER")` can load."""
         from open_clip.push_to_hf_hub import save_config_for_hf
 
         save_tensors(self.tensors(model), folder / WEIGHTS)
@@ -68,14 +71,15 @@ class FromOpenClip:
 
 
 def load_open_clip(name: str, only: str | None = None) -> DualEncoder:
-    """Load `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or `open_clip:ARCH?weights=FILE` for evaluation.
+    """Load an open_clip model by its name, in evaluation mode.
 
     Args:
-        name: one of these names.
-        only: tower to load alone, image or text, if the weights permit it.
+        name: `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or `open_clip:ARCH?weights=FILE`.
+        only: `image` or `text` to load only this tower, if the weight file permits it; None: both towers.
 
     Raises:
-        ModelError: the architecture or tag does not exist, the weights do not fit, or they need a different activation.
+        ModelError: the architecture or tag does not exist, the weights do not fit the architecture, or the name
+            requests another activation than the weights need.
     """
     import open_clip
 
@@ -83,16 +87,20 @@ def load_open_clip(name: str, only: str | None = None) -> DualEncoder:
     architecture, slash, tag = rest.partition("/")
     file = option.removeprefix("weights=")
     if (question_mark and (slash or not file or file == option)) or (slash and not tag):
-        raise ModelError(f"{name}: give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
+        raise ModelError(
+            f"{name}: is not a valid name; give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE"
+        )
     config = open_clip.get_model_config(architecture)
     if config is None:
         near = _nearest(architecture, open_clip.list_models())
-        raise ModelError(f"{name}: open_clip has no architecture {architecture}{near}; `clipkit models` lists them")
+        raise ModelError(
+            f"{name}: open_clip has no architecture {architecture}{near}; `clipkit models` lists all architectures"
+        )
     if tag:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if tag not in tags:
             raise ModelError(
-                f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; its weights are: "
+                f"{name}: {architecture} has no pretrained tag {tag}{_nearest(tag, tags)}; available tags: "
                 f"{', '.join(tags) or 'none'}"
             )
         _match_activation(name, architecture, tag, config)
@@ -105,15 +113,15 @@ def load_open_clip(name: str, only: str | None = None) -> DualEncoder:
 
 
 def load_open_clip_folder(folder: Path, name: str, only: str | None = None) -> DualEncoder:
-    """Load a folder with open_clip_config.json, as open_clip and clipkit write it.
+    """Load a folder with open_clip_config.json, which open_clip or clipkit wrote.
 
     Args:
         folder: the folder.
         name: the model's name as the user gave it.
-        only: tower to load alone, image or text.
+        only: `image` or `text` to load only this tower; None: both towers.
 
     Raises:
-        ModelError: a file is missing, invalid or does not fit.
+        ModelError: a file is missing or invalid, or does not fit the model.
     """
     try:
         config = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
@@ -125,7 +133,7 @@ def load_open_clip_folder(folder: Path, name: str, only: str | None = None) -> D
         ) from None
     files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:
-        raise ModelError(f"{folder}: has no weights; it needs {WEIGHTS} or open_clip_pytorch_model.bin")
+        raise ModelError(f"{folder}: has no weights; the folder needs {WEIGHTS} or open_clip_pytorch_model.bin")
     refuse_code(folder / "tokenizer_config.json")
     native = _create(name, f"local-dir:{folder}", None, config, Weights(files[0], name), only)
     tokenizer = None if only == "image" else _tokenizer_of(f"local-dir:{folder}", name, config)
@@ -135,10 +143,11 @@ def load_open_clip_folder(folder: Path, name: str, only: str | None = None) -> D
 def _create(
     name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: Weights | None, only: str | None
 ) -> Any:
-    """Build the open_clip model. Settings that it needs are added to `config`, which is saved with the model later.
+    """Build the open_clip model, and load its weights.
 
-    With `only`, the other tower and CoCa's decoder have one small layer, and its weights are not read. Weights that are
-    random, or under the names of another library, are loaded whole.
+    Settings that the model needs are added to `config`, which is saved with the model later. If only one tower is
+    loaded, the other tower and CoCa's decoder are tiny, and their weights are not read. But both towers are loaded if
+    the weights are random, or have the names of another library.
     """
     import open_clip
 
@@ -154,7 +163,7 @@ def _create(
         options |= {part: small for part, small in _SMALL.items() if part in config and part != _CONFIGS[alone]}
     # open_clip warns about random weights, which are replaced below.
     with (
-        as_model_error(f"{name}: open_clip cannot build the model", "; check its configuration"),
+        as_model_error(f"{name}: open_clip cannot build the model", "; check the configuration of the model"),
         without_root_messages(),
     ):
         if text.get("hf_model_name") and only != "image":
@@ -182,7 +191,9 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
 
     options = config["text_cfg"].get("tokenizer_kwargs", {})
     if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
-        raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove this option")
+        raise ModelError(
+            f"{name}: the tokenizer option {unknown[0]} is not supported; remove {unknown[0]} from tokenizer_kwargs"
+        )
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     with (
         as_model_error(f"{name}: its tokenizer cannot be loaded", "; add the files of the tokenizer"),
@@ -192,13 +203,17 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
 
 
 def _match_activation(name: str, architecture: str, tag: str, config: dict[str, Any]) -> None:
-    """Use the activation with which the weights were trained; raise an error if the name requests another one."""
+    """Set `config` to the activation that the weights were trained with.
+
+    Raises:
+        ModelError: the name of the architecture requests another activation.
+    """
     import open_clip
 
     trained_with_quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
     if trained_with_quick and not config.get("quick_gelu", False):
         config["quick_gelu"] = True
-        log.info("%s: uses QuickGELU, which these weights were trained with, although its name does not say so", name)
+        log.info("%s: uses QuickGELU, because the weights were trained with QuickGELU", name)
     plain = architecture.removesuffix("-quickgelu")
     quick_by_name = plain != architecture and plain in open_clip.list_models()
     if config.get("quick_gelu", False) and not trained_with_quick and quick_by_name:

@@ -27,7 +27,10 @@ from clipkit.run_files import read_object
 
 
 class FromTransformers:
-    """Backend that keeps the transformers objects, whose parameters are shared with the towers."""
+    """Backend of transformers models, which keeps the transformers model, processor and tokenizer.
+
+    The towers share the parameters of the transformers model.
+    """
 
     library = "transformers"
 
@@ -41,7 +44,7 @@ class FromTransformers:
         return type(self.native).__name__
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return all weights under the names of transformers, after copying the model's scale and bias into them."""
+        """Return all weights under the names of transformers, with the current logit scale and bias of the model."""
         with torch.no_grad():
             if hasattr(self.native, "temperature"):  # ALIGN stores 1 / scale
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
@@ -53,7 +56,7 @@ class FromTransformers:
         return tensors
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write the files that `from_pretrained` of the model class and `AutoProcessor` load."""
+        """Write a folder that `AutoProcessor` and the `from_pretrained` method of the model class can load."""
         self.tensors(model)  # copies scale and bias
         with without_weight_bars():
             self.native.save_pretrained(folder)
@@ -66,13 +69,14 @@ _PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model",
 
 
 def load_transformers(folder: Path, name: str, model_type: str, only: str | None = None) -> DualEncoder:
-    """Load the model saved in `folder`, in float32 and evaluation mode.
+    """Load a transformers dual encoder from a folder, in float32 and evaluation mode.
 
     Args:
         folder: folder with config.json, weights, preprocessing and tokenizer.
         name: the model's name as the user gave it.
-        model_type: `model_type` in config.json.
-        only: tower to load alone, image or text; the weights of the other one are not read.
+        model_type: `model_type` in config.json, e.g. `clip`.
+        only: `image` or `text` to load only this tower, without reading the encoder weights of the other tower;
+            None: both towers.
 
     Raises:
         ModelError: the model type is not in `FAMILIES`, or a file is missing or invalid.
@@ -82,7 +86,10 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
     family = FAMILIES.get(model_type)
     if family is None:
         supported = ", ".join(sorted(row.class_name for row in FAMILIES.values()))
-        raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
+        raise ModelError(
+            f"{name}: transformers models of type {model_type} are not supported; use a model of one of the classes "
+            f"{supported}"
+        )
     check_config(folder, name)
     names = check_weights(folder)
     native = _native(getattr(transformers, family.class_name), folder, name, names, only)
@@ -103,7 +110,10 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
 
 
 def _without(model_class: Any, encoder: str) -> Any:
-    """Return a class whose models lack an encoder, so that `from_pretrained` does not read its weights."""
+    """Return a subclass of a model class that lacks one encoder.
+
+    `from_pretrained` of the subclass does not read the weights of this encoder.
+    """
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)  # on the meta device: no memory is allocated
@@ -117,7 +127,7 @@ def _without(model_class: Any, encoder: str) -> Any:
 
 def _image_tower(native: Any, family: Family, processor: Any, name: str) -> ImageTower:
     size = getattr(native.vision_model.config, "image_size", None)
-    with as_model_error(f"{name}: its image preprocessing is not valid", "; correct its preprocessor_config.json"):
+    with as_model_error(f"{name}: its image preprocessing is not valid", "; correct preprocessor_config.json"):
         preprocess = _preprocess(processor, size, name)
     return ImageTower(
         family.image(native.vision_model),
@@ -191,14 +201,18 @@ def _logit_scale(native: Any) -> nn.Parameter:
 
 
 def _scalar(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """Return the parameter, or a scalar with its value if it is a vector with one element."""
+    """Return a parameter as a scalar; a vector with one element is reshaped."""
     return nn.Parameter(parameter.detach().reshape(())) if parameter is not None and parameter.ndim else parameter
 
 
 def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
-    """Return the parameter names of an encoder by block, relative to its trunk, without SigLIP's pooling head.
+    """Return the parameter names of an encoder, one list per block, with the prefix `native.` of its trunk.
 
-    With `with_pooler`, the last block also contains the parameters of `pooler`.
+    Parameters of SigLIP's pooling head are left out.
+
+    Args:
+        native: the encoder.
+        with_pooler: True adds the parameters of `pooler` to the last block.
     """
     head = set(_pooling_head(native))
     blocks = prefixed(transformers_blocks(native))
@@ -208,9 +222,9 @@ def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
 
 
 def _pooling_head(native: nn.Module) -> list[str]:
-    """Return the names of the parameters of SigLIP's attention pooling and text projection.
+    """Return the parameter names of SigLIP's attention pooling or text projection, with the prefix `native.`.
 
-    In transformers, these parameters are inside the encoders.
+    In transformers, these parameters are inside the encoders, under the name `head`.
     """
     return [f"native.{name}" for name, _ in native.named_parameters() if name.startswith("head.")]
 
@@ -267,6 +281,6 @@ class _ProcessorCall:
         return {name: torch.as_tensor(value[0]) for name, value in inputs.items()}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the uint8 pixels before the processor scales and normalizes them."""
+        """Return the resized and cropped image as uint8 pixels, before scaling and normalization."""
         array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         return np.ascontiguousarray(np.moveaxis(np.asarray(array), 0, -1))

@@ -1,4 +1,4 @@
-"""Batch normalizations combined with the convolutions before them, for encoding on a CPU."""
+"""Merging of batch normalizations into the convolutions before them, for encoding on a CPU."""
 
 import copy
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ _TOLERANCE = 1e-4
 
 
 def with_fused_norms(tower: ImageTower) -> ImageTower:
-    """Return a tower that computes the same features with fewer operations, or the tower itself if that is impossible.
+    """Return a faster tower with the same features, or the given tower if that is impossible.
 
-    In evaluation mode, batch normalization is an affine map of each channel, so a convolution before it can include it:
-    for an EfficientNet-Lite0, this saves a fifth of the time. A module may run its layers in another order than it
-    registers them, so the features of both towers are compared on one image.
+    In evaluation mode, a batch normalization is an affine map of each channel. The convolution before it can include
+    this map. For an EfficientNet-Lite0, this saves a fifth of the time. The features of both towers are compared on one
+    image, because a module may run its layers in another order than it registers them.
 
     Args:
-        tower: tower in evaluation mode, with float32 weights on the CPU. It is not changed; the parameters that stay
-            the same are shared.
+        tower: tower in evaluation mode, with float32 weights on the CPU. It is not changed. The new tower shares all
+            parameters that stay the same.
     """
     if not any(True for _ in _pairs(tower.trunk)):
         return tower

@@ -29,12 +29,12 @@ OPEN_CLIP_WEIGHTS = (
 
 
 def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
-    """Return the folder `name`, or a local copy of the Hub repository `org/name[@revision]`.
+    """Return a local model folder. A Hub repository is downloaded first.
 
     Args:
         name: a folder, or a repository as `org/name` or `org/name@revision`.
-        model_types: transformers model types whose weights are downloaded; for other types, only small files are
-            downloaded. None: all types; empty: no weights.
+        model_types: transformers model types whose weights are needed. For repositories of other types, only small
+            files are downloaded. None: all types. Empty: no weights.
 
     Raises:
         ModelError: neither the folder nor the repository exists, or the repository is not accessible.
@@ -57,7 +57,9 @@ def _folder(name: str) -> Path | None:
 
 
 def check_repository(name: str) -> None:
-    """Check that a model's name is a folder, a repository in the Hub cache, or one on the Hub; needs no torch.
+    """Check that a model's name is a local folder or a Hub repository, without importing torch.
+
+    A repository in the Hub cache is accepted without asking the Hub.
 
     Raises:
         ModelError: as for `local_folder`.
@@ -74,7 +76,7 @@ def check_repository(name: str) -> None:
 
 
 def http_errors() -> tuple[type[BaseException], ...]:
-    """Return the error types of the Hub's client and of its HTTP library (httpx or httpx2, by version)."""
+    """Return the exception types of failed requests to the Hub, which depend on its HTTP library (httpx or httpx2)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__
@@ -95,10 +97,10 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         except http_errors():  # older clients do not resume an interrupted transfer themselves
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except errors.HFValidationError:
-        raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
+        raise ModelError(f"{name}: is neither a folder nor a valid Hub repository name; write org/name") from None
     except errors.GatedRepoError:
         raise ModelError(
-            f"{name}: is a gated repository; accept its terms on its page on the Hub, and log in with `hf auth login`"
+            f"{name}: is a gated repository; accept the terms on its Hub page, and log in with `hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError as error:
         # Without a valid token, the Hub answers the same for private and missing repositories.
@@ -127,7 +129,14 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
 
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
-    """Return patterns of the files to download."""
+    """Return the file name patterns of the files to download.
+
+    Args:
+        repository: `org/name`.
+        sha: commit of the repository.
+        files: names of all files of the repository.
+        model_types: as for `local_folder`.
+    """
     if model_types is not None and not model_types:
         return list(_SMALL_FILES)
     if "clipkit.json" in files:
@@ -149,7 +158,10 @@ def _model_type(repository: str, sha: str | None) -> str | None:
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """Return the cached copy of a repository; missing weights are reported later, when they are opened."""
+    """Return the cached copy of a Hub repository.
+
+    Missing weights are not detected here, but when the weights are opened.
+    """
     from huggingface_hub import snapshot_download
 
     return Path(

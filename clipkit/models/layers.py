@@ -1,4 +1,7 @@
-"""Trunks whose output concatenates several layers of a tower, or consists of coordinates computed from them."""
+"""Trunks that concatenate the outputs of several layers.
+
+A fixed affine map (`Coordinates`) can then reduce the concatenated outputs to fewer numbers, called coordinates.
+"""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -19,7 +22,7 @@ _MOST_COLUMNS = 12288
 
 
 class Coordinates(nn.Module):
-    """A fixed affine map of wide features: (x − mean) · matrix.
+    """Fixed affine map from wide features to coordinates, (x − mean) · matrix.
 
     Args:
         width: dimension W of the features.
@@ -41,9 +44,10 @@ class Coordinates(nn.Module):
 
 
 class Layered(nn.Module):
-    """Base of trunks whose output concatenates the layers `layers`, which have the dimensions `widths`.
+    """Base class of trunks that concatenate the outputs of several layers.
 
-    With `coordinates`, an affine map (`Coordinates`), the output is this map of the concatenated layers.
+    `layers` are the names of the layers, and `widths` are the dimensions of their outputs. If `coordinates` is set, the
+    trunk applies this affine map to the concatenated outputs.
     """
 
     layers: tuple[str, ...]
@@ -55,12 +59,12 @@ class Layered(nn.Module):
         self.coordinates: Coordinates | None = None
 
     def choose(self, layers: Sequence[str]) -> None:
-        """Compute only some of the layers from now on."""
+        """Compute only the given layers from now on."""
         widths = dict(zip(self.layers, self.widths, strict=True))
         self.layers, self.widths = tuple(layers), tuple(widths[name] for name in layers)
 
     def _leave_out_wide(self) -> None:
-        """Leave out each layer, except the first one, with which the total width would exceed `_MOST_COLUMNS`."""
+        """Drop layers with which the total width would exceed `_MOST_COLUMNS`. The first layer is always kept."""
         kept, total = [self.layers[0]], self.widths[0]
         for name, width in zip(self.layers[1:], self.widths[1:], strict=True):
             if total + width <= _MOST_COLUMNS:
@@ -83,12 +87,12 @@ class Layered(nn.Module):
 
 
 class LayeredImage(Layered):
-    """timm model whose output concatenates several layers (see `clipkit.recipe.layers`).
+    """timm model that concatenates the outputs of several layers (see `clipkit.recipe.layers`).
 
-    Layer `mean:N` is the mean over the output of stage or block N, as timm's `forward_intermediates` counts them.
+    Layer `mean:N` is the mean over the positions in the output of stage or block N, counted from 1.
 
     Args:
-        native: the timm model, with its classifier if it has one.
+        native: the timm model, including its classifier if it has one.
         layers: names of the layers; None: all layers from which `layers: auto` chooses.
         size: side of the images in pixels.
 
@@ -111,7 +115,7 @@ class LayeredImage(Layered):
             layers += ["probabilities"] if native.num_classes > 0 else []
             layers += [f"mean:{number}" for number in _spaced(1, len(maps) - has_tokens)]
         else:
-            no_map = None if has_map else "the tower does not have a single last map"
+            no_map = None if has_map else "the tower has no single final feature map"
             no_token = None if prefix else "the tower has no class token"
             returns_tokens = "return_prefix_tokens" in self._options
             no_earlier_token = None if returns_tokens else "the tower does not return the class tokens of its blocks"
@@ -124,7 +128,12 @@ class LayeredImage(Layered):
             self._leave_out_wide()
 
     def _outputs(self, pixels: Tensor, indices: list[int] | None = None) -> tuple[Any, Sequence[Any]]:
-        """Return the output before the head and the outputs of the stages or blocks `indices` (0: first; None: all)."""
+        """Return the output before the head, and the outputs of stages or blocks.
+
+        Args:
+            pixels: the images.
+            indices: numbers of the stages or blocks, counted from 0; None: all.
+        """
         if not hasattr(self.native, "forward_intermediates"):
             return self.native.forward_features(pixels), []
         last, maps = self.native.forward_intermediates(pixels, indices=indices, **self._options)
@@ -164,15 +173,15 @@ class LayeredImage(Layered):
 
 
 class LayeredText(Layered):
-    """Transformers text encoder whose output concatenates several layers (see `clipkit.recipe.layers`).
+    """Transformers text encoder that concatenates the outputs of several layers (see `clipkit.recipe.layers`).
 
-    Layer `mean:N` is the mean over the tokens of hidden state N. Hidden state 0 is the output of the embeddings, each
-    later one the output of the block with its number.
+    Layer `mean:N` is the mean of hidden state N over the tokens. Hidden state 0 is the output of the embeddings. Hidden
+    state N is the output of block N, counted from 1.
 
     Args:
         native: the encoder.
-        pooling: pooling of layer `output`: mean, last or cls.
-        layers: names of the layers; None: all layers that the recipe key `layers: auto` can choose.
+        pooling: pooling of the layer `output`: mean, last or cls.
+        layers: names of the layers; None: all layers from which `layers: auto` chooses.
 
     Raises:
         ModelError: the encoder does not have all chosen layers.
@@ -216,7 +225,7 @@ class LayeredText(Layered):
 
 
 def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[Tensor, "W K"]) -> None:
-    """Make a trunk return (x − mean) · matrix instead of x, its concatenated outputs (B, W), computed in float32."""
+    """Make a trunk map its concatenated outputs x (B, W) to (x − mean) · matrix."""
     assert isinstance(trunk, Layered)
     device = next(trunk.parameters()).device
     trunk.coordinates = Coordinates(*matrix.shape).to(device)
@@ -225,7 +234,10 @@ def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[T
 
 
 def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
-    """Return the layers that a recipe lists; None for `auto`, so that a trunk returns all layers to choose from."""
+    """Return the layers that a recipe lists, or None if it lists none or says `auto`.
+
+    For None, a trunk computes all layers from which `auto` chooses.
+    """
     return None if isinstance(layers, str) else layers
 
 
@@ -235,21 +247,27 @@ def has_classifier(layers: str | Sequence[str] | None) -> bool:
 
 
 def columns(layers: Sequence[str], widths: Sequence[int], chosen: Sequence[str]) -> Tensor:
-    """Return the indices of the columns of the chosen layers in the concatenated output of all layers."""
+    """Return the column indices of the chosen layers in the concatenated outputs of all layers.
+
+    Args:
+        layers: names of all layers.
+        widths: dimensions of all layers.
+        chosen: names of the chosen layers.
+    """
     parts = dict(zip(layers, torch.arange(sum(widths)).split(list(widths)), strict=True))
     return torch.cat([parts[name] for name in chosen])
 
 
 def _spaced(first: int, last: int) -> list[int]:
-    """Return at most `_MOST_LAYERS` − 1 evenly spaced numbers from last to first, both included."""
+    """Return at most `_MOST_LAYERS` − 1 evenly spaced integers from `last` down to `first`, both included."""
     count = min(_MOST_LAYERS - 1, last - first + 1)
     return [round(last - step * (last - first) / max(1, count - 1)) for step in range(count)]
 
 
 def _options_of(native: Any) -> dict[str, bool]:
-    """Return options with which `forward_intermediates` returns class tokens and runs all blocks of Hiera.
+    """Return the options of `forward_intermediates` that the model accepts.
 
-    Options that the model does not have are left out.
+    The options return class tokens, and run all blocks of Hiera.
     """
     if not hasattr(native, "forward_intermediates"):
         return {}
@@ -267,20 +285,24 @@ def _check(
     missing: Mapping[str, str | None],
     missing_earlier: Mapping[str, str | None],
 ) -> None:
-    """Check that a tower has these layers.
+    """Check that a tower has the given layers.
 
     Args:
-        layers: the names.
+        layers: names of the layers.
         tower: image or text.
-        numbers: lowest and highest number of an earlier layer.
-        missing, missing_earlier: reasons why poolings do not exist for the last layer and for earlier layers.
+        numbers: lowest and highest possible N in a name such as `mean:N`.
+        missing: for a pooling without a number, such as `mean`: the reason why it is impossible, or None.
+        missing_earlier: for a pooling with a number, such as `mean:N`: the reason why it is impossible, or None.
+
+    Raises:
+        ModelError: the tower does not have one of the layers.
     """
     low, high = numbers
     for name in layers:
         pooling, number = parse_layer(name)
         reason = (missing if number is None else missing_earlier).get(pooling)
         if number is not None and not low <= number <= high:
-            available = f"has the layers {low} to {high}" if low <= high else "does not return earlier layers"
+            available = f"has only the layers {low} to {high}" if low <= high else "does not return earlier layers"
             reason = f"the tower {available}"
         if reason is not None:
             raise ModelError(f"model.{tower}.layers: {name} does not exist, because {reason}; remove {name}")

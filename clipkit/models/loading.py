@@ -1,4 +1,4 @@
-"""Function `load`: load a DualEncoder from its name."""
+"""The function `load`, which loads a dual encoder by its name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,19 +47,24 @@ def load(
     """Load a dual encoder in evaluation mode.
 
     Args:
-        name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
-            `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a folder
-            with adapters in PEFT's layout; a clipkit run.
-        device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
-        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights. Then a CUDA GPU encodes
-            with bfloat16 autocast (several times as fast), and other devices in float32. Features are always float32.
-        only: image or text: load this tower alone, which is faster and needs less memory. Its features are the same;
-            the model encodes only images or texts, and cannot be saved.
-        image_tower, text_tower, preprocess, tokenizer: only for a model that `DualEncoder.from_modules` built, and
-            required for it: its folder has the weights, but not these parts.
+        name: one of these names:
+
+            - a Hub repository: `org/name` or `org/name@revision`
+            - an open_clip model: `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or
+              `open_clip:ARCH?weights=FILE`
+            - a folder in the layout of transformers, open_clip or clipkit
+            - a folder with adapters in PEFT's layout
+            - the folder of a clipkit run
+        device: device of the model. Default: the GPU (CUDA, MPS, …) if there is one, otherwise the CPU.
+        dtype: type of the weights, as a torch type, `fp32`, `bf16` or `fp16`. `auto`: float32 weights, with bfloat16
+            autocast when a CUDA GPU encodes, which is several times as fast. Features are always float32.
+        only: `image` or `text` loads only this tower, which is faster and needs less memory. The features are the same.
+            But the model encodes only images or only texts, and cannot be saved.
+        image_tower, text_tower, preprocess, tokenizer: parts of a model that `DualEncoder.from_modules` built. Such a
+            model requires them, because its folder contains only the weights. Other models do not accept them.
 
     Raises:
-        ModelError: the model is missing, invalid or unsupported, the device is unavailable or the type is unknown.
+        ModelError: the model is missing, invalid or unsupported, the device is unavailable, or the type is unknown.
 
     Example:
         >>> model = load("openai/clip-vit-base-patch32")   # doctest: +SKIP
@@ -112,9 +117,9 @@ def _open(
 
     Args:
         name: as for `load`.
-        parts: modules and functions of a model that `DualEncoder.from_modules` built, by argument of `load`.
-        only: tower that is needed; the weights of the other one are not read if the layout permits it.
-        above: folders with adapters whose base is this model.
+        parts: the arguments of `load` that `DualEncoder.from_modules` needs, by name.
+        only: the only tower that is needed. If the layout permits it, the weights of the other tower are not read.
+        above: names of the adapter folders that load this model as their base model. They must not include `name`.
     """
     folder = None if name.startswith("open_clip:") else _folder(name)
     if folder is not None:
@@ -139,8 +144,8 @@ def _open(
     if is_adapter_folder(folder) and not has_weights(folder):
         if name in above:
             raise ModelError(
-                f"{name}: adapter_config.json gives the folder of the adapters as their base model; correct "
-                "adapter_config.json"
+                f"{name}: adapter_config.json gives the folder of the adapters as the base model; set "
+                "base_model_name_or_path to the model that the adapters were trained on"
             )
         # The whole base model is read: the hash that the adapters record covers both towers.
         return load_adapters(folder, name, lambda base: _open(base, {}, above=(*above, name))[0], compose), None
@@ -148,7 +153,7 @@ def _open(
 
 
 def _folder(name: str) -> Path:
-    """Return the folder of a model, of a run or of a repository."""
+    """Return the folder that contains the model, for the name of a folder, a run or a Hub repository."""
     folder = local_folder(name, FAMILIES)
     run = RunFiles(folder)
     if run.is_run:
@@ -167,7 +172,7 @@ def _open_folder(folder: Path, name: str, only: Side | None) -> DualEncoder:
         return load_open_clip_folder(folder, name, only)
     if model_type is None:
         raise ModelError(
-            f"{name}: contains no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
-            "config.json (transformers)"
+            f"{name}: contains no supported model; the folder needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) "
+            "or config.json (transformers)"
         )
     return load_transformers(folder, name, str(model_type), only)

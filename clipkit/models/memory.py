@@ -15,10 +15,10 @@ from clipkit.models.towers import ImageTower, TextTower
 
 
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Return the size in bytes of the activations kept for the backward pass.
+    """Return the size in bytes of the activations that a forward pass keeps for the backward pass.
 
-    The size includes the inputs, but neither the parameters nor what adapters compute from them, which does not depend
-    on the number of rows. Parameters that FSDP2 gathered are freed after the forward pass.
+    The size includes the inputs. It does not include parameters, or the weights that adapters compute, because their
+    size does not depend on the batch.
     """
     own = [parameter for parameter in tower.parameters() if not is_shard(parameter)]
     parameters = {parameter.untyped_storage().data_ptr() for parameter in own}
@@ -35,14 +35,15 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
     with _computed_by_adapters(tower) as is_of_adapter, hooks:
         tower(inputs)
+    # FSDP2 frees the parameters that it gathered after the forward pass, so their storages have 0 bytes here.
     return sum(storage.nbytes() for storage in kept.values()) + sum(value.nbytes for value in inputs.values())
 
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that gives a function, which tells whether a given tensor was computed by adapters.
+    """Context that yields a function, which returns whether adapters computed a given tensor.
 
-    The result is True for the weights that adapters return, and for all tensors that exist only while adapters compute.
+    The result is True for the weights that adapters return, and for all tensors that are saved while an adapter runs.
     """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory
@@ -69,7 +70,7 @@ def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]
 def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Return the size in bytes of the inputs and outputs of the largest layer.
 
-    Inference needs about this much in addition to the parameters.
+    Inference needs about this much memory in addition to the parameters.
     """
     widest = 0
 

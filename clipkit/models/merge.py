@@ -11,21 +11,21 @@ from clipkit.models.dual_encoder import DualEncoder
 
 
 def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None) -> DualEncoder:
-    """Return the weighted mean of models with the same architecture, in the layout of the last model.
+    """Average the weights of models with the same architecture.
 
-    Two models with the weights (1 - alpha, alpha): Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
-    equation 1. Several models with equal weights: uniform soup, Wortsman et al. 2022, "Model soups". The scale is
-    averaged as a logarithm.
+    For two models with the weights (1 - alpha, alpha), this is equation 1 of Wortsman et al. 2022, "Robust fine-tuning
+    of zero-shot models". With equal weights, it is the uniform soup of Wortsman et al. 2022, "Model soups". The
+    logarithms of the logit scales are averaged.
 
     Args:
-        models: at least two; the last one is overwritten.
-        weights: one per model, with the sum 1; default: equal weights.
+        models: at least two models. The last model is overwritten.
+        weights: one weight per model, with the sum 1. Default: equal weights.
 
     Returns:
-        The last model with averaged weights. Its integer buffers stay unchanged.
+        The last model, with averaged weights. Its integer buffers stay unchanged.
 
     Raises:
-        ModelError: the architectures differ (the message names the first tensor), or the weights are invalid.
+        ModelError: the architectures differ, or the weights are invalid.
 
     Example:
         >>> merge([load("org/clip"), load("runs/tuned")], [0.5, 0.5]).save("merged")   # doctest: +SKIP
@@ -34,7 +34,7 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
     if len(models) < 2 or len(weights) != len(models) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ModelError(
             f"merge got {len(models)} model(s) and the weights {weights}; give two or more models, and "
-            "one weight per model, with sum 1"
+            "one weight per model with the sum 1"
         )
     last = models[-1]
     states = [weights_of(model) for model in models]
@@ -48,7 +48,14 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Return the weighted mean of tensors, computed in float32; integer tensors are copied from the last model."""
+    """Return the weighted mean of each tensor, computed in float32.
+
+    Integer tensors are copied from the last model.
+
+    Args:
+        states: state dict of each model.
+        weights: weight of each model.
+    """
     mean = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():
@@ -64,15 +71,21 @@ def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -
 
 
 def weights_of(model: DualEncoder) -> dict[str, Tensor]:
-    """Return the state dict without the projection heads for views."""
+    """Return the state dict of a model, without the projection heads for views."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("view_heads.")}
 
 
 def check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: Mapping[str, Tensor]) -> None:
     """Check that two state dicts have the same tensors with the same shapes.
 
+    Args:
+        name: name of the first model, for errors.
+        state: state dict of the first model.
+        other: name of the second model, for errors.
+        other_state: state dict of the second model.
+
     Raises:
-        ModelError: a tensor is missing or has another shape; the message names the first one.
+        ModelError: a tensor is missing or has another shape. The message names the first such tensor.
     """
 
     def shape(of: Mapping[str, Tensor], tensor: str) -> str:
@@ -82,5 +95,6 @@ def check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: 
         if shape(state, tensor) != shape(other_state, tensor):
             raise ModelError(
                 f"{other} and {name} have different architectures: the tensor {tensor} {shape(other_state, tensor)} "
-                f"the first and {shape(state, tensor)} the second; convert both to one library with `clipkit export`"
+                f"{other} and {shape(state, tensor)} {name}; use models of one architecture, or convert both to the "
+                "layout of one library with `clipkit export`"
             )

@@ -1,4 +1,4 @@
-"""A single tower of a dual encoder, without the other one: it loads faster and needs less memory."""
+"""Models of which only one tower is loaded, which is faster and needs less memory."""
 
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -10,7 +10,7 @@ from clipkit.recipe import Side
 
 
 class OneTower:
-    """Backend of a model of which one tower was loaded; such a model encodes, but is not saved.
+    """Backend of a model of which only one tower was loaded. Such a model can encode, but cannot be saved.
 
     Args:
         whole: backend of the whole model.
@@ -23,15 +23,15 @@ class OneTower:
         self.side = side
 
     def save(self, model: DualEncoder, folder: Path) -> NoReturn:
-        """Raise ModelError: the folder would lack a tower."""
+        """Raise ModelError, because the folder would lack a tower."""
         self.refuse(model.name)
 
     def refuse(self, name: str) -> NoReturn:
-        raise ModelError(f"{name}: only its {self.side} tower was loaded; load it without only={self.side!r}")
+        raise ModelError(f"{name}: only its {self.side} tower was loaded; load the model without only={self.side!r}")
 
 
 def check_whole(model: DualEncoder) -> None:
-    """Check that no tower of a model was left out, so that it can be trained, saved and exported.
+    """Check that a model was loaded with all its towers, as training, saving and export require.
 
     Raises:
         ModelError: only one tower was loaded.
@@ -41,20 +41,22 @@ def check_whole(model: DualEncoder) -> None:
 
 
 def check_side(only: Any) -> None:
-    """Check the name of a tower.
+    """Check that the name of a tower is `image`, `text` or None.
 
     Raises:
-        ModelError: it is neither image nor text.
+        ModelError: the name is something else.
     """
     if only is not None and only not in get_args(Side):
-        raise ModelError(f"only is {only!r}; give image or text, or leave out only to load both towers")
+        raise ModelError(
+            f"only={only!r} is not a tower; use only='image' or only='text', or omit it to load both towers"
+        )
 
 
 def keep_only(model: DualEncoder, side: Side) -> DualEncoder:
-    """Remove the other tower from a model, and whatever else keeps its weights in memory.
+    """Keep only one tower of a model, to free the memory of the other tower.
 
     Args:
-        model: the model; it is changed in place.
+        model: the model, which is changed in place.
         side: tower to keep.
 
     Raises:

@@ -15,7 +15,13 @@ from clipkit.models.trunks import CausalText, Native
 
 
 def image_tower(visual: Any, name: str) -> ImageTower:
-    """Build the image tower of an open_clip model; a separate projection is moved to the tower's head.
+    """Build the image tower of an open_clip model.
+
+    If the projection is a separate parameter of `visual`, it is moved to the tower's head.
+
+    Args:
+        visual: `visual` of the open_clip model.
+        name: the model's name, for errors.
 
     Raises:
         ModelError: the tower's input is not square.
@@ -44,9 +50,7 @@ def _preprocess(visual: Any, name: str) -> Preprocess:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     given = visual.preprocess_cfg
-    with as_model_error(
-        f"{name}: its image preprocessing is not valid", f"; correct preprocess_cfg, which has {given}"
-    ):
+    with as_model_error(f"{name}: its image preprocessing is not valid", f"; correct preprocess_cfg, which is {given}"):
         config = PreprocessCfg(**given)
         transform = TransformCall(image_transform_v2(config, is_train=False))
         height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
@@ -75,9 +79,9 @@ def text_tower(native: Any, tokenizer: Any, source: str | None) -> tuple[OpenCli
     """Return the tokenizer and the text tower of an open_clip model.
 
     Args:
-        native: open_clip's model.
-        tokenizer: open_clip's tokenizer.
-        source: name of the tokenizer in a recipe.
+        native: the open_clip model.
+        tokenizer: the tokenizer from open_clip.
+        source: name by which a recipe can load the tokenizer, or None.
     """
     text = getattr(native, "text", native)
     context_length = int(getattr(tokenizer, "context_length", None) or text.context_length)

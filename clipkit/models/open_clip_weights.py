@@ -1,4 +1,4 @@
-"""Weight files for open_clip models; they are checked before the model is built."""
+"""Weight files of open_clip models, which are checked before the model is built."""
 
 import re
 import tempfile
@@ -22,17 +22,19 @@ _SCALARS = ("logit_scale", "logit_bias")
 
 
 class Weights:
-    """Weights in a file of open_clip or of its trainer.
+    """Weights in a file that open_clip or its trainer wrote.
 
     Raises:
-        ModelError: the file is missing or incomplete, or does not hold weights.
+        ModelError: the file is missing or incomplete, or does not contain weights.
     """
 
     def __init__(self, file: Path, name: str) -> None:
         self.file = file
         self.name = name
         if not file.is_file():
-            raise ModelError(f"{name}: file {file} not found; paths are relative to the working directory")
+            raise ModelError(
+                f"{name}: file {file} not found; check the path, which is relative to the working directory"
+            )
         shapes = self._read()
         check_merged(shapes, file)
         self.is_wrapped = any(unwrapped(key) != key.removeprefix("module.") for key in shapes)
@@ -40,11 +42,14 @@ class Weights:
         self._names = {unwrapped(key): key for key in shapes}
 
     def has_tower(self, side: str) -> bool:
-        """Return whether the weights of a tower have open_clip's names, not those of another library."""
+        """Return whether the file contains weights of this tower under open_clip's names."""
         return bool(self._of_tower(side))
 
     def _of_tower(self, side: str) -> dict[str, str]:
-        """Return the names of a tower's weights in the file, by their names in open_clip's model with a text module."""
+        """Return a dict from the names of one tower's weights in open_clip's model to their names in the file.
+
+        In the model, the text tower is a separate module. In the file, it may be part of the top-level module.
+        """
         prefix = _PREFIXES[side]
         names = {name: name for name in self.shapes if name.startswith(prefix)}
         if side == "text" and not names:  # a class without a text module
@@ -73,9 +78,9 @@ class Weights:
             # open_clip would silently interpolate positions to another size.
             if key.endswith("positional_embedding") and saved is not None and saved != tuple(value.shape):
                 raise ModelError(
-                    f"{self.file}: the weights do not match {self.name} ({key} is {saved} in the file, "
-                    f"{tuple(value.shape)} in the "
-                    "model: another image size or context length); use the architecture that the weights belong to"
+                    f"{self.file}: the weights do not match {self.name} ({key} has shape {saved} in the "
+                    f"file, but {tuple(value.shape)} in the model, so the image size or context length differs); use "
+                    "the architecture that the weights belong to"
                 )
         with (
             as_model_error(
@@ -89,10 +94,12 @@ class Weights:
         self._check(list(native.state_dict()), result.missing_keys, result.unexpected_keys)
 
     def load_tower(self, native: Any, side: str) -> None:
-        """Copy the weights of one tower, the scale and the bias into open_clip's model; read no others if possible.
+        """Copy the weights of one tower, the logit scale and the logit bias into open_clip's model.
+
+        From a safetensors file, only these weights are read.
 
         Args:
-            native: model with a text module.
+            native: open_clip model whose text tower is a separate module.
             side: image or text.
         """
         names = self._of_tower(side) | {name: name for name in _SCALARS if name in self.shapes}
@@ -110,7 +117,10 @@ class Weights:
 
     @contextmanager
     def _unwrapped(self) -> Iterator[Path]:
-        """Context that gives a file whose tensor names contain no wrapper prefixes: this file, or a temporary copy."""
+        """Context that yields a file whose tensor names contain no wrapper prefixes.
+
+        The file is the given file, or a temporary copy with other names.
+        """
         if not self.is_wrapped:
             yield self.file
             return
@@ -120,7 +130,10 @@ class Weights:
             yield file
 
     def _tensors(self, names: Collection[str] | None = None) -> Mapping[str, Tensor]:
-        """Return the tensors with these names, or all; of safetensors, the others are not read."""
+        """Return the tensors with the given names, or all tensors.
+
+        From a safetensors file, only these tensors are read.
+        """
         if self.file.suffix == ".safetensors":
             with safe_open(self.file, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
@@ -128,14 +141,23 @@ class Weights:
         return {key: value for key, value in content.get("state_dict", content).items() if isinstance(value, Tensor)}
 
     def _check(self, expected: list[str], missing: list[str], unexpected: list[str]) -> None:
-        """Raise an error if a file lacks weights or is from a deeper model; log the names of unused tensors."""
+        """Check that the file has all weights of the model. Log unused tensors.
+
+        Args:
+            expected: names of the model's weights.
+            missing: names of the model's weights that the file lacks.
+            unexpected: names in the file that the model lacks.
+
+        Raises:
+            ModelError: weights are missing, have a prefix in the file, or belong to a deeper model.
+        """
         layers = {re.sub(r"\d+", "*", name) for name in expected}
         deeper = [name for name in unexpected if re.sub(r"\d+", "*", name) in layers]
         prefix = unknown_prefix(missing, unexpected)
         if prefix is not None:
             raise ModelError(
                 f"{self.file}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save "
-                "the state_dict of the model itself, not of an object that contains it"
+                "the state_dict of the model itself, not of an object that contains the model"
             )
         if missing or deeper:
             reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of the model"
@@ -147,7 +169,16 @@ class Weights:
 
 
 def weights_of_tag(architecture: str, tag: str, side: str, name: str) -> Weights | None:
-    """Return the file of pretrained weights, from the Hub or its cache; None if one tower cannot be loaded from it."""
+    """Return the pretrained weights of a tag, from the Hub or its cache.
+
+    The result is None if one tower cannot be loaded alone from these weights.
+
+    Args:
+        architecture: name of the architecture in open_clip.
+        tag: name of the weights in open_clip.
+        side: tower to load, image or text.
+        name: the model's name as the user gave it.
+    """
     import open_clip
 
     try:

@@ -41,9 +41,9 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Evaluation preprocessing of a tower, and the settings with which training preprocesses random crops.
+    """Image preprocessing of a tower, for evaluation and for random crops in training.
 
-    The tower's own library does the evaluation preprocessing (`evaluate`), so that the inputs equal the library's.
+    `evaluate` runs the code of the model's library, so that the inputs equal those of the library.
     """
 
     evaluate: Callable[[Image.Image], Inputs]
@@ -62,14 +62,14 @@ class Preprocess:
     """
 
     def __call__(self, image: Image.Image) -> Inputs:
-        """Resize, crop, scale to [0, 1] and normalize."""
+        """Return the inputs for an image, which is resized, cropped, scaled to [0, 1] and normalized."""
         return self.evaluate(image)
 
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
-        """Return the inputs for a crop that already has the input size, as uint8 values.
+        """Return the inputs for a training crop that already has the input size.
 
-        `normalized` converts them later. Bytes take a quarter of the memory and of the transfer from a loader worker to
-        the device.
+        If `finish` is None, pixels stay uint8, and `normalized` converts them later. uint8 needs a quarter of the
+        memory and transfer time of float32.
         """
         from torchvision.transforms.v2 import functional as F  # imported here because it takes seconds
 
@@ -110,20 +110,23 @@ def channels_last(inputs: Inputs) -> Inputs:
 
 
 def stack_inputs(images: Sequence[Inputs]) -> Inputs:
-    """Stack the inputs of several images to a batch."""
+    """Stack the inputs of several images into a batch."""
     return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
 
 
-@cache
+@cache  # creating the tensor each time would wait for the GPU
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return a cached tensor (3, 1, 1) of one value per channel. Creating it each time would wait for the GPU."""
+    """Return a tensor (3, 1, 1) with one value per channel."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
 class TransformCall:
-    """Wrapper of a torchvision or timm transform that returns pixels; it can be pickled if the transform can."""
+    """Wrapper of a torchvision or timm transform that returns the pixels as a dict of inputs.
+
+    It can be pickled if the transform can be pickled.
+    """
 
     transform: Callable[[Image.Image], Tensor]
 
@@ -131,7 +134,7 @@ class TransformCall:
         return {"pixel_values": self.transform(image)}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the uint8 pixels before the last two steps: division by 255 and normalization."""
+        """Return the uint8 pixels before the last two steps, which are division by 255 and normalization."""
         for step in self._steps[:-2]:
             image = step(image)
         return np.array(image)
@@ -143,7 +146,7 @@ class TransformCall:
 
     @property
     def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of the last step, the normalization."""
+        """Mean and standard deviation of the last step, which is the normalization."""
         last = self._steps[-1]
         mean, std = (np.asarray(of, dtype=np.float64).ravel().tolist() for of in (last.mean, last.std))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

@@ -13,18 +13,20 @@ Probabilities = Literal["auto", "sigmoid", "softmax"]
 def probabilities(
     similarities: Float[Tensor, "N C"], scale: float, bias: float | None, kind: Probabilities = "auto"
 ) -> Float[Tensor, "N C"]:
-    """Convert cosine similarities of N images and C texts to the probability of each text.
+    """Convert cosine similarities to the probability of each text for each image.
 
     Args:
-        similarities: cosines.
+        similarities: cosine similarities of N images and C texts.
         scale: exp(logit_scale) of the model.
-        bias: logit bias of a model trained with the sigmoid loss, or None.
-        kind: softmax: softmax(scale · cosine) over the texts, which sums to 1 for each image; sigmoid: sigmoid(scale ·
-            cosine + bias) of each text independently of the others; auto: sigmoid if the model has a bias, else
-            softmax.
+        bias: logit bias of the model, or None.
+        kind: kind of the probabilities:
+
+            - `softmax` (CLIP): softmax(scale · cosine) over the texts, so the sum for each image is 1.
+            - `sigmoid` (SigLIP): sigmoid(scale · cosine + bias) for each text separately.
+            - `auto`: `sigmoid` if the model has a logit bias, otherwise `softmax`.
 
     Raises:
-        ModelError: sigmoid for a model without a bias, or an unknown kind.
+        ModelError: `kind` is unknown, or it is `sigmoid` and the model has no logit bias.
 
     Example:
         >>> import torch

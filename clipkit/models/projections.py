@@ -13,7 +13,7 @@ NewProjection = Callable[[int], nn.Module]
 
 
 class Projection(nn.Module):
-    """Multiplication by a matrix (W, D) that open_clip stores as a bare parameter."""
+    """Multiplication by a matrix (W, D), which open_clip stores as a parameter without a module."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -24,14 +24,15 @@ class Projection(nn.Module):
 
 
 class ResidualProjection(nn.Module):
-    """Sum of a linear layer and a residual branch (He et al. 2016): a hidden layer with GELU and dropout.
+    """Projection that adds a linear layer and a residual branch (He et al. 2016).
 
-    The output of the branch is zero at the start of training, as in Goyal et al. 2017, section 5.1.
+    The branch has a hidden layer with GELU and dropout. Its output is zero at the start of training, as in Goyal et al.
+    2017, section 5.1.
 
     Args:
         width: dimension of the input.
         embed_dim: dimension of the output.
-        dropout: rate of the hidden layer's dropout, applied in training mode only.
+        dropout: dropout rate of the hidden layer, in training mode only.
     """
 
     def __init__(self, width: int, embed_dim: int, dropout: float) -> None:
@@ -46,9 +47,13 @@ class ResidualProjection(nn.Module):
 
 
 def projection_of_coordinates(width: int, embed_dim: int, layers: str, dropout: float) -> nn.Module:
-    """Build the projection of a trunk that returns coordinates: a linear layer, or a `ResidualProjection`.
+    """Build the projection of a trunk that returns coordinates.
 
-    Dropout applies to the coordinates before a linear layer, or to the hidden layer of a `ResidualProjection`.
+    Args:
+        width: number of coordinates.
+        embed_dim: dimension of the output.
+        layers: `residual` builds a `ResidualProjection`; any other value builds a linear layer.
+        dropout: dropout rate of the residual branch's hidden layer, or of the coordinates before the linear layer.
     """
     if layers == "residual":
         return ResidualProjection(width, embed_dim, dropout)
@@ -66,7 +71,13 @@ def linear_of(head: nn.Module) -> nn.Linear:
 
 
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:
-    """Build a LayerNorm and a linear layer (`layers` mlp: two linear layers); the identity if `embed_dim` is None."""
+    """Build a projection that consists of a LayerNorm and one or two linear layers.
+
+    Args:
+        width: dimension of the input.
+        embed_dim: dimension of the output; None: no projection, i.e. the identity.
+        layers: `mlp` builds two linear layers with a GELU between them; any other value builds one.
+    """
     if embed_dim is None:
         return nn.Identity()
     if layers == "mlp":

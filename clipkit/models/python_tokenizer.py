@@ -1,4 +1,4 @@
-"""Tokenizers that are functions of a Python program."""
+"""Tokenizers that are Python functions of the user."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ _LONG = "word " * 2000
 
 
 class PythonTokenizer:
-    """Tokenizer that calls a function with a list of strings; the function returns `input_ids` (M, L), or a dict with
-    them.
+    """Tokenizer that calls a Python function.
 
     Args:
-        function: the function; L must be constant unless the function also returns an `attention_mask`.
+        function: function from M strings to `input_ids` (M, L), or to a dict with `input_ids` and optionally
+            `attention_mask`. Without a mask, L must be constant.
 
     Raises:
         ModelError: the function fails, returns something else, or pads to different lengths without a mask.
@@ -60,22 +60,27 @@ class PythonTokenizer:
         return {name: value.long() for name, value in found.items()}
 
     def count(self, texts: list[str]) -> list[int]:
-        """Return the number of tokens after truncation; the function does not tell how many tokens it has truncated."""
+        """Return the number of tokens of each string after truncation.
+
+        The number before truncation is unknown, because the function does not return it.
+        """
         tokens = self(texts)
         mask = tokens.get("attention_mask", (tokens["input_ids"] != self.pad_id).long())
         counts: list[int] = mask.sum(dim=1).tolist()
         return counts
 
     def save(self, folder: Path) -> None:
-        """Write nothing: the function is code."""
+        """Write nothing, because the function is code."""
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
-    """Convert a function or a transformers tokenizer to a `Tokenizer`. A transformers tokenizer truncates to its own
-    limit.
+    """Convert a function or a transformers tokenizer to a `Tokenizer`.
+
+    A transformers tokenizer truncates to its `model_max_length`.
 
     Raises:
-        ModelError: as for `PythonTokenizer`, or `given` is not a function.
+        ModelError: as for `PythonTokenizer`; or `given` is not a function; or a transformers tokenizer has no
+            `model_max_length`.
     """
     from transformers import PreTrainedTokenizerBase
 

@@ -1,4 +1,4 @@
-"""Context managers for calls of other libraries: they hide progress bars and messages, and reword errors."""
+"""Context managers for calls of other libraries, which hide progress bars and messages, and convert errors."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from clipkit.errors import ModelError, UserError, one_line
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """Hide transformers' progress bars and reports about weights; restore its settings afterwards."""
+    """Hide transformers' progress bars and reports about weights. Restore the settings of transformers afterwards."""
     from transformers.utils import logging as bars
 
     shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
@@ -25,7 +25,7 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Silence messages below ERROR of the root logger, which open_clip uses; restore the logger afterwards."""
+    """Hide messages below ERROR of the root logger, which open_clip uses. Restore the logger afterwards."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
     root.addHandler(handler)  # without a handler, the first message would install one for the whole process
@@ -39,14 +39,14 @@ def without_root_messages() -> Iterator[None]:
 
 @contextmanager
 def as_model_error(what: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of another library, which may have any type, into a ModelError of one line.
+    """Convert any error of another library to a ModelError with a message of one line.
 
     Args:
-        what: the part of the message before the library's reason, e.g. `model: cannot be read`.
-        advice: the part of the message after the reason.
+        what: text before the library's reason in the message, e.g. `model: cannot be read`.
+        advice: text after the reason, e.g. `; download it again`.
 
     Raises:
-        ModelError: the block raised an error; a UserError is not changed.
+        ModelError: the code in the context raised an error. A UserError is not converted.
     """
     try:
         yield

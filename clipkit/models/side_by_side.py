@@ -1,7 +1,7 @@
-"""Forward passes of several batches at the same time on a CPU: one thread per core, each with a separate batch.
+"""Forward passes of several batches at the same time on a CPU, with one batch per core.
 
-One small operation does not keep several cores busy, and its threads compete with threads that decode images. On two
-cores, an EfficientNet-Lite0 encoded twice as many image files per second this way.
+A small operation does not keep several cores busy. Its threads also compete with threads that decode images. On two
+cores, an EfficientNet-Lite0 encoded twice as many image files per second with one batch per core.
 """
 
 import copy
@@ -27,9 +27,10 @@ _AHEAD = 2
 
 
 def threads_for(module: nn.Module, batches: int) -> int:
-    """Return the number of threads for a number of batches on a CPU: 1 for few batches, or if a module has shards.
+    """Return the number of threads that `side_by_side` should use for a number of batches on a CPU.
 
-    Modules with shards exchange data between processes, so all processes must run the batches in the same order.
+    The number is 1 for few batches, and for modules that FSDP2 distributes over processes. The processes exchange data,
+    so all of them must run the batches in the same order.
     """
     several = min(_MOST_THREADS, torch.get_num_threads())
     has_shards = any(is_shard(parameter) for parameter in module.parameters())
@@ -39,17 +40,18 @@ def threads_for(module: nn.Module, batches: int) -> int:
 def side_by_side(
     module: M, batches: Iterable[B], run: Callable[[M, B], R], threads: int, shared: Sequence[object] = ()
 ) -> Generator[R, None, None]:
-    """Yield `run(module, batch)` for each batch, in order.
+    """Compute `run(module, batch)` for several batches at the same time, and yield the results in order.
 
-    Each thread has a copy of the module, because a module may store intermediate values in its attributes while it
-    runs. The copies share parameters and buffers.
+    Each thread has a copy of the module, because a module may store intermediate values in its attributes. The copies
+    share parameters and buffers.
 
     Args:
         module: module in evaluation mode.
-        batches: the batches; the calling thread iterates over them.
-        run: computes the result of a batch, in one of the threads; inference mode and autocast begin in it.
+        batches: the batches. The calling thread iterates over them.
+        run: function that computes the result of a batch. It must enter inference mode and autocast itself, because
+            these settings apply to one thread.
         threads: result of `threads_for`; 1: the calling thread runs the module.
-        shared: parts of the module that all threads may use at once, and that are not copied.
+        shared: parts of the module that are not copied, because all threads may use them at once.
 
     Example:
         >>> list(side_by_side(nn.Identity(), [1, 2, 3], lambda module, batch: module(10 * batch), threads=2))

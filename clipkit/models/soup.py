@@ -13,7 +13,7 @@ from clipkit.models.merge import check_same, weights_of
 
 @dataclass
 class Ingredient:
-    """A model that was tried in a soup."""
+    """A model that `greedy_soup` tried."""
 
     name: str
     score: float
@@ -29,18 +29,19 @@ def greedy_soup(
     score: Callable[[DualEncoder], float],
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualEncoder, list[Ingredient]]:
-    """Try to add models to an average, best first; a model is kept if it does not lower the score of the average.
+    """Average the weights of models greedily, starting with the best model.
 
+    The models are added in the order of their scores. A model is kept if it does not lower the score of the average.
     Two models and the sum of the kept models are in memory at the same time.
 
     Args:
-        names: at least two models.
+        names: names of at least two models.
         load: function that loads a model by name.
         score: function that returns the score of a model on held-out data; higher is better.
-        report: called with a line before each evaluation.
+        report: function that receives a line of text before each evaluation.
 
     Returns:
-        The best model with the averaged weights, and all models, best first.
+        The averaged model, and all tried models, the best first.
 
     Raises:
         ModelError: the architectures differ, or there are fewer than two models.
@@ -79,7 +80,7 @@ def greedy_soup(
 
 
 def _copies(model: DualEncoder) -> dict[str, Tensor]:
-    """Return float32 copies of the weights that are averaged, without integer tensors, which do not change."""
+    """Return float32 copies of the floating-point weights of a model."""
     return {
         name: value.detach().float().clone() for name, value in weights_of(model).items() if value.is_floating_point()
     }

@@ -27,7 +27,7 @@ _OLD_POOLING = "pooling_mode_"
 
 
 def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
-    """Build the text tower given in a recipe, with a new projection.
+    """Build the text tower that a recipe describes, with a new projection.
 
     Args:
         recipe: settings of the tower.
@@ -43,7 +43,7 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
     source = rest if colon and library == "hf" else name
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
     with as_model_error(
-        f"model.text.name {name}: transformers cannot build it", "; check the name and model.text.config"
+        f"model.text.name {name}: transformers cannot build the model", "; check the name and model.text.config"
     ):
         if not recipe.pretrained:
             config = _new_config(source, recipe, tokenizer)
@@ -71,7 +71,8 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
     if tokenizer.vocab_size > native.config.vocab_size:
         raise ModelError(
             f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, but the text tower has "
-            f"embeddings for only {native.config.vocab_size}; use the tower's own tokenizer, or pretrained: false"
+            f"embeddings for only {native.config.vocab_size}; remove model.text.tokenizer, or set "
+            "model.text.pretrained: false"
         )
     pooling = recipe.pooling
     if pooling == "auto":
@@ -90,7 +91,13 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Return the auto class of transformers for a text encoder; for models such as T5, it builds only the encoder."""
+    """Return the auto class of transformers that builds a text encoder.
+
+    For encoder-decoder models such as T5, this class builds only the encoder.
+
+    Raises:
+        ModelError: transformers cannot build only the encoder.
+    """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -104,7 +111,16 @@ def _encoder_class(config: Any, name: str) -> Any:
 
 
 def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
-    """Return a configuration for a model type (bert) or a repository, with the values of the recipe."""
+    """Return the configuration of a new text encoder, with the values of the recipe.
+
+    Args:
+        source: a model type of transformers, e.g. `bert`, or a repository or folder with a configuration.
+        recipe: settings of the tower.
+        tokenizer: tokenizer that determines the vocabulary size; None: that of the repository.
+
+    Raises:
+        ModelError: a setting is unknown, or a model type is given without a tokenizer.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig
 
     values: dict[str, Any] = dict(recipe.config)
@@ -124,14 +140,18 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
     unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
     if unknown:
         raise ModelError(
-            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; check its "
+            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; check the "
             "spelling, or remove the option"
         )
     return config
 
 
 def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
-    """Return the pooling configured in a sentence-transformers folder, otherwise mean."""
+    """Return the pooling of a sentence-transformers folder, or mean for other folders.
+
+    Raises:
+        ModelError: the pooling is not supported.
+    """
     file = folder / _POOLING_FILE
     if not file.is_file():
         return "mean"
@@ -145,7 +165,7 @@ def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     }  # fmt: skip
     if len(modes) != 1 or not modes <= set(supported):
         raise ModelError(
-            f"{file}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; supported: mean, cls, "
-            "lasttoken; set model.text.pooling"
+            f"{file}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; set "
+            "model.text.pooling to mean, cls or last"
         )
     return supported[modes.pop()]

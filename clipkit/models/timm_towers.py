@@ -17,7 +17,7 @@ from clipkit.recipe import ImageTowerRecipe
 
 
 def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTower:
-    """Build the image tower given in a recipe, with a new projection.
+    """Build the image tower that a recipe describes, with a new projection.
 
     Args:
         recipe: settings of the tower.
@@ -34,7 +34,7 @@ def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTowe
     if source.startswith("local-dir:") and recipe.pretrained:
         _check_names(name)
     with as_model_error(
-        f"model.image.name {name}: timm cannot build it", "; check the name and model.image.image_size"
+        f"model.image.name {name}: timm cannot build the model", "; check the name and model.image.image_size"
     ):
         classes = {} if has_classifier(recipe.layers) else {"num_classes": 0}
         native = timm.create_model(source, pretrained=recipe.pretrained, **classes)
@@ -52,7 +52,7 @@ def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTowe
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:
-    """Return timm's preprocessing settings for images of this size."""
+    """Return timm's preprocessing settings of a model for an image size in pixels."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)
@@ -78,12 +78,16 @@ def _existing_folder(name: str) -> Path:
 
 
 def _check_names(name: str) -> None:
-    """Raise an error if the names of weights contain parts of a wrapper that timm does not remove."""
+    """Check that the weights in a folder have no prefixes of a model wrapper, except those that timm removes.
+
+    Raises:
+        ModelError: a weight has such a prefix.
+    """
     from timm.models import clean_state_dict
 
     for tensor in clean_state_dict(dict.fromkeys(check_weights(Path(name).expanduser()))):
         if unwrapped(tensor) != tensor:
             raise ModelError(
-                f"model.image.name {name}: its weights have the names of a wrapped model, such as {tensor} for "
-                f"{unwrapped(tensor)}; save the model itself"
+                f"model.image.name {name}: its weights have the names of a wrapped model, such as {tensor} instead "
+                f"of {unwrapped(tensor)}; save the model without its wrapper"
             )

@@ -7,7 +7,9 @@ from clipkit.models.dual_encoder import DualEncoder
 
 
 def token_counter(model: DualEncoder) -> Callable[[list[str]], list[int]]:
-    """Return a function from M strings to their numbers of tokens, including start and end tokens, before truncation.
+    """Return a function that counts the tokens of each string before truncation.
+
+    Start and end tokens are counted.
 
     Raises:
         ModelError: the model has no text tower.
@@ -21,7 +23,7 @@ def token_counter(model: DualEncoder) -> Callable[[list[str]], list[int]]:
 
 
 def share_cut(model: DualEncoder, texts: Sequence[str]) -> float:
-    """Return the share of strings that are longer than the context of the text tower and are truncated.
+    """Return the share of strings, from 0 to 1, that are truncated to the context length of the text tower.
 
     Raises:
         ModelError: the model has no text tower.

@@ -1,4 +1,7 @@
-"""Tokenizers: convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
+"""Tokenizers, which convert strings to token IDs.
+
+If the tower allows it, the IDs are padded only to the longest string of the batch.
+"""
 
 import json
 import re
@@ -26,9 +29,10 @@ MOST_TOKENS = 1_000_000
 
 
 class Tokenizer(Protocol):
-    """Converts strings to `input_ids` (M, L) and, if the tower uses a mask, `attention_mask` (M, L).
+    """Interface of tokenizers, which convert M strings to `input_ids` (M, L).
 
-    L is `context_length`, or, if padding may be removed, the length of the longest string up to `context_length`.
+    If the tower uses a mask, the result also contains `attention_mask` (M, L). L is the length of the longest string if
+    padding may be removed, otherwise `context_length`. Strings longer than `context_length` are truncated.
     """
 
     context_length: int
@@ -38,7 +42,7 @@ class Tokenizer(Protocol):
 
     @property
     def source(self) -> str | None:
-        """Name by which a recipe can load this tokenizer; None if the tokenizer is saved with the text tower."""
+        """Name by which a recipe can load the tokenizer, or None if the tokenizer is saved with the text tower."""
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]: ...
 
@@ -46,7 +50,7 @@ class Tokenizer(Protocol):
         """Return the number of tokens of each string before truncation, including start and end tokens."""
 
     def save(self, folder: Path) -> None:
-        """Write the files from which the tokenizer can be loaded again, if it has any."""
+        """Write the files of the tokenizer, if it has any."""
 
 
 class TransformersTokenizer:
@@ -54,10 +58,10 @@ class TransformersTokenizer:
 
     Args:
         native: transformers tokenizer.
-        context_length: maximum number of tokens; longer captions are truncated.
-        fixed: always pad to `context_length`, for towers whose features depend on padding.
-        mask: return an attention mask; towers that attend to padding have no mask input.
-        lower: convert strings to lower case first, as SigLIP 2 requires.
+        context_length: maximum number of tokens. Longer strings are truncated.
+        fixed: True always pads to `context_length`, for towers whose features depend on padding.
+        mask: True also returns an attention mask. Towers that attend to padding have no mask input.
+        lower: True converts strings to lower case first, as SigLIP 2 requires.
     """
 
     source = None
@@ -92,7 +96,7 @@ class TransformersTokenizer:
         return _lengths(self.native, self._lowered(texts))
 
     def save(self, folder: Path) -> None:
-        """Write files with which transformers and its pipelines produce the same tokens by default."""
+        """Write files from which transformers and its pipelines create the same tokens without further options."""
         if not self.mask:
             self.native.model_input_names = ["input_ids"]
             self.native.init_kwargs["model_input_names"] = ["input_ids"]
@@ -108,9 +112,10 @@ class OpenClipTokenizer:
 
     Args:
         native: open_clip tokenizer.
-        source: name of the tokenizer in a recipe.
-        context_length: maximum number of tokens; longer captions are truncated.
-        padding: ID of the padding token, which is removed and masked; None for towers that attend to padding.
+        source: name by which a recipe can load the tokenizer, or None.
+        context_length: maximum number of tokens. Longer strings are truncated.
+        padding: ID of the padding token. Unneeded padding is removed, and the rest is masked. None for towers that
+            attend to padding.
     """
 
     lower = False
@@ -130,7 +135,7 @@ class OpenClipTokenizer:
 
     @property
     def inner(self) -> Any:
-        """Transformers tokenizer inside the open_clip tokenizer, or None for CLIP's own tokenizer."""
+        """The transformers tokenizer inside the open_clip tokenizer, or None for CLIP's original tokenizer."""
         return getattr(self.native, "tokenizer", None)
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
@@ -155,9 +160,9 @@ class OpenClipTokenizer:
         return _lengths(self.inner, [self.native.clean_fn(text) for text in texts])
 
     def save(self, folder: Path) -> None:
-        """Write the files of the inner transformers tokenizer.
+        """Write the files of the inner transformers tokenizer, if there is one.
 
-        CLIP's own tokenizer is part of the open_clip package.
+        CLIP's original tokenizer needs no files, because it is part of the open_clip package.
         """
         if self.inner is not None:
             self.native.save_pretrained(folder)
@@ -169,7 +174,12 @@ def _lengths(native: Any, texts: list[str]) -> list[int]:
 
 
 def load_tokenizer(source: str, context_length: int | None) -> Tokenizer:
-    """Load `open_clip:ARCH`, `hf:NAME` or a folder, for a composed model."""
+    """Load a tokenizer for a composed model.
+
+    Args:
+        source: `open_clip:ARCH`, `hf:NAME` or a folder.
+        context_length: maximum number of tokens; None: the maximum of the tokenizer.
+    """
     library, colon, name = source.partition(":")
     if colon and library == "open_clip":
         return _clip_bpe(name, context_length)
@@ -187,7 +197,7 @@ def _clip_bpe(architecture: str, context_length: int | None) -> OpenClipTokenize
     with without_root_messages():
         native = open_clip.get_tokenizer(architecture)
     if not isinstance(native, open_clip.SimpleTokenizer):
-        raise ModelError(f"open_clip:{architecture}: does not use CLIP's own tokenizer; give its tokenizer as hf:NAME")
+        raise ModelError(f"open_clip:{architecture}: does not use CLIP's tokenizer; give its tokenizer as hf:NAME")
     length = context_length or int(native.context_length or 77)
     return OpenClipTokenizer(native, f"open_clip:{architecture}", length, padding=0)
 
@@ -200,7 +210,19 @@ def transformers_tokenizer(
     fixed: bool = False,
     mask: bool = True,
 ) -> TransformersTokenizer:
-    """Load the tokenizer saved in `folder`, which truncates to the smallest of the known maximum lengths."""
+    """Load the transformers tokenizer of a folder.
+
+    Args:
+        folder: folder of the tokenizer.
+        context_length: maximum number of tokens. The tokenizer uses this limit, `positions` or its `model_max_length`,
+            whichever is smallest.
+        positions: maximum number of tokens that the encoder supports; None: unknown.
+        fixed: as for `TransformersTokenizer`.
+        mask: as for `TransformersTokenizer`.
+
+    Raises:
+        ModelError: the tokenizer is incomplete or invalid, or contains code.
+    """
     from transformers import AutoTokenizer
 
     refuse_code(folder / "tokenizer_config.json")
@@ -210,12 +232,12 @@ def transformers_tokenizer(
         has_pairs = (folder / "vocab.json").is_file()
         _check_files(folder, {"vocab_file": "vocab.json", "merges_file": "merges.txt"} if has_pairs else {})
         raise ModelError(
-            f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer files of its base model"
+            f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer files of the base model"
         ) from None
     if type(native).vocab_files_names:  # a tokenizer of bytes has no vocabulary file
         _check_files(folder, type(native).vocab_files_names)
     if native.pad_token_id is None:
-        raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
+        raise ModelError(f"{folder}: its tokenizer has no padding token; add pad_token to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
     if min(limits) > MOST_TOKENS:
         raise ModelError(
@@ -226,11 +248,13 @@ def transformers_tokenizer(
 
 
 def _check_files(folder: Path, names: Mapping[str, str]) -> None:
-    """Check that a folder has a vocabulary: without one, transformers builds a tokenizer without words.
+    """Check that a folder contains a vocabulary.
+
+    Without a vocabulary, transformers builds a tokenizer without words.
 
     Args:
         folder: folder of the tokenizer.
-        names: files that the tokenizer's class reads, by kind.
+        names: names of the files that the tokenizer's class reads, by kind, e.g. `vocab_file`.
 
     Raises:
         ModelError: a file is missing.
@@ -246,11 +270,11 @@ def _check_files(folder: Path, names: Mapping[str, str]) -> None:
     if missing:
         raise ModelError(
             f"{folder}: has no {' or '.join(missing)}, so its tokenizer would have no words; copy the tokenizer files "
-            "of its base model into it"
+            "of the base model into the folder"
         )
 
 
 def refuse_code(config: Path) -> None:
-    """Raise ModelError for a tokenizer that contains custom code, which clipkit never runs."""
+    """Raise ModelError if a tokenizer configuration requests custom code, which clipkit never runs."""
     if "auto_map" in read_object(config):
-        raise ModelError(f"{config}: asks to run custom code (auto_map), which clipkit never does; remove the entry")
+        raise ModelError(f"{config}: asks to run custom code (auto_map), which clipkit never does; remove auto_map")

@@ -17,15 +17,17 @@ TRUNK_FEATURES = "trunk_features"
 
 
 class Tower(nn.Module):
-    """A tower: a trunk that computes one vector per input, and a head that projects it into the shared space.
+    """Image or text tower of a dual encoder, which consists of a trunk and a head.
+
+    The trunk computes one vector per input. The head projects this vector into the shared space.
 
     Args:
-        trunk: inputs by name -> (B, W).
-        head: (B, W) -> (B, D), the projection.
-        blocks: names of the trunk's trainable parameters, block by block from input to output. Parameters before the
-            first block belong to the first; those after the last one (final norms) belong to the last.
+        trunk: module that maps inputs, given by name, to vectors (B, W).
+        head: projection from (B, W) to (B, D).
+        blocks: names of the trunk's trainable parameters, one list per block from input to output. The first list also
+            contains the parameters before the first block, and the last list those after the last block (final norms).
         head_is_new: True if the projection is newly initialized and therefore must be trained.
-        head_names: names of the trunk's parameters that act as the projection, if it cannot be separated.
+        head_names: names of the trunk's parameters that act as the projection, if the trunk contains the projection.
     """
 
     side: Literal["image", "text"]
@@ -56,7 +58,7 @@ class Tower(nn.Module):
         """Return features before normalization.
 
         Args:
-            inputs: the trunk's inputs, or stored `trunk_features` (B, W), or what `Cut.below` returned.
+            inputs: inputs of the trunk, stored `trunk_features` (B, W), or the result of `Cut.below`.
         """
         if TRUNK_FEATURES in inputs:
             return self.head(inputs[TRUNK_FEATURES])
@@ -70,7 +72,12 @@ class Tower(nn.Module):
         return inputs
 
     def set_trainable(self, names: Iterable[str], *, head: bool) -> None:
-        """Make the named parameters of the trunk trainable, and with `head` the projection too; freeze all others."""
+        """Make the named parameters of the trunk trainable, and freeze all other parameters.
+
+        Args:
+            names: names of parameters of the trunk.
+            head: True also makes the projection trainable.
+        """
         self.requires_grad_(False)
         self.head.requires_grad_(head)
         parameters = dict(self.trunk.named_parameters())
@@ -84,12 +91,12 @@ class Tower(nn.Module):
 
     @property
     def trunk_is_frozen(self) -> bool:
-        """Return whether all parameters of the trunk are frozen, so that its output for an input never changes."""
+        """Return whether all parameters of the trunk are frozen."""
         return not any(parameter.requires_grad for parameter in self.trunk.parameters())
 
 
 class ImageTower(Tower):
-    """A tower for images: input `pixel_values` (B, 3, H, W), or the inputs that its preprocessing returns."""
+    """Tower for images. Its inputs are `pixel_values` (B, 3, H, W), or other tensors that its preprocessing returns."""
 
     side = "image"
 
@@ -110,7 +117,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """A tower for tokens. Its inputs are `input_ids` (B, L) and, if it uses a mask, `attention_mask` (B, L)."""
+    """Tower for texts. Its inputs are `input_ids` (B, L) and, if it uses a mask, `attention_mask` (B, L)."""
 
     side = "text"
 
@@ -129,11 +136,14 @@ class TextTower(Tower):
         self.padding_may_be_cut = padding_may_be_cut
 
     def cut_padding(self, inputs: dict[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
-        """Truncate the inputs to the longest caption of the batch, if this does not change features.
+        """Truncate the inputs to the longest text of the batch, if this does not change the features.
 
-        The length is rounded up to a multiple of `multiple`. Features do not change for towers that attend only
-        backward from the end token (CLIP) or that apply the mask (BERT). Towers that attend to padding (SigLIP) have no
-        mask among their inputs; these inputs are returned unchanged.
+        The features do not change if the tower attends only backward from the end token (CLIP), or masks padding
+        (BERT). If the tower attends to padding (SigLIP), the inputs have no mask and are returned unchanged.
+
+        Args:
+            inputs: inputs of the tower.
+            multiple: the new length is rounded up to a multiple of this number.
         """
         if "attention_mask" not in inputs or not self.padding_may_be_cut:
             return inputs

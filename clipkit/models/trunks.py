@@ -62,7 +62,7 @@ class ImageTrunk(_Wrapper):
 
 
 class Native(_Wrapper):
-    """Unchanged tower of open_clip. CoCa's towers return several outputs; the first one is the pooled output."""
+    """Trunk that calls a tower of open_clip. If the tower returns several outputs (CoCa), the first output is used."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         tokens = inputs.get("input_ids")
@@ -71,14 +71,14 @@ class Native(_Wrapper):
 
 
 class CausalText(nn.Module):
-    """Causal text transformer of open_clip that returns the state of the end token, for captions of any length.
+    """Causal text transformer of open_clip that returns the state of the end token.
 
-    Attention looks only backward and only the end token is used, so later tokens have no effect and can be cut.
-    open_clip's forward requires the full context length.
+    Captions can have any length, because attention looks only backward. Tokens after the end token have no effect and
+    can be removed. In contrast, open_clip's `forward` requires the full context length.
 
     Args:
-        native: open_clip's CLIP, which holds the parts of its text tower directly, or a TextTransformer.
-        end: id of the end token; None if it is the highest id of each caption.
+        native: open_clip's CLIP model or TextTransformer, which contains the layers.
+        end: ID of the end token; None: the highest ID in each caption.
     """
 
     def __init__(self, native: Any, end: int | None) -> None:
@@ -93,11 +93,11 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """This module itself, because it contains the parts that other trunks have in `native`."""
+        """This module, because callers expect the encoder of each trunk in `native`."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Enable or disable gradient checkpointing, as the method of the same name of open_clip's towers does."""
+        """Enable or disable gradient checkpointing. Towers of open_clip have the same method."""
         self.transformer.grad_checkpointing = enable
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -109,7 +109,12 @@ class CausalText(nn.Module):
 
 
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
+    """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT).
+
+    Args:
+        states: states of the tokens.
+        attention_mask: (B, L), 0 at padding.
+    """
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 

@@ -19,12 +19,12 @@ def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:
     """Apply a tuning method to a tower. A new projection is always trained, because its initial values are random.
 
     Args:
-        tower: changed in place.
-        method: `model.image.tune` or `model.text.tune` of a recipe.
-        lora: settings of the adapters of `lora` and `dora`; None: the defaults.
+        tower: the tower, which is changed in place.
+        method: value of `model.image.tune` or `model.text.tune` in a recipe, e.g. `last:2`.
+        lora: settings of the adapters for the methods `lora` and `dora`; None: the defaults.
 
     Raises:
-        ModelError: the tower has no projection to train, no layers to adapt, or fewer than N blocks.
+        ModelError: the tower has no projection to train, no layers to adapt, or fewer than N blocks for `last:N`.
     """
     name, count = parse_tune(method)
     method_of(name)(tower, count, lora or LoraRecipe())
@@ -40,7 +40,7 @@ def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
     if count > len(tower.blocks):
         raise ModelError(
             f"model.{tower.side}.tune: last:{count} is more than the {len(tower.blocks)} blocks of the {tower.side} "
-            "tower; use a smaller number"
+            f"tower; use last:{len(tower.blocks)} or less"
         )
     trained = tower.blocks[len(tower.blocks) - count :]
     tower.set_trainable([*(name for block in trained for name in block), *tower.head_names], head=True)
@@ -62,9 +62,10 @@ def lora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
 
 
 def dora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
-    """Add low-rank adapters, and norms of the rows of the adapted weights (DoRA), to linear layers.
+    """Add DoRA adapters to linear layers.
 
-    Only the adapters, these norms and a new projection become trainable.
+    A DoRA adapter consists of a low-rank adapter and the norms of the rows of the adapted weight. Only the adapters and
+    a new projection become trainable.
     """
     attach_adapters(tower, settings, with_magnitude=True)
 
@@ -75,6 +76,10 @@ def frozen(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
 
 
 def method_of(name: str) -> Method:
-    """Return the function that implements a row of `TUNE_METHODS`."""
+    """Return the function of a tuning method.
+
+    Args:
+        name: a key of `TUNE_METHODS`, e.g. `lora` or `last:N`.
+    """
     method: Method = globals()[name.partition(":")[0]]
     return method

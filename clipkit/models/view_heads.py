@@ -15,12 +15,12 @@ VIEW_HEADS_FILE = "view_heads.safetensors"
 
 
 class ViewHead(nn.Module):
-    """Linear layers with normalization and ReLU between them (Chen et al. 2020, section 4.2).
+    """Projection head of linear layers with normalization and ReLU between them (Chen et al. 2020, section 4.2).
 
-    BatchNorm keeps no running statistics, because it always sees the whole batch.
+    BatchNorm keeps no running statistics, because each call gets the whole batch.
 
     Args:
-        recipe: layers, widths, normalization.
+        recipe: number of layers, widths and normalization.
         width: dimension of the trunk's output.
 
     Example:
@@ -46,7 +46,7 @@ class ViewHead(nn.Module):
 
 
 def save_view_heads(heads: nn.ModuleDict, folder: Path) -> None:
-    """Write the heads into the model's folder; remove an older file if there are none."""
+    """Write the heads into the model's folder. If there are no heads, remove an older file."""
     if not heads:
         (folder / VIEW_HEADS_FILE).unlink(missing_ok=True)
         return
@@ -68,7 +68,7 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     if not file.is_file():
         return heads
     check_safetensors(file)
-    with as_model_error(f"{file}: metadata and weights do not match", "; download it again"):
+    with as_model_error(f"{file}: metadata and weights do not match", "; download the file again"):
         with safe_open(file, framework="pt") as opened:
             for name, text in sorted((opened.metadata() or {}).items()):
                 settings = parse_json(text)

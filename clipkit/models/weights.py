@@ -1,4 +1,7 @@
-"""Safety checks of weight files before they are opened: they are complete, inside their folder, and without code."""
+"""Safety checks of weight files before they are opened.
+
+A file must be complete, be inside its folder, and contain no code.
+"""
 
 import logging
 import pickle
@@ -25,7 +28,9 @@ _POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024
 
 
 def check_weights(folder: Path) -> list[str]:
-    """Check that the weights in `folder` can be opened safely: safetensors, or pickles that only hold tensors.
+    """Check that the weights in `folder` can be opened safely.
+
+    The weights must be safetensors files, or pickles that contain only tensors.
 
     Returns:
         The names of the tensors.
@@ -51,7 +56,7 @@ def check_weights(folder: Path) -> list[str]:
             f"{folder}: contains only adapters, without the weights of the model; merge the adapters into the "
             "model with PEFT's merge_and_unload(), and save the model"
         )
-    raise ModelError(f"{folder}: has no weights; it needs the file {_SAFETENSORS} or {_PICKLE}")
+    raise ModelError(f"{folder}: has no weights; the folder needs the file {_SAFETENSORS} or {_PICKLE}")
 
 
 def has_weights(folder: Path) -> bool:
@@ -61,14 +66,14 @@ def has_weights(folder: Path) -> bool:
 
 
 def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
-    """Check that a safetensors file is complete. Return the shapes of its tensors.
+    """Check that a safetensors file is complete, and return the shapes of its tensors by name.
 
     Raises:
         ModelError: the file is incomplete or invalid.
     """
     from safetensors import safe_open
 
-    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; save or download it again")
+    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; save or download the file again")
     refuse_pointer(file)
     with incomplete, safe_open(file, framework="pt") as tensors:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -84,17 +89,19 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 def refuse_pointer(file: Path) -> None:
     """Raise ModelError for a Git LFS pointer, a small text file that Git stores instead of the weights."""
     if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
-        raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
+        raise ModelError(
+            f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in the folder of the file"
+        )
 
 
 def check_pickle(file: Path) -> list[str]:
-    """Check that a PyTorch checkpoint holds only tensors and plain values. No code of the file is run.
+    """Check that a PyTorch checkpoint contains only tensors and plain values, without running code of the file.
 
     Returns:
         The names of its tensors.
 
     Raises:
-        ModelError: the file is incomplete, or holds objects that need code to load.
+        ModelError: the file is incomplete, or contains objects that need code to load.
     """
     content = read_pickle(file, device="meta")
     parts = {str(name): part for name, part in content.items()} if isinstance(content, Mapping) else {}
@@ -105,18 +112,17 @@ def check_pickle(file: Path) -> list[str]:
 
 
 def read_pickle(file: Path, device: str = "cpu") -> object:
-    """Read a PyTorch checkpoint that holds only tensors and plain values.
+    """Read a PyTorch checkpoint that contains only tensors and plain values.
 
     Raises:
-        ModelError: as for `check_pickle`.
+        ModelError: the file is incomplete, or contains objects that need code to load.
     """
     refuse_pointer(file)
     if _is_torch_script(file):
         raise ModelError(
-            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); "
-            "clipkit does not run code from model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a "
-            "repository such as openai/clip-vit-base-patch32; for another file that you trust, save "
-            "torch.jit.load(file).state_dict() with torch.save"
+            f"{file}: is a TorchScript archive, which contains code that clipkit never runs; for OpenAI's CLIP, use "
+            "open_clip:ARCH/openai or a repository such as openai/clip-vit-base-patch32; for another file that you "
+            "trust, save torch.jit.load(file).state_dict() with torch.save"
         )
     try:
         with warnings.catch_warnings():
@@ -126,14 +132,15 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
         # Torch's message is not shown: it advises to open the file anyway.
         if "GLOBAL" in str(error):
             raise ModelError(
-                f"{file}: contains objects other than tensors, which need code to load, so it was not opened; "
+                f"{file}: contains objects other than tensors, which need code to load, so the file was not opened; "
                 "get the weights as safetensors from a source that you trust"
             ) from None
         raise ModelError(
-            f"{file}: is not a PyTorch checkpoint that contains only tensors, so it was not opened; use another file"
+            f"{file}: is not a PyTorch checkpoint that contains only tensors, so the file was not opened; use another "
+            "file"
         ) from None
     except Exception as error:  # torch.load raises many types
-        raise ModelError(f"{file}: cannot be read ({one_line(error)}); save or download it again") from None
+        raise ModelError(f"{file}: cannot be read ({one_line(error)}); save or download the file again") from None
 
 
 def _is_torch_script(file: Path) -> bool:
@@ -148,13 +155,13 @@ def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: is not a valid weight index ({one_line(error)}); download it again") from None
+        raise ModelError(f"{index}: is not a valid weight index ({one_line(error)}); download the file again") from None
     for name in sorted(names, key=str):
         # Only plain file names: paths may lead out of the folder.
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ModelError(
-                f"{index}: refers to {name!r} outside of its folder, so it was not opened; get it from a "
-                "source you trust"
+                f"{index}: refers to {name!r} outside of its folder, so the weights were not opened; get the "
+                "model from a source that you trust"
             )
         if not (index.parent / name).is_file():
             raise ModelError(f"{index}: refers to {name}, which is missing; download {name}")
@@ -162,14 +169,14 @@ def _files_of_index(index: Path) -> list[Path]:
 
 
 def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...] = ()) -> None:
-    """Check that transformers loaded every weight with the shape required by the configuration.
+    """Check that transformers loaded every weight, with the shape that the configuration requires.
 
-    For a missing weight, transformers would silently use random numbers.
+    For a missing weight, transformers would use random numbers without an error.
 
     Args:
         info: loading info of `from_pretrained`, called with `output_loading_info` and `ignore_mismatched_sizes`.
         folder: folder with the weights.
-        unneeded: prefixes of weights that are not used.
+        unneeded: prefixes of the names of weights that may be missing.
 
     Raises:
         ModelError: a weight is missing or has a different shape.
@@ -178,7 +185,7 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     if missing and (prefix := unknown_prefix(missing, info["unexpected_keys"])) is not None:
         raise ModelError(
             f"{folder}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save the "
-            "state_dict of the model itself, not of an object that contains it"
+            "state_dict of the model itself, not of an object that contains the model"
         )
     if missing:
         raise ModelError(

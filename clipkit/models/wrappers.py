@@ -1,4 +1,4 @@
-"""Checks of the tensor names in weight files: names changed by wrappers of a model, and unused tensors."""
+"""Checks of the tensor names in weight files, for names that model wrappers changed, and for unused tensors."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ _BUFFERS = ("position_ids", "inv_freq")
 
 
 def unwrapped(name: str) -> str:
-    """Return the name of a tensor without the parts that wrappers of the model added, at any depth.
+    """Return the name of a tensor without the parts that model wrappers add, e.g. torch.compile or FSDP.
 
     Example:
         >>> unwrapped("module._orig_mod.text_model.final_layer_norm.bias")
@@ -35,12 +35,15 @@ def unwrapped(name: str) -> str:
 
 
 def key_mapping(names: Iterable[str]) -> dict[str, str] | None:
-    """Return the option of `from_pretrained` that removes wrapper prefixes from names; None if there are none."""
+    """Return the `key_mapping` option of `from_pretrained` that removes wrapper prefixes from tensor names.
+
+    The result is None if no name has such a prefix.
+    """
     return {_WRAPPED: r"\1"} if any(unwrapped(name) != name for name in names) else None
 
 
 def check_merged(names: Iterable[str], file: Path) -> None:
-    """Raise an error for a file with PEFT adapters that are not merged: they change the names of the weights.
+    """Check that a file contains no unmerged PEFT adapters, which change the names of the weights.
 
     Raises:
         ModelError: a layer is wrapped by an adapter of PEFT.
@@ -54,7 +57,16 @@ def check_merged(names: Iterable[str], file: Path) -> None:
 
 
 def unknown_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """Return the prefix that a file adds to the names of all missing tensors, or None."""
+    """Return the prefix that all missing tensors have in a file, or None.
+
+    Args:
+        missing: names of the model's tensors that the file lacks.
+        unexpected: names in the file that the model lacks.
+
+    Example:
+        >>> unknown_prefix(["layer.bias"], ["clip.layer.bias"])
+        'clip.'
+    """
     wanted, extra = list(missing), set(unexpected)
     if not wanted:
         return None
@@ -63,12 +75,12 @@ def unknown_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | N
 
 
 def warn_unused(names: Iterable[str], file: Path) -> None:
-    """Log one warning that names the tensors of a file that the model does not have."""
+    """Log one warning with the names of tensors in a file that the model does not have."""
     unused = sorted(name for name in names if not name.endswith(_BUFFERS))
     if unused:
         shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
         log.warning(
-            "%s: %d tensors in the weights are not part of the model and were ignored: %s; adapters must be merged "
-            "before the model is saved",
+            "%s: %d tensors in the weights are not part of the model and were ignored: %s; if they are adapters, "
+            "merge them before you save the model",
             *(file, len(unused), shown),
         )

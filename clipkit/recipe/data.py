@@ -54,7 +54,7 @@ def _check_score(score: float | str | None) -> float | str | None:
 
 
 def _share_of(score: str) -> float | None:
-    """Convert a percentage such as 10% to a share between 0 and 1; return None for any other text.
+    """Convert a percentage such as 10% to a number between 0 and 1; return None for any other text.
 
     >>> _share_of("10%"), _share_of("10")
     (0.1, None)
@@ -67,22 +67,25 @@ def _share_of(score: str) -> float | None:
 
 
 class StoreRecipe(Section):
-    """Settings for stored outputs of frozen tower parts: they are computed once, and read from disk in each epoch."""
+    """Settings for storing the outputs of frozen layers on disk, so that they are computed only once."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of stored outputs. auto: as the tower computes them, or a 16-bit type if only this fits into `disk`."""
+    """Data type of stored outputs. auto: the type that the tower computes, or 16 bits if only these fit into `disk`."""
     disk: Annotated[str, AfterValidator(_check_size)] = "20GB"
     """Maximum total size of the stored files on this machine; the least recently used files are removed first."""
 
 
 class HardNegativesRecipe(Section):
-    """Settings of batches with hard negatives: groups of pairs that are similar for the model before training."""
+    """Settings of batches that consist of groups of similar pairs, which are hard negatives of each other.
+
+    The model at the start of the run determines which pairs are similar.
+    """
 
     group: int = Field(default=4, ge=2, le=64)
     """Maximum number of pairs in a group: a pair, and its hardest negatives that are not yet in another group."""
     margin: float = Field(default=0.02, ge=0, le=2)
-    """Minimum difference between the cosine similarity of a pair and the similarities of its hard negatives. More
-    similar images and captions are probably false negatives; groups do not contain them."""
+    """Minimum difference between the cosine similarity of a pair and the similarities of its hard negatives. Images and
+    captions that are more similar are probably false negatives, so they are not put into the same group."""
 
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
@@ -112,50 +115,50 @@ class DataRecipe(Section):
         | Annotated[list[Annotated[Source, BeforeValidator(_source_alone)]], MinLen(1), Tag("several")],
         Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
     ]
-    """Source of images with captions; for the objective views, also of images without captions, e.g. a folder of
+    """Source of images with captions. The objective `views` also accepts images without captions, e.g. a folder of
     images. A list mixes several sources with weights: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
     """Number of pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true); at most the stream's length."""
     validation: str | float | None = None
-    """Source of validation pairs; or a share, e.g. 0.1, of the training images that are used for validation instead of
-    training. The image names determine which ones, so the order of the rows does not matter."""
+    """Source of validation pairs, or the share of the training images that are used for validation instead of training,
+    e.g. 0.1. The names of the images determine which images these are, so the order of the rows does not matter."""
     labelled: str | None = None
     """Labeled images for evaluation by k-nearest neighbors and a linear probe during training. Alias: `labeled`."""
     labelled_test: str | None = None
     """Labeled test images for the evaluations on `labelled`. null: one fifth of each class of `labelled`."""
     min_score: Annotated[float | str | None, AfterValidator(_check_score)] = None
-    """Minimum cosine similarity of image and caption, e.g. 0.2, for the model at the start of the run. Captions below
-    it are left out, and images without another caption. A percentage, e.g. 10%, leaves out this share of the captions:
-    the ones with the lowest similarity. null: all captions are used."""
+    """Minimum cosine similarity of image and caption, e.g. 0.2, computed by the model at the start of the run. Captions
+    with a lower similarity are left out, and so are images without a remaining caption. A percentage, e.g. 10%, leaves
+    out the 10 % of the captions with the lowest similarities. null: all captions are used."""
     hard_negatives: HardNegativesRecipe | None = None
-    """Compose batches of hard negatives, e.g. {group: 4}; null: all batches are random."""
+    """Put similar pairs into the same batch as hard negatives, e.g. {group: 4}. null: all batches are random."""
     captions: Literal["auto", "one", "all"] = "auto"
     """Captions of an image that are used per epoch. one: one caption, a different one in each epoch; all: every
     caption. auto: all if both towers are frozen, `model.start` is cca and captions are not made from labels; otherwise
     one."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
-    """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
-    preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that its outputs are computed
-    only once per image."""
+    """Augmentation of images for the objective `captions`. crop: a random resized crop; none: the model's evaluation
+    preprocessing; or any other policy. auto: none if the image trunk is frozen, so that the outputs of the trunk are
+    computed only once per image; otherwise crop."""
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
     """Minimum and maximum share of the image area in a crop of `augment: crop`."""
     views: int | None = Field(default=None, ge=1, le=1000)
-    """Number of augmented views of each image that are stored; each epoch draws one of them. Stored views need frozen
-    first blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch.
-    """
+    """Number of augmented views of each image whose outputs are stored. Each epoch draws one of these views. The first
+    blocks of the image tower must be frozen (`tune: last:N`, head or frozen). null: each epoch augments the images
+    again."""
     mixup: float | None = Field(default=None, ge=1e-3, le=1e3)
     """FuseMix: mix the outputs of both frozen trunks for two pairs, λ · pair + (1 − λ) · other pair. The value is α in
     λ ~ Beta(α, α), e.g. 1.0. null: pairs are not mixed."""
     store: StoreRecipe | None = StoreRecipe()
-    """Settings for stored outputs of frozen tower parts, which are equal in each epoch. null: nothing is stored."""
+    """Settings for storing the outputs of frozen layers, which are equal in each epoch. null: nothing is stored."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     max_bad: float = Field(default=0.01, ge=0, le=1e12)
-    """Maximum number of missing or unreadable images: a share if below 1, otherwise a count. Other pairs replace them,
-    and bad_samples.jsonl lists them."""
+    """Maximum number of missing or unreadable images: a share if below 1, otherwise a count. Pairs with such an image
+    are replaced by other pairs. The file bad_samples.jsonl lists the images."""
     max_pixels: int = Field(default=178_956_970, ge=1, le=10**10)
-    """Maximum number of pixels (width × height) of an image. Larger images count as unreadable: they could be malicious
-    files that fill the memory."""
+    """Maximum number of pixels (width × height) of an image. Larger images are treated as unreadable, because they
+    could be malicious files that fill the memory."""
     workers: int = Field(default=4, ge=0, le=1024)
     """Number of processes that load images, for each training process; 0: the training process loads them."""
 
@@ -211,7 +214,7 @@ class DataRecipe(Section):
     def _is_path_or_share(cls, value: object) -> object:
         share = isinstance(value, float) and 0 < value < 1
         if not (share or value is None or (isinstance(value, str) and value)):
-            raise ValueError(f"is {value}: give a path, or a share of the training images, e.g. 0.1")
+            raise ValueError(f"is {value}; give a path, or a share of the training images, e.g. 0.1")
         return value
 
     @property
@@ -221,12 +224,12 @@ class DataRecipe(Section):
 
     @property
     def least_score(self) -> float | None:
-        """Minimum cosine similarity of image and caption, if `min_score` is a similarity; otherwise None."""
+        """Minimum cosine similarity of image and caption; None if `min_score` is null or a percentage."""
         return self.min_score if isinstance(self.min_score, float) else None
 
     @property
     def lowest_share(self) -> float | None:
-        """Share of the captions to leave out, if `min_score` is a percentage; otherwise None."""
+        """Share of the captions to leave out, e.g. 0.1; None if `min_score` is not a percentage."""
         return _share_of(self.min_score) if isinstance(self.min_score, str) else None
 
     @property
@@ -234,13 +237,13 @@ class DataRecipe(Section):
         return self.crop_scale != type(self).model_fields["crop_scale"].default
 
     def policy(self, model: ModelRecipe) -> Policy:
-        """Return the augmentation policy of training images; `auto` is replaced by the policy for the given model."""
+        """Return the augmentation policy of training images; `auto` is resolved to the policy for the model."""
         if self.augment != "auto":
             return self.augment
         frozen = model.image.tune in ("frozen", "head") and self.views is None
         return "none" if frozen and not self._has_crop_scale else "crop"
 
     def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:
-        """Return the augmentation steps of training images; they may depend on the given model."""
+        """Return the augmentation steps of training images. With `augment: auto`, the steps depend on the model."""
         policy = self.policy(model)
         return (Crop(scale=self.crop_scale),) if policy == "crop" else steps_of(policy)

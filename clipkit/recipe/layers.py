@@ -25,7 +25,7 @@ _ONLY = {"last": "text", "probabilities": "image"}
 
 
 def parse_layer(name: str) -> tuple[str, int | None]:
-    """Split the name of a layer into its pooling and the number of the layer, which is None for the last layer.
+    """Split the name of a layer into the pooling and the layer number; None stands for the last layer.
 
     Raises:
         ValueError: the name is invalid.
@@ -45,12 +45,12 @@ def _check(layers: list[str]) -> list[str]:
     for name in layers:
         parse_layer(name)
     if repeated := next((name for name in layers if layers.count(name) > 1), None):
-        raise ValueError(f"{repeated} is listed twice; list it only once")
+        raise ValueError(f"{repeated} is listed twice; list {repeated} only once")
     return layers
 
 
 def shortened(layers: Sequence[str]) -> str:
-    """Return a short list of layers as text; numbers of the same pooling are combined.
+    """Return layer names as a short text, in which the numbers of a pooling are combined.
 
     >>> shortened(["output", "mean:3", "mean:2", "mean:1", "max:8", "max:6"])
     'output, mean:3…1, max:8/6'
@@ -77,7 +77,7 @@ def check_tower(layers: object, tower: str) -> None:
         tower: `image` or `text`.
 
     Raises:
-        ValueError: a layer exists only in the other kind of tower.
+        ValueError: a layer cannot exist in this tower, e.g. `last` in an image tower.
     """
     for name in layers if isinstance(layers, list) else ():
         pooling, number = parse_layer(name)

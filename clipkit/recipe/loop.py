@@ -46,8 +46,8 @@ class OptimRecipe(Section):
     lr: Annotated[
         Annotated[Rate, Tag("one")] | Annotated[LearningRates, Tag("several")], Discriminator(_one_or_several)
     ] = LearningRates()
-    """Peak learning rate, reached after warmup: one number for all weights, or one for pretrained weights, one for new
-    weights and one for adapters, e.g. {pretrained: 1e-5, new: 1e-3, adapter: 1e-4}."""
+    """Peak learning rate, which is reached after warmup: one number for all weights, or different numbers for
+    pretrained weights, new weights and adapters, e.g. {pretrained: 1e-5, new: 1e-3, adapter: 1e-4}."""
     weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Weight decay; not applied to biases, normalization layers, position and class embeddings, and the scale."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
@@ -57,8 +57,8 @@ class OptimRecipe(Section):
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Layer-wise decay: the learning rate of a block is that of the next block (toward the output) times this factor,
-    e.g. 0.75. null: all blocks have the same learning rate."""
+    """Layer-wise decay: the learning rate of a block is this factor, e.g. 0.75, times the learning rate of the next
+    block toward the output. null: all blocks have the same learning rate."""
     unfreeze: (
         Annotated[
             Annotated[Share, Tag("one")]
@@ -68,15 +68,14 @@ class OptimRecipe(Section):
         | None
     ) = None
     """Gradual unfreezing: the share of the run after which blocks start to learn, e.g. {last:2: 0.1, full: 0.3}. With a
-    number, blocks start one after another, from the last block to the first, which starts at this share. Projections
-    always learn from the first step. null: blocks also learn from the first step.
+    single number, e.g. 0.3, blocks start one after another: the last block starts first, and the first block starts
+    after 30 % of the run. Projections always learn from the first step. null: blocks also learn from the first step.
     """
     pull_to_start: float | None = Field(default=None, gt=0, le=1e6)
-    """Weight of the squared distance between the pretrained weights and their values at the start, which is added to
-    the loss (L2-SP). null: 0."""
+    """Weight of the L2-SP penalty: the squared distance between the pretrained weights and their initial values is
+    added to the loss. null: no penalty."""
     warm_moments: Count | None = None
-    """Number of steps at the start in which AdamW only estimates its moments, without weight changes (TuneCLIP). null:
-    0."""
+    """Number of first steps in which AdamW only estimates its moments and changes no weights (TuneCLIP). null: 0."""
 
     @model_validator(mode="after")
     def _sgd_has_no_moments(self) -> Self:
@@ -138,7 +137,7 @@ class TrainRecipe(Section):
     @model_validator(mode="after")
     def _shards_are_offloaded(self) -> Self:
         if self.cpu_offload and not self.shard:
-            raise ValueError("cpu_offload applies only with train.shard: true; set it, or remove train.cpu_offload")
+            raise ValueError("cpu_offload needs train.shard: true; set train.shard: true, or remove train.cpu_offload")
         return self
 
 
@@ -162,7 +161,7 @@ LABEL_METRICS = ("knn_acc1", "lp_acc1", "knn_mean_per_class_recall", "lp_mean_pe
 
 
 def view_metrics(tower: str) -> tuple[str, ...]:
-    """Return the names of metrics of image views (`image`) or text views (`text`); higher values are better."""
+    """Return the names of the retrieval metrics between two views of an image (`image`) or a caption (`text`)."""
     return tuple(f"{tower}_view_recall@{k}" for k in (1, 5, 10))
 
 
@@ -190,9 +189,8 @@ class EvalRecipe(Section):
     patience: Count | None = None
     """End the run after this many evaluations without a new best result; null: run all epochs."""
     interpolate: bool | Annotated[int, Field(ge=2, le=1001)] = False
-    """After training, evaluate interpolations between the initial and final weights and keep the best: true (five
-    values of alpha from 0 to 1), or the number of values, e.g. 11."""
+    """After training, evaluate interpolations between the initial and final weights, and keep the best weights. true:
+    five values of alpha from 0 to 1; a number, e.g. 11: this number of values."""
     max_forgetting: float | None = Field(default=None, ge=0, le=1)
-    """Rule that selects the interpolation: the highest eval.metric with at most this loss of retention, e.g. 0.01 (one
-    percentage point). null: the highest mean of eval.metric and retention.
-    """
+    """Maximum allowed loss of retention when `interpolate` selects the weights with the highest eval.metric, e.g. 0.01
+    (one percentage point). null: select the weights with the highest mean of eval.metric and retention."""

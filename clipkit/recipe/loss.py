@@ -26,22 +26,23 @@ def _one_or_several(value: object) -> str:
 
 
 class LossOptions(Section):
-    """Options of losses; `clipkit train --help` lists which apply to which loss."""
+    """Options of losses; `clipkit train --help` lists the options of each loss."""
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
-    """Treatment of other pairs in the batch with the same image or caption: as positives, ignored, or as negatives."""
+    """How the loss treats other pairs in the batch with the same image or the same caption: as positives, as negatives,
+    or as neither (ignore)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each target that is distributed evenly over the whole batch."""
+    """Share of the target probability that is distributed evenly over the whole batch, instead of the positives."""
     margin: float | None = Field(default=None, gt=0, le=2)
     """Margin, in units of `distance`. null: the default of the loss (triplet 0.2, contrastive 0.5)."""
     mining: Literal["all", "semihard", "hard"] = "hard"
-    """Triplets that the loss averages over: all, semi-hard or hardest negatives."""
+    """Triplets over which the loss is averaged: those with all, semi-hard or hardest negatives."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     teacher: str | None = Field(default=None, min_length=1)
     """Teacher model, whose similarities are the target; any value that model.name accepts."""
 
     def unused_options(self, names: Sequence[str]) -> list[str]:
-        """Return the options that the user set, but that none of the named losses uses."""
+        """Return the options that differ from their defaults but are not used by any of the named losses."""
         used = {option for name in names for option in LOSSES[name].options}
         fields = LossOptions.model_fields
         return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
@@ -75,7 +76,7 @@ class LossRecipe(LossOptions):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Inputs that the losses need in addition to the features, e.g. the scale of the model."""
+        """Inputs that the losses need in addition to the features, e.g. the logit scale."""
         return frozenset(need for name in self.names for need in LOSSES[name].needs)
 
     @model_validator(mode="after")
@@ -90,8 +91,8 @@ class LossRecipe(LossOptions):
                 )
         if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):
             raise ValueError(
-                f"name: {' + '.join(self.names)} alone would make all features equal; combine it with another "
-                f"loss, e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
+                f"name: {' + '.join(self.names)} alone would make all features equal; combine this loss with "
+                f"another loss, e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
             )
         for term in self.terms:
             options = LOSSES[term.name].options
@@ -106,7 +107,7 @@ class LossRecipe(LossOptions):
 
 
 def _fixed(value: Any, low: float, high: float) -> Any:
-    """Return a valid value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`.
+    """Check a value of logit_scale or logit_bias, and return it: train, freeze, or a number from `low` to `high`.
 
     Raises:
         ValueError: the value is invalid.
@@ -130,14 +131,14 @@ _Bias = Annotated[Fixed, BeforeValidator(partial(_fixed, low=-1e3, high=1e3))]
 
 
 class CaptionLossRecipe(LossRecipe):
-    """Settings of the loss of the objective captions, and of the model's scale and bias."""
+    """Settings of the loss between images and captions, and of the logit scale and bias."""
 
     logit_scale: _Scale = "train"
-    """Scale that multiplies the cosines, exp(logit_scale). train: it is trained; freeze: it stays at the value of the
-    model; a number: it is fixed at this value, e.g. 100."""
+    """Factor exp(logit_scale) by which the cosine similarities are multiplied. train: train the factor; freeze: keep
+    the value of the model; a number: use this value, e.g. 100, without training."""
     logit_bias: _Bias = "train"
-    """Bias that is added to the scaled cosines, for the sigmoid loss. train: it is trained; freeze: it stays at the
-    value of the model; a number: it is fixed at this value."""
+    """Bias that is added to the scaled cosine similarities, for the sigmoid loss. train: train the bias; freeze: keep
+    the value of the model; a number: use this value, without training."""
 
     @model_validator(mode="after")
     def _scale_and_bias_apply(self) -> Self:
@@ -147,6 +148,6 @@ class CaptionLossRecipe(LossRecipe):
         ):
             if value != "train" and need not in self.needs:
                 raise ValueError(
-                    f"{key} does not apply to {' + '.join(self.names)}, which does not use it; remove loss.{key}"
+                    f"{key} is set, but the loss {' + '.join(self.names)} does not use {key}; remove loss.{key}"
                 )
         return self

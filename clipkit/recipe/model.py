@@ -24,7 +24,7 @@ ADAPTER_METHODS = ("lora", "dora")
 
 
 def parse_tune(tune: str) -> tuple[str, int]:
-    """Split a tuning method into its key in `TUNE_METHODS` and its number N; methods without a number have 0.
+    """Split a tuning method into its key in `TUNE_METHODS` and the number N, which is 0 if the method has no number.
 
     >>> parse_tune("last:2")
     ('last:N', 2)
@@ -83,11 +83,10 @@ class TextTowerRecipe(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Rate of the tower's dropout layers in training. If above 0, the result depends on micro_batch_size."""
     layers: Layers | None = None
-    """Layers whose concatenated outputs are the input of the projection, e.g. [mean:6, mean:5, cls, max]; as for the
-    image tower.
-    """
+    """Layers whose concatenated outputs are the input of the projection, e.g. [mean:6, mean:5, cls, max]. auto and
+    null: as for the image tower."""
     config: dict[str, Any] = Field(default={})
-    """Values of the configuration in transformers, e.g. {hidden_size: 256}; only with `pretrained: false`."""
+    """Values of the tower's transformers configuration, e.g. {hidden_size: 256}; only with `pretrained: false`."""
 
 
 class ModelRecipe(Section):
@@ -173,29 +172,31 @@ class ModelRecipe(Section):
                 "start: cca has no closed form for model.projection: mlp; set model.projection to linear or residual"
             )
         if self.projection == "residual" and not self.starts_with_cca:
-            raise ValueError(
-                "projection: residual needs model.start: cca; set it, or set model.projection to linear or mlp"
-            )
+            raise ValueError("projection: residual needs model.start: cca; set model.start: cca, or use linear or mlp")
         if self.dropout and not self.starts_with_cca:
             raise ValueError(
-                "dropout applies only to two towers with model.start: cca; set it, or remove model.dropout"
+                "dropout needs two towers and model.start: cca; set model.start: cca, or remove model.dropout"
             )
         if not self.starts_with_cca and "auto" in (self.image.layers, self.text.layers):
             raise ValueError(
-                "image.layers: auto and model.text.layers: auto need model.start: cca; set it, or list the layers"
+                "image.layers: auto and model.text.layers: auto need model.start: cca; set model.start: cca, or list "
+                "the layers"
             )
         return self
 
     @property
     def starts_with_cca(self) -> bool:
-        """True if new projections start from canonical correlations: with `start: cca`, or `auto` and frozen towers."""
+        """True if `start` selects canonical correlation analysis (CCA) for the projections of two towers.
+
+        `start: auto` selects CCA if both towers are pretrained and frozen, and `projection` is not mlp.
+        """
         both = self.name is None and self.image.name is not None and self.text.name is not None
         frozen = all(tower.pretrained and tower.tune in ("frozen", "head") for tower in (self.image, self.text))
         return both and (self.start == "cca" or (self.start == "auto" and frozen and self.projection != "mlp"))
 
     @property
     def space(self) -> int:
-        """Dimension of the features that new projections of two towers compute."""
+        """Dimension of the features of a model of two towers: `embed_dim`, or its default."""
         return self.embed_dim or (256 if self.starts_with_cca else 512)
 
     def has(self, tower: str) -> bool:

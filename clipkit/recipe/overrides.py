@@ -33,12 +33,12 @@ def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = Non
 
 
 def _fitting(value: Any, typed: str, kind: Any) -> Any:
-    """Return a parsed value; or the string that the user typed, if the key accepts strings and not the parsed type.
+    """Return the parsed value if its type fits the recipe key, otherwise the string that the user typed.
 
     Args:
-        value: the parsed value.
-        typed: the string that the user typed.
-        kind: type annotation of the key; None: unknown key.
+        value: the value that YAML reads from the string, e.g. the number 7.
+        typed: the string that the user typed, e.g. 007.
+        kind: type annotation of the recipe key; None: unknown key.
     """
     if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
         return value
@@ -69,7 +69,7 @@ def _value(typed: str) -> Any:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested dicts in which overrides such as `{"key.sub": value}` replace values.
+    """Return a copy of nested dicts with overrides such as `{"key.sub": value}` applied.
 
     Raises:
         RecipeError: an override sets a key below a value that is not a dict.

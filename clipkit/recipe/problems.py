@@ -21,7 +21,7 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """Return a type annotation and all members of its unions, e.g. int and None of `int | None`, without list items."""
+    """Return a type annotation, followed by the members of its unions, e.g. int and None for `int | None`."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
     return [annotation, *(kind for part in parts for kind in _kinds(part))]
 
@@ -77,10 +77,10 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text for an error message. It may be an integer with thousands of digits: `repr` fails then."""
+    """Return a value as short text for an error message."""
     try:
         return shortened(repr(value))
-    except ValueError:
+    except ValueError:  # `repr` fails for an integer with thousands of digits
         return "a number with thousands of digits"
 
 

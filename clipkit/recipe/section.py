@@ -47,14 +47,14 @@ class Section(BaseModel):
 
 
 def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
-    """Return the error for an invalid value of the key `name`. `first_problem` adds the name of the section."""
+    """Return the error for an invalid value of a key; `first_problem` adds the section to the key in the message."""
     return PydanticCustomError(
         "value_of_key", "{name} is {value}: {reason}", {"name": name, "value": repr(value), "reason": reason}
     )
 
 
 def contains(kind: Any, *sought: Any) -> bool:
-    """Return whether a type annotation is or contains one of the types `sought`, e.g. as a member of a union."""
+    """Return whether a type annotation is one of the types `sought`, or contains one, e.g. in a union."""
     return kind in sought or get_origin(kind) in sought or any(contains(part, *sought) for part in get_args(kind))
 
 

@@ -1,4 +1,4 @@
-"""Terms of a recipe's objective: the data that each term reads, the towers that it trains, the metrics that it offers.
+"""Terms of a recipe's objective, each with the data that it reads, the towers that it trains and its metrics.
 
 Code that depends on the objective uses its terms and never compares names of objectives. To add an objective, add a row
 to `OBJECTIVES`, and a file to `clipkit/training/objectives` with the name of its term.
@@ -53,8 +53,8 @@ class Term:
     metrics: tuple[str, ...] = ()
     """Metrics that can select the best weights, the default first."""
     heads: Mapping[Side, HeadRecipe] = field(default_factory=dict)
-    """Projection heads between the trunk of a tower and the loss; without a head, the loss uses features of the tower.
-    """
+    """Projection head between the trunk and the loss, for each tower that has one. Without a head, the loss uses the
+    features of the tower."""
     augmentation: tuple[Step, ...] = ()
     """Augmentation of the images of this term, for the report."""
     safe: bool = False
@@ -62,11 +62,11 @@ class Term:
     fewest_samples: int = 1
     """Minimum number of validation samples that the metrics need."""
     not_streamed: tuple[str, ...] = ()
-    """Recipe keys that the term uses and that are not supported with a stream."""
+    """Recipe keys that the term uses but that do not work with streamed data."""
 
     @property
     def is_cross_modal(self) -> bool:
-        """True if the term compares images with captions; it then uses the model's logit_scale."""
+        """True if the term compares images with captions, with the logit scale of the model."""
         return self.towers == ("image", "text")
 
     @property
@@ -96,13 +96,17 @@ class TextViewsTerm(Term):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationsTerm(Term):
-    """Term that makes features of captions and their translations similar to a teacher's features of the captions."""
+    """Term that trains the text tower to match a teacher's caption features.
+
+    For each caption, the features of the caption and of its translation should equal the teacher's features of the
+    caption.
+    """
 
     teacher: str
 
     @property
     def teachers(self) -> list[str]:
-        """List with the name of the teacher: the model whose text features are the target."""
+        """List that contains the name of the teacher, i.e. the model whose text features are the target."""
         return [self.teacher]
 
 
@@ -205,7 +209,7 @@ class ObjectiveRow:
     """Function that takes the recipe sections and the weight, and returns the terms. It raises ValueError if the
     sections do not fit the objective."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply only to this objective, and to other objectives with the same key here."""
+    """Recipe keys that only this objective uses. If several rows list a key, only these objectives use the key."""
 
 
 OBJECTIVES = {

@@ -30,8 +30,8 @@ LossOfViews = Annotated[LossRecipe, AfterValidator(_check_loss_of_views)]
 class HeadRecipe(Section):
     """Settings of a projection head between the trunk and the loss of the views (Chen et al. 2020, section 4.2).
 
-    The features of all processes and micro-batches are gathered before the head, so that a BatchNorm in it uses the
-    complete batch.
+    The features of all processes and micro-batches are gathered before the head, so that a BatchNorm in the head uses
+    the complete batch.
     """
 
     layers: int = Field(default=2, ge=1, le=100)
@@ -46,7 +46,7 @@ class HeadRecipe(Section):
 
 
 class ImageViewsRecipe(Section):
-    """Settings of the objective views for images, with two or more augmented views of each image."""
+    """Settings of the objective `views` for images, with two or more augmented views of each image."""
 
     policies: list[Policy] = Field(default=["simclr", "simclr"], min_length=2)
     """One augmentation policy per view. With more than two views, the loss is the mean over all pairs of views."""
@@ -59,8 +59,8 @@ class ImageViewsRecipe(Section):
     temperature: Temperature = 0.1
     """Fixed temperature, for losses that use a scale."""
     head: HeadRecipe | None = HeadRecipe()
-    """Projection head. null: the loss uses the features of the tower. With a head, the loss of the views does not train
-    the tower's projection, but the objective captions does."""
+    """Projection head. null: the loss uses the features of the tower. With a head, only the objective `captions` trains
+    the tower's projection."""
 
     @model_validator(mode="after")
     def _views_differ(self) -> Self:
@@ -73,29 +73,29 @@ class ImageViewsRecipe(Section):
 
 
 class TextViewsRecipe(Section):
-    """Settings of the objective views for texts, with two or more views of each caption (Gao et al. 2021, SimCSE)."""
+    """Settings of the objective `views` for texts, with two or more views of each caption (Gao et al. 2021, SimCSE)."""
 
     policies: list[Literal["same", "crop", "paraphrase", "sibling"]] = Field(default=["same", "same"], min_length=2)
     """One policy per view. same: the unchanged caption (with model.text.dropout, the features of two views differ);
     crop: some consecutive words of the caption; paraphrase: the column `paraphrase` of the data; sibling: another
     caption of the image."""
     crop: Shares = (0.5, 0.9)
-    """Minimum and maximum share of the words in a crop of the policy crop."""
+    """Minimum and maximum share of the caption's words in a view of the policy crop."""
     positives: Annotated[Literal["caption", "image"], _IMAGE] = "caption"
-    """Positives of a view. caption: the other views of the same string; image: the views of all captions of the
-    image."""
+    """Positives of a view. caption: the other views of the same caption text; image: the views of all captions of the
+    same image."""
     loss: LossOfViews = LossRecipe(name="infonce")
     temperature: Temperature = 0.05
     head: HeadRecipe | None = None
 
     @property
     def are_equal(self) -> bool:
-        """True if all views of a caption are the same text, so that only dropout makes their features differ."""
+        """True if two views of a caption are the same text, so that only dropout makes their features differ."""
         return any(self.policies.count(policy) > 1 for policy in ("same", "paraphrase"))
 
 
 class ViewsRecipe(Section):
-    """Settings of the objective views, for images, captions, or both."""
+    """Settings of the objective `views`, for images, captions, or both."""
 
     image: ImageViewsRecipe | None = None
     text: TextViewsRecipe | None = None

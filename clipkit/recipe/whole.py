@@ -54,7 +54,7 @@ class Recipe(Section):
     """Training objective: captions, translations, views, or several with weights, e.g. {captions: 1, views: 1} (SLIP).
     """
     loss: CaptionLossRecipe = CaptionLossRecipe()
-    """Loss of the objective captions; views have a separate loss in `views`."""
+    """Loss of the objective `captions`. The loss of the objective `views` is set in the section `views`."""
     views: ViewsRecipe | None = None
     translations: TranslationsRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
@@ -76,7 +76,7 @@ class Recipe(Section):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """Return a dict with the keys `images` and `captions`: True if the objective reads this column."""
+        """Return for the keys `images` and `captions` whether the objective reads this column of the data."""
         reads = {column for term in self.terms for column in term.reads}
         return {"images": "images" in reads, "captions": "captions" in reads}
 
@@ -87,15 +87,15 @@ class Recipe(Section):
 
     @property
     def start(self) -> Literal["random", "cca"]:
-        """Initialization of new projections: the value of `model.start`, or the one that `auto` selects."""
+        """Initialization of new projections; `model.start: auto` is resolved to random or cca."""
         fits = set(self.objective) == {"captions"} and self.data.samples is None
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
     def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
-        """Return `one` or `all`: the captions of an image that an epoch uses (`data.captions`, or what auto selects).
+        """Return whether an epoch uses `one` caption of each image or `all`.
 
-        auto selects all captions after a closed-form start with frozen trunks, because one caption per image gives too
-        few steps there. Otherwise, and for captions made from labels, it selects one.
+        `data.captions: auto` selects `all` if `start` is cca, both trunks are frozen, and the captions are not made
+        from labels. Otherwise, it selects `one`.
 
         Args:
             labeled: True if the captions are prompts made from labels.
@@ -103,6 +103,7 @@ class Recipe(Section):
         if self.data.captions != "auto":
             return self.data.captions
         frozen = all(tower.tune in ("frozen", "head") for tower in (self.model.image, self.model.text))
+        # If only the projections are trained from a closed-form start, one caption per image gives too few steps.
         return "all" if self.start == "cca" and frozen and not labeled else "one"
 
     @property
@@ -182,7 +183,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stored_outputs_can_be_mixed(self) -> Self:
-        """Raise ValueError for options that `data.mixup` does not support. It mixes stored outputs of two trunks."""
+        """Raise ValueError if the recipe has an option that `data.mixup` does not support."""
         if self.data.mixup is None:
             return self
         tuned = {f"model.{side}.tune": getattr(self.model, side).tune for side in SIDES}
@@ -204,7 +205,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
-        """Raise ValueError for options that `train.shard` does not support. They change a trunk or read its layers."""
+        """Raise ValueError if the recipe has an option that `train.shard` does not support."""
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,
@@ -239,8 +240,7 @@ class Recipe(Section):
                 )
         if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
             raise ValueError(
-                "eval.max_forgetting limits how much eval.interpolate may lose on the data of "
-                "eval.retention, so it needs both; set both, or remove eval.max_forgetting"
+                "eval.max_forgetting needs eval.interpolate and eval.retention; set both, or remove eval.max_forgetting"
             )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError(
@@ -258,7 +258,8 @@ class Recipe(Section):
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
         """Build a recipe from a dict of its sections, and validate it.
 
-        The error message names the invalid key; for an unknown key, also the most similar valid key.
+        Raises:
+            RecipeError: a key or a value is invalid. For an unknown key, the message contains the most similar key.
         """
         try:
             return cls.model_validate(dict(values))
@@ -267,7 +268,7 @@ class Recipe(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
-        """Read a YAML file, apply overrides (a list of `key.sub=value`, or a dict), and validate the result."""
+        """Read a YAML file, apply overrides (strings `key.sub=value` or a dict), and validate the result."""
         path = Path(path)
         try:
             values = read_yaml(path)
@@ -287,7 +288,7 @@ class Recipe(Section):
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def without_credentials(self) -> Self:
-        """Return the recipe without the user names and passwords in its URLs, so that a run does not write them."""
+        """Return the recipe without the user names and passwords in its URLs, e.g. to save it in a run folder."""
         return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
@@ -304,11 +305,11 @@ def _without_credentials(value: Any) -> Any:
 
 
 def _changed(section: Section, key: str) -> str:
-    """Return the first key, `key` itself or a key below it, whose value differs from its default; otherwise "".
+    """Return the first key at or below `key` whose value differs from its default, or "" if there is none.
 
     Args:
         section: section that contains the key.
-        key: name of a key, with dots for keys below it.
+        key: path of a key or of a section, e.g. "loss" or "data.augment".
     """
     name, _, rest = key.partition(".")
     value, default = getattr(section, name), type(section).model_fields[name].default

@@ -36,7 +36,14 @@ def line_chart(
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """Draw one named line for each pair of x and y values, and an optional dotted reference line, e.g. chance."""
+    """Draw several series as lines, and an optional dotted reference line, e.g. the chance level. Return the SVG.
+
+    Args:
+        series: name -> x values and y values of a line.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        reference: name and y value of the reference line.
+    """
     with _drawing(x_label, y_label) as drawing:
         axes = drawing.axes
         for (name, (x, y)), color in zip(series.items(), _LINES, strict=False):
@@ -55,7 +62,13 @@ def line_chart(
 
 
 def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, float] | None = None) -> str:
-    """Draw horizontal bars, the first on top, with an optional dotted reference line. Values are shown in percent."""
+    """Draw horizontal bars, the first bar on top, and an optional dotted reference line. Return the SVG.
+
+    Args:
+        bars: name -> value; the value 0.5 is drawn as 50 (percent).
+        x_label: label of the x axis.
+        reference: name and value of the reference line.
+    """
     values = {name: 100 * value for name, value in bars.items()}
     level = 0.0 if reference is None else 100 * reference[1]
     low, high = min(0.0, *values.values()), max(0.0, level, *values.values())
@@ -77,7 +90,12 @@ def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, flo
 
 
 def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str) -> str:
-    """Draw for each name its value and interval (value, low, high), the first on top, with a line at 0."""
+    """Draw values with their intervals, the first on top, and a vertical line at 0. Return the SVG.
+
+    Args:
+        rows: name -> (value, lower end of the interval, upper end of the interval).
+        x_label: label of the x axis.
+    """
     lows, highs = min(0.0, *(low for _, low, _ in rows.values())), max(0.0, *(high for _, _, high in rows.values()))
     width = highs - lows or 1.0
     with _drawing(x_label, "", (_SIZE[0], 0.7 + 0.42 * len(rows))) as drawing:
@@ -160,7 +178,7 @@ def _legend(axes: Any, location: str = "best") -> None:
 
 @contextmanager
 def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> Iterator[_Drawing]:
-    """Context that gives a drawing with empty axes. At its end, the finished chart is stored as `drawing.svg`."""
+    """Context manager that yields a drawing with empty axes. At the end, `svg` of the drawing is the finished chart."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -10,10 +10,10 @@ _METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall"
 
 
 def closed_form_tables(results: dict[str, Any]) -> list[Table]:
-    """Return the tables about the closed-form start of a run; no tables if the run started from random projections.
+    """Return the tables about the closed-form start of a run; [] if the run started from random projections.
 
-    One table contains the validation metrics before and after training, if there are any. The other contains the
-    layers and ridges that were compared to choose the start.
+    The last table lists the layers and ridges among which the start was chosen. If the run has validation data, an
+    additional first table compares the validation metrics before and after training.
     """
     facts = results["settings"].get("closed_form")
     if not facts:

@@ -24,9 +24,9 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
     """Return the HTML of a comparison: both models' metrics, paired differences, and the largest disagreements.
 
     Args:
-        comparison: from `clipkit.evaluation.compare`.
-        first: result of the first model.
-        second: result of the second model.
+        comparison: result of `clipkit.evaluation.compare`.
+        first: evaluation result of the first model.
+        second: evaluation result of the second model.
     """
     data, task = comparison["data"], comparison["task"]
     rows, in_points = [], {}

@@ -30,7 +30,7 @@ _PROMPTS = 20
 
 
 def evaluation_report(result: Mapping[str, Any]) -> str:
-    """Return the HTML of a result: metrics with intervals and chance, and queries with their top answers."""
+    """Return the HTML of a result: metrics with intervals and chance levels, and queries with their top answers."""
     data = result["data"]
     counts = counts_of(data)
     notes = [f"{counts}.", INTERVAL_NOTE, *[CALIBRATION_NOTE] * ("ece" in result["metrics"])]
@@ -55,7 +55,10 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
 
 
 def prompt_choices_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Return the accuracy with each choice of class names and templates, and its difference from the first row."""
+    """Return a table of the accuracy with each choice of class names and templates; [] if there are no rows.
+
+    Each row also shows the difference from the first row.
+    """
     if not rows:
         return []
     cells = []
@@ -80,7 +83,10 @@ def prompt_choices_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Return the hardest classes with their most frequent confusions, or the categories of a compositional test."""
+    """Return a table of the hardest classes with their most frequent confusions; [] if there are no rows.
+
+    For a compositional test, the table lists its categories instead.
+    """
     if not rows:
         return []
     if "category" in rows[0]:
@@ -111,7 +117,7 @@ def _classes_title(shown: Sequence[object], every: Sequence[object]) -> str:
 
 
 def confused_pairs(result: Mapping[str, Any]) -> list[Table]:
-    """Return the most frequent confusions of one class with another."""
+    """Return a table of the most frequent confusions of one class with another; [] if there are none."""
     counted = _confusions(result)
     if not counted:
         return []
@@ -147,7 +153,7 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _prompts(result: Mapping[str, Any]) -> list[Chart]:
-    """Chart the accuracy with each prompt alone, and the loss of accuracy without each prompt."""
+    """Return charts of the accuracy with each prompt alone, and of the accuracy that is lost without each prompt."""
     prompts = result.get("prompts") or []
     ensemble = result["metrics"]["acc1"]["value"]
     alone = {row["prompt"]: row["acc1"] for row in prompts}
@@ -164,7 +170,10 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-    """Return the title of a chart and its values, best first; of many values only the best and the worst."""
+    """Sort values in descending order; return the title of the chart and the sorted values.
+
+    If there are many values, keep only the best and the worst, and extend the title.
+    """
     names = sorted(values, key=lambda name: -values[name])
     if len(names) > _PROMPTS:
         title += f": best and worst of {len(names)}"
@@ -173,7 +182,7 @@ def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[
 
 
 def _confusion_matrix(result: Mapping[str, Any]) -> Chart:
-    """Chart the most confused classes; all classes if there are few."""
+    """Return a confusion matrix as a chart. If there are many classes, show only the most confused classes."""
     queries, titles = result["queries"], [row["class"] for row in result["classes"]]
     mistakes: Counter[int] = Counter()
     for (label, predicted), count in _confusions(result).items():

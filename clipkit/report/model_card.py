@@ -21,7 +21,7 @@ def model_card(
 
     Args:
         layout: layout of the model's files.
-        results: result JSONs, of the run or of evaluations.
+        results: results of the run or of evaluations, as dicts.
         recipe: recipe of the run; None: the model was not trained by clipkit.
 
     Example:
@@ -150,7 +150,7 @@ _DATA = ("train", "source", "validation", "labelled", "labelled_test", "retentio
 
 
 def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe without local folders."""
+    """Return a copy of the recipe with public names of models and data instead of local paths."""
 
     def short(key: str, value: Any, section: str) -> Any:
         if isinstance(value, Mapping):

@@ -109,7 +109,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page as one HTML file that contains its images and charts and loads nothing."""
+    """Return the page as one HTML file that contains all its images and charts, and loads nothing from the network."""
     return _template().render(page=page, color_of=colors_of(page.map))
 
 
@@ -155,7 +155,7 @@ def unbroken(text: str) -> Markup:
 
 
 def _with_unique_ids(svg: str, number: int) -> Markup:
-    """Prefix the IDs of an SVG with its number: IDs must be unique within a page."""
+    """Prefix all IDs in a chart with the number of the chart, because IDs must be unique within a page."""
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{number}-", svg))
 
 
@@ -170,7 +170,7 @@ def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
 
 
 def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Headline]:
-    """Return headlines, with interval and chance, for the named metrics that the result has."""
+    """Return a headline for each metric in `names` that was measured, with confidence interval and chance level."""
     shown = []
     for name in names:
         figure = metrics.get(name)
@@ -188,7 +188,12 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def standing(query: Mapping[str, Any], whose: str) -> str:
-    """Return the outcome of a compared query for the `first` or `second` model, e.g. `rank 3` or `wrong`."""
+    """Return the outcome of a compared query for one of the two models, e.g. `rank 3` or `wrong`.
+
+    Args:
+        query: query in a comparison.
+        whose: `first` or `second`, the model.
+    """
     if f"{whose}_rank" in query:
         return f"rank {query[f'{whose}_rank']:,}"
     share = query[f"{whose}_right"]
@@ -196,20 +201,25 @@ def standing(query: Mapping[str, Any], whose: str) -> str:
 
 
 def difference(name: str, value: float) -> str:
-    """Return the difference of two values of a metric with its sign, in percentage points for a metric in percent."""
+    """Format the difference between two values of a metric with its sign, e.g. `+1.5 points`.
+
+    Args:
+        name: name of the metric.
+        value: the difference, as a share for a metric in percent.
+    """
     text = number(name, value)
     text = f"{text.removesuffix(' %')} points" if text.endswith(" %") else text
     return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else f"+{text}"
 
 
 def short_name(name: str) -> str:
-    """Return the last two parts of a path, for a heading; other names unchanged."""
+    """Return the last two parts of a path, for a heading; return a shorter name unchanged."""
     parts = PurePath(name).parts
     return name if len(parts) < 3 else "/".join(parts[-2:])
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in suitable units, e.g. `4 min 54 s`."""
+    """Format a duration in suitable units, e.g. `4 min 54 s`."""
     if seconds < 1:
         return "less than a second"
     if seconds < 60:
@@ -219,10 +229,10 @@ def duration(seconds: float) -> str:
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: str = "") -> Table:
-    """Return a table of one row per metric and one column per result, chance last.
+    """Return a table with one row per metric and one column per result. The last column is the chance level.
 
     Args:
-        results: heading of each column -> `metrics` of its result.
+        results: heading of the column -> `metrics` of a result.
         title: heading of the table.
         note: text below the table.
     """
@@ -235,7 +245,7 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
 
 
 def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
-    """Return a metric's value, with its interval in parentheses if it is known."""
+    """Return the value of a metric as text, with the confidence interval in parentheses if it is known."""
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:
@@ -244,7 +254,7 @@ def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Return the rows of a table in Markdown."""
+    """Return a table in Markdown, without its title and note."""
     rows = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
 

@@ -148,7 +148,7 @@ def _lead(results: dict[str, Any]) -> str:
 
 
 def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
-    """Chart the logs of a run: loss, validation metrics, batch statistics, scale, throughput."""
+    """Return charts of the logs of a run: loss, validation metrics, batch statistics, logit scale, throughput."""
     steps, settings = read_rows(run.metrics, IN_METRICS), results["settings"]
     level = settings.get("loss_at_chance")
     chance = None if level is None else ("chance", level)
@@ -171,7 +171,17 @@ def _curves(
     note: str = "",
     reference: tuple[str, float] | None = None,
 ) -> Chart:
-    """Chart columns of logged rows (name -> label) against the column `x`."""
+    """Return a line chart of logged values.
+
+    Args:
+        title: title of the chart.
+        columns: name of a column -> label of its line.
+        rows: logged rows; each row maps column names to values.
+        y_label: label of the y axis.
+        x: column of the x values.
+        note: text below the chart.
+        reference: name and y value of a dotted line.
+    """
     positions = [row[x] for row in rows]
     series = {label: (positions, [row[name] for row in rows]) for name, label in columns.items()}
     return Chart(title, line_chart(series, x, y_label, reference), note)
@@ -211,7 +221,7 @@ def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, An
 
 
 def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
-    """Return charts of the logged batch statistics: accuracy within the batch, mean cosines, scale."""
+    """Return charts of the logged batch statistics: accuracy within the batch, mean cosines, logit scale."""
     if not steps:
         return []
     charts = []
@@ -244,7 +254,10 @@ def _interpolation_chart(settings: dict[str, Any]) -> Chart:
 
 
 def _retention(results: dict[str, Any]) -> tuple[list[Headline], list[Table]]:
-    """Return the retention metric before and after training, as a headline and a table; empty if not measured."""
+    """Return the retention metric before and after training, as a headline and a table.
+
+    Both lists are empty if retention was not measured.
+    """
     retention = results["settings"].get("retention")
     if not retention:
         return [], []
@@ -263,7 +276,7 @@ def _sheets(results: dict[str, Any]) -> list[Sheet]:
 
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
-    """Sort a result's examples into grids by kind of query."""
+    """Group the examples of a result into grids by kind of query."""
     by_kind: dict[str, list[Any]] = {}
     for example in results["examples"]:
         kind = "neighbors" if example.get("neighbours") else example.get("kind") or next(iter(example["query"]))

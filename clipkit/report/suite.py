@@ -9,7 +9,10 @@ from clipkit.tasks import named_data, number, readable
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Return a table of datasets by models, and robustness tables for datasets with several versions."""
+    """Return the tables of a suite. The first table has one row per dataset and one column per model.
+
+    More tables compare the values with published values and show robustness, if there is such data.
+    """
     evaluated = {row["model"] for row in result["rows"]}
     models = [model for model in result["models"] if model in evaluated]
     row_of = {(row["dataset"], row["model"]): row for row in result["rows"]}
@@ -36,7 +39,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _cut_note(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about captions that are longer than a model's context; "" if there are few."""
+    """Return a sentence about captions that exceed the context length of a model; "" if they are few."""
     cut = [
         f"{row['title']}, {percent(row['captions_cut'])} ({row['model']})"
         for row in rows
@@ -52,14 +55,14 @@ def _published_table(
     datasets: Mapping[str, Mapping[str, Any]],
     mean: Mapping[str, float],
 ) -> list[Table]:
-    """Return a table of the measured values next to published values of the same metric.
+    """Return a table of the measured values next to published values of the same metric; [] if none are published.
 
     Args:
         published: published values of each dataset.
         models: evaluated models.
-        row_of: row of the suite's results for each dataset and model.
-        datasets: a row of the suite's results for each dataset, of any model.
-        mean: means of the evaluated models; empty: no row with means.
+        row_of: (dataset, model) -> row of the suite's results.
+        datasets: dataset -> row of the suite's results, of any model.
+        mean: model -> mean over the datasets; empty: the table has no row with means.
     """
     entries = [
         (name, entry)
@@ -91,7 +94,7 @@ def _published_table(
 
 
 def _means(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the means of the models with a result on every dataset."""
+    """Return model -> mean over all datasets. Models without a result on every dataset are left out."""
     return {model: value for model, value in (result.get("mean") or {}).items() if value is not None}
 
 
@@ -102,7 +105,10 @@ def _complete_mean(values: Sequence[float | None]) -> float | None:
 
 
 def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return the robustness tables: a row per shifted dataset (e.g. ImageNet-V2) and model, and means over shifts."""
+    """Return the tables about robustness. The first table has one row per model and shifted dataset, e.g. ImageNet-V2.
+
+    If a dataset has several shifted versions, a second table contains the means over these versions.
+    """
     title_of = {name: dataset["title"] for name, dataset in datasets.items()}
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Search: an index of a dataset's features, and queries by words, images and columns."""
+"""Search for images in an index of a dataset, by words, images and columns."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,11 @@
-"""Comparison of two indexes of the same images, such as those of a model before and after fine-tuning.
+"""Comparison of two indexes of the same images, e.g. made with a model before and after fine-tuning.
 
-The ranked lists of a query are compared by their rank-biased overlap (Webber, Moffat and Zobel 2010, extrapolated from
-depth k, with p = 0.9): X_k / k · p^k + (1 − p) / p · Σ_{d = 1}^{k} X_d / d · p^d, where X_d is the number of images
-that are among the first d of both lists. It is 1 for equal lists and 0 for lists without a common image; the first
-results count most.
+Two ranked lists are compared by the rank-biased overlap of their first k entries, extrapolated with p = 0.9:
+
+    X_k / k · p^k + (1 − p) / p · Σ_{d = 1}^{k} X_d / d · p^d
+
+X_d is the number of images that are among the first d of both lists. The overlap is 1 for equal lists and 0 for lists
+without a common image. The first results have the most weight. Source: Webber, Moffat and Zobel 2010.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +32,7 @@ _P = 0.9
 
 @dataclass(frozen=True)
 class Difference:
-    """A query with the agreement of its results in two indexes."""
+    """A query, with measures of how well its results in two indexes agree."""
 
     text: str
     overlap: float
@@ -44,7 +46,9 @@ class Difference:
 
 
 def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """Return the rank-biased overlap of two ranked lists without repeated entries, to the depth of the shorter one.
+    """Return the rank-biased overlap of two ranked lists without repeated entries.
+
+    The longer list is cut to the length of the shorter list.
 
     Example:
         >>> rank_biased_overlap([1, 2, 3], [1, 2, 3]), rank_biased_overlap([1, 2], [3, 4])
@@ -59,9 +63,9 @@ def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 class Pair:
-    """Two indexes whose rows are matched by the content of the image.
+    """Two indexes whose rows are matched if they have the same image.
 
-    If the other index has no image with the same content, rows are matched by the location of the image.
+    The same image means the same content of the file. An image without a match by content is matched by its location.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -77,28 +81,39 @@ class Pair:
         self.common = int((self._row_in_other >= 0).sum())
         if not self.common:
             raise DataError(
-                f"{one.path} and {other.path}: have no image in common, neither by content nor by location; give two "
-                "indexes of the same data"
+                f"{one.path} and {other.path}: have no image in common, neither by content nor by location; give "
+                "two indexes of the same data"
             )
 
     def row_in_other(self, row: int) -> int | None:
-        """Return the row of the second index with the same image as `row` of the first index; None if there is none."""
+        """Return the row of the second index that has the same image as a row of the first index.
+
+        The result is None if the second index does not have the image.
+        """
         found = int(self._row_in_other[self.rows[0][self.indexes[0].row_of(row)]])
         return found if found >= 0 else None
 
     def agreement(self, one: Sequence[int], other: Sequence[int]) -> tuple[float, int]:
-        """Compare the first ten distinct images of two ranked lists of rows, one list per index.
+        """Compare the first ten distinct images of two ranked lists of rows.
+
+        Args:
+            one: rows of the first index.
+            other: rows of the second index.
 
         Returns:
-            The rank-biased overlap, and the number of images that both lists have.
+            The rank-biased overlap, and the number of images that are among the first ten of both lists.
         """
         names = [self._names(0, one), self._names(1, other)]
         return rank_biased_overlap(*names), len(set(names[0]) & set(names[1]))
 
     def _names(self, number: int, rows: Sequence[int]) -> list[int]:
-        """Return IDs of the first ten distinct images in a ranked list of rows of the index `number` (0 or 1).
+        """Return IDs of the first ten distinct images in a ranked list of rows.
 
         The ID is the row of the image in the first index. An image that only the second index has gets a negative ID.
+
+        Args:
+            number: index of the rows, 0 or 1.
+            rows: ranked rows of this index.
         """
         matched = [int(self.rows[number][row]) for row in rows]
         named = [name if name >= 0 else -1 - row for name, row in zip(matched, rows, strict=True)]
@@ -107,11 +122,10 @@ class Pair:
     def differences(
         self, queries: Sequence[str] | None = None, progress: Callable[[float], None] | None = None
     ) -> list[Difference]:
-        """Return queries with the agreement of both searches, the least agreement first.
+        """Search both indexes for each query, and return the queries by increasing overlap of the results.
 
         Args:
-            queries: texts, which the models of the indexes encode; None: at most 2,000 captions that both indexes
-                have, evenly spaced.
+            queries: texts. None: up to 2,000 captions that both indexes have, evenly spaced.
             progress: called from time to time with the completed share of the work, from 0 to 1.
 
         Raises:
@@ -145,8 +159,11 @@ class Pair:
     def _captions(
         self,
     ) -> tuple[list[str], tuple[NDArray[np.float32], NDArray[np.float32]], list[int | None]]:
-        """Return up to 2,000 captions that both indexes have, their (Q, D) and (Q, E) features in the two indexes, and
-        the row of each caption's image in the first index.
+        """Return up to 2,000 captions that both indexes have.
+
+        Returns:
+            The Q captions, a pair of their (Q, D) features in the first index and (Q, E) features in the second index,
+            and the row of each caption's image in the first index.
         """
         one, other = self.indexes
         number_in_other = {text: number for number, text in enumerate(other.texts)}
@@ -158,8 +175,8 @@ class Pair:
         shared = [n for n, text in enumerate(one.texts) if text in number_in_other and text in row_of]
         if not shared:
             raise DataError(
-                f"{one.path} and {other.path}: have no caption in common; give a text file with one query per "
-                "line: --queries F.txt"
+                f"{one.path} and {other.path}: the indexes have no caption in common; write queries to a text file, "
+                "one per line, and add --queries F.txt"
             )
         chosen = [shared[n] for n in evenly_spaced(len(shared), MOST_QUERIES)]
         texts = [one.texts[n] for n in chosen]
@@ -170,7 +187,7 @@ class Pair:
 
 
 def _positions(one: Index, other: Index) -> NDArray[np.int64]:
-    """Return for each row of `other` the first row of `one` with the same image, or -1.
+    """For each row of `other`, return the first row of `one` with the same image, or -1 if there is none.
 
     The same image means the same content or, if no row has this content, the same location.
     """

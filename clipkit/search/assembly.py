@@ -1,4 +1,4 @@
-"""Assembly of the files of an index from newly encoded items and from the existing index, if there is one."""
+"""Write the files of an index, from new features and from the features of the existing index."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,12 @@ class Found:
 
 
 def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]:
-    """Return the keys (SHA-256) of the images or texts of an index, in the order of its rows.
+    """Return the keys (SHA-256) of the images or captions of an index, in row order.
+
+    Args:
+        folder: folder of the index.
+        manifest: manifest of the index.
+        kind: "rows" for the images, "texts" for the distinct captions.
 
     Raises:
         DataError: the file is damaged.
@@ -76,9 +81,17 @@ def assemble(
     source: str | None,
     qdrant: bool = False,
 ) -> dict[str, Any]:
-    """Write rows, features and texts; then replace the manifest, and return the new one.
+    """Write the files of an index, replace its manifest, and return the new manifest.
 
-    With Qdrant, the features are copied to its server, and the collection of the existing index (`former`) is removed.
+    Args:
+        folder: folder of the index, with the logs of the new features.
+        model: model that encoded the images and captions.
+        found: images and captions of the source.
+        former: manifest of the existing index; None for a new index.
+        probes: features of the fixed inputs, which identify the model (see `clipkit.search.probes`).
+        source: source of the images; None for a Python object.
+        qdrant: True: copy the features to the Qdrant server. This also happens if the existing index uses Qdrant and
+            QDRANT_URL is set.
     """
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")
@@ -141,7 +154,12 @@ def assemble(
 def _engine(
     logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None, qdrant: bool
 ) -> dict[str, Any] | None:
-    """Build the search engine: in Qdrant, or for a large index with FAISS; return its description with recall@10."""
+    """Build a search engine for the features, with Qdrant or FAISS, and measure its recall@10.
+
+    Returns:
+        The entry of the manifest that describes the engine. None if exact search is used, because the index is small or
+        FAISS is not installed.
+    """
     features = np.load(folder / files["features"]["name"], mmap_mode="c")
     described: dict[str, Any]
     engine: Nearest
@@ -176,7 +194,7 @@ def _rows(found: Found) -> pa.Table:
 
 
 class _Former:
-    """Features in the existing index, before it is replaced, by key (SHA-256 of an image file or text)."""
+    """Features of the existing index by key. A key is the SHA-256 of an image file or a text."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any] | None, names: str, features: str) -> None:
         self.row_of: dict[bytes, int] = {}
@@ -187,7 +205,7 @@ class _Former:
 
 
 def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Former, width: int) -> None:
-    """Write the features of all keys to a file."""
+    """Write the features with the given keys to a file, from the logs or from the existing index."""
 
     def feature(key: bytes) -> NDArray[np.float16]:
         return encoded[key] if key in encoded else former.features[former.row_of[key]]

@@ -1,4 +1,4 @@
-"""Near duplicates, outliers, and captions that do not fit their image, found by the features of an index."""
+"""Near duplicates, outliers and doubtful captions, found by comparing the features of an index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _NEIGHBORS = 10
 
 @dataclass(frozen=True)
 class DoubtfulCaption:
-    """A caption that fits its image worse than most captions fit their images."""
+    """A caption that may be wrong, because it fits its image worse than most captions do."""
 
     row: int
     caption: str
@@ -40,7 +40,10 @@ class DoubtfulCaption:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The most similar images of each image, the most similar first; the image itself is among them."""
+    """The most similar images of each image, in descending order of similarity.
+
+    The most similar images usually include the image itself.
+    """
 
     scores: NDArray[np.float32]
     """(N, K) cosine similarities."""
@@ -48,7 +51,7 @@ class Neighbors:
     """(N, K) rows of the similar images."""
 
     def near_duplicates(self, at_least: float = 0.97) -> list[tuple[int, int, float]]:
-        """Return pairs of similar images; see `near_duplicates`."""
+        """Return pairs of similar images, in the same form as the function `near_duplicates`."""
         pairs: dict[tuple[int, int], float] = {}
         for one, neighbor in np.argwhere(self.scores >= at_least).tolist():
             other = int(self.rows[one, neighbor])
@@ -58,7 +61,10 @@ class Neighbors:
         return [(one, other, score) for (one, other), score in ordered]
 
     def outliers(self) -> list[tuple[int, float]]:
-        """Return all images with their mean similarity to the ten most similar images, the lowest first."""
+        """Return (row, mean similarity to the ten most similar other images) of each image.
+
+        The lowest similarity comes first.
+        """
         others = self.rows != np.arange(len(self.rows))[:, None]
         others &= others.cumsum(axis=1) <= _NEIGHBORS
         means = np.where(others, self.scores, 0).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
@@ -66,7 +72,7 @@ class Neighbors:
 
 
 def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None) -> Neighbors:
-    """Return the ten most similar images of each image.
+    """Find the ten most similar other images of each image. The result also contains the image itself.
 
     Args:
         index: the index.
@@ -87,9 +93,9 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
 
 
 def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, int, float]]:
-    """Return pairs of similar images, the most similar first, as (lower row, higher row, cosine).
+    """Return pairs of similar images as (lower row, higher row, cosine similarity), most similar first.
 
-    Only the ten nearest neighbors of an image are compared with it.
+    Each image is compared with its ten most similar images only.
 
     Args:
         index: the index.
@@ -99,14 +105,19 @@ def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, i
 
 
 def outliers(index: "Index") -> list[tuple[int, float]]:
-    """Return all rows with the mean cosine similarity to their ten most similar images, the lowest first."""
+    """Return (row, mean cosine similarity to the ten most similar other images) of each image.
+
+    The lowest similarity comes first.
+    """
     return neighbors_of(index).outliers()
 
 
 def doubtful_captions(
     index: "Index", count: int = 100, progress: Callable[[float], None] | None = None
 ) -> list[DoubtfulCaption]:
-    """Return the captions that fit their image and its other captions least, the most doubtful first.
+    """Return the captions that probably do not describe their image, the most doubtful first.
+
+    A caption is doubtful if the sum of its fit and its agreement is low (see `clipkit.search.doubts`).
 
     Args:
         index: the index.

@@ -1,19 +1,22 @@
 """Doubtful captions: how well each caption fits its image and agrees with the other captions of the image.
 
-    fit        (s - m) / d with the cosine similarity s of the caption and its image, and the median m and the lower
-               spread d, (median - lower quartile) / 0.6745, of the caption's similarities with a sample of images
-    agreement  (s - m) / d with the mean similarity s to the two most similar other captions of the image (only two,
-               because some captions of the image may be wrong), and m and d of the caption's similarities with a sample
-               of captions
+Fit and agreement are numbers (s - m) / d of a caption. The lower spread d is (median - lower quartile) / 0.6745.
 
-The lower fit + agreement, the more doubtful is the caption; without other captions, the agreement counts as 0.
+    fit        s     cosine similarity of the caption and its image
+               m, d  median and lower spread of the similarities of the caption with a sample of images
+    agreement  s     mean cosine similarity of the caption with the two most similar other captions of the image
+               m, d  median and lower spread of the similarities of the caption with a sample of captions
 
-The share of wrong captions is estimated by comparison with captions that are known to be wrong: one caption of each
-image is exchanged for a caption of another image. Let F(t) be the share of all captions whose fit + agreement is at
-most t, and R(t) the same for the exchanged ones. With a share p of wrong captions that resemble the exchanged ones,
-F(t) >= p R(t), with equality if no correct caption has a value of at most t. The estimate is therefore p = min F(t) /
-R(t) over R(t) >= 1/2, and the share of wrong captions among those up to t is p R(t) / F(t). The estimate is too high if
-correct captions have values as low as exchanged ones: they count as wrong.
+Only two captions are used for the agreement, because other captions of the image may be wrong too. A lower sum fit +
+agreement means a more doubtful caption. If an image has only one caption, the sum contains only the fit.
+
+The share of wrong captions is estimated by comparison with captions that are known to be wrong. For this purpose, one
+caption of each image is exchanged for a caption of another image. F(t) is the share of all captions whose sum is at
+most t. R(t) is the corresponding share of the exchanged captions. Let p be the share of wrong captions, and assume that
+their sums are distributed like those of exchanged captions. Then F(t) >= p R(t), and both sides are equal if no correct
+caption has a sum of at most t. Therefore p is estimated as the minimum of F(t) / R(t) over all t with R(t) >= 1/2.
+Among the captions with a sum of at most t, the share of wrong captions is p R(t) / F(t). Both estimates are too high if
+many correct captions have sums as low as exchanged captions.
 """
 
 from collections.abc import Callable
@@ -53,7 +56,7 @@ class Doubts:
 
 
 def totals_of(fits: NDArray[np.float64], agreements: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (M,) fit + agreement; an agreement of NaN counts as 0."""
+    """Return the (M,) sums fit + agreement. An agreement of NaN is replaced by 0."""
     return fits + np.nan_to_num(agreements)
 
 
@@ -99,7 +102,9 @@ def doubts_of_exchanged(
     image_of: NDArray[np.int64],
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Exchange one random caption of each image for one of another image; return fit + agreement of the new captions.
+    """Replace one random caption of each image by a wrong caption; return fit + agreement of the wrong captions.
+
+    The wrong caption of an image is a caption of another image.
 
     Args:
         images, texts, text_of, image_of: as for `doubts_of`.
@@ -114,14 +119,15 @@ def doubts_of_exchanged(
 
 
 def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Estimate the share of wrong captions, among all and among the most doubtful ones.
+    """Estimate the share of wrong captions with the formulas in the docstring of the module.
 
     Args:
         totals: (M,) fit + agreement of the captions.
         exchanged: (R,) fit + agreement of captions that are known to be wrong.
 
     Returns:
-        The share among all captions, and for each caption the share among those that are at least as doubtful.
+        The share of wrong captions among all captions; and (M,), for each caption, the share of wrong captions among
+        the captions that are at least as doubtful.
 
     Example:
         >>> share, among = wrong_among(np.array([0.1, 5.0, 6.0, 7.0]), np.array([-1.0, 0.0, 1.0, 2.0]))
@@ -138,13 +144,20 @@ def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> 
 
 
 def _in_spreads(values: NDArray[np.float32], others: Float[Tensor, "T S"]) -> NDArray[np.float64]:
-    """Return (T,) values minus the median of the S others, in units of their lower spread."""
+    """Return (values - m) / d, where m and d are the median and the lower spread of each row of `others`."""
     low, middle = np.quantile(others.double().numpy(), [0.25, 0.5], axis=1)
     return (values - middle) / np.maximum((middle - low) / 0.6745, 1e-4)
 
 
 def _similarity_to_others(texts: Float[Tensor, "T D"], image_of: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return (T,) mean cosine similarity to the two most similar other captions of the image; NaN if there are none."""
+    """Return the mean cosine similarity of each caption to the two most similar other captions of its image.
+
+    The value is NaN for the only caption of an image.
+
+    Args:
+        texts: features of the captions.
+        image_of: image of each caption, ascending.
+    """
     similar = np.full(len(texts), np.nan, np.float32)
     for rows in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(image_of)) + 1):
         if len(rows) > 1:

@@ -1,7 +1,7 @@
-"""Approximate search of large indexes by FAISS, with exact comparison of the candidates.
+"""Approximate search of large indexes with FAISS.
 
-Features are grouped into cells (IVF) and stored as 8-bit codes (SQ8); the best candidates of the cells nearest to the
-query are then compared in float32, so that the codes only decide which images are compared.
+Features are grouped into cells (IVF) and stored as 8-bit codes (SQ8). A search takes the best candidates from the cells
+nearest to the query. The scores of the candidates are then computed exactly, in float32.
 """
 
 import importlib.util
@@ -51,13 +51,20 @@ def is_installed() -> bool:
 
 
 def recall(engine: Nearest, features: NDArray[np.float16], queries: NDArray[np.float32]) -> float:
-    """Return recall@10 of an engine: the mean share of a query's ten best rows that the engine finds."""
+    """Return recall@10 of a search engine, compared with exact search.
+
+    It is the share of the ten best rows that the engine finds, averaged over the queries.
+    """
     found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
     return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.size
 
 
 def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
-    """Open a search engine from its file, memory-mapped.
+    """Open a FAISS search engine from its file, memory-mapped.
+
+    Args:
+        features: (N, D) features of the images.
+        file: file that `build` wrote.
 
     Raises:
         DataError: FAISS is not installed, or the file is damaged.
@@ -70,17 +77,17 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
     except RuntimeError as error:
         raise damaged(file, one_line(error)) from None
     if (index.ntotal, index.d) != features.shape:
-        raise damaged(file, f"wrong size: {index.ntotal} rows of width {index.d}")
+        raise damaged(file, f"it has {index.ntotal} rows of width {index.d}, which do not fit the features")
     return FaissEngine(features, index, file)
 
 
 class FaissEngine:
-    """Search with FAISS; if only few rows are searched, all of them are compared exactly.
+    """Search with FAISS, or exact search if fewer than 50,000 rows are searched.
 
     Args:
-        features: (N, D) of the images.
-        index: FAISS's index of them.
-        file: its file, for messages.
+        features: (N, D) features of the images.
+        index: FAISS index of the features.
+        file: file of the FAISS index, for error messages.
     """
 
     name = NAME
@@ -94,7 +101,7 @@ class FaissEngine:
     def top(
         self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the scores and row numbers of the best rows for each query; see `Nearest`."""
+        """Return the highest scores and their rows for each query, as specified by `Nearest.top`."""
         import faiss
 
         candidates = max(_CANDIDATES, 4 * count)
@@ -107,6 +114,6 @@ class FaissEngine:
         if (found < 0).any():  # the cells that were searched hold too few of the rows
             return self.exact.top(queries, count, rows)
         if (found >= len(self.features)).any():
-            raise damaged(self.file, f"a row that is not among the {len(self.features):,} rows")
+            raise damaged(self.file, f"it contains a row number that is not below {len(self.features):,}")
         found = np.sort(found, axis=1)
         return best_of(scores_of(self.features, queries, found), found, count)

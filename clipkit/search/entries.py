@@ -7,7 +7,10 @@ _LARGEST = 1e15
 
 
 def invalid_entry(manifest: Mapping[str, Any]) -> str | None:
-    """Return the name of the first entry that is missing or has a value of the wrong kind; None if all are valid."""
+    """Return the name of the first entry of a manifest that is missing or invalid.
+
+    The result is None if all entries are valid.
+    """
     given = {"texts": 0, "relevance": {}, "engine": None, **manifest}
     return next((name for name, is_valid in _ENTRIES.items() if name not in given or not is_valid(given)), None)
 

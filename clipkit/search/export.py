@@ -26,7 +26,7 @@ _ABOUT = "clipkit.index"
 
 
 class Exported(Protocol):
-    """Attributes of `clipkit.search.Index` that an export reads."""
+    """Attributes of `clipkit.search.Index` that the functions of this module read."""
 
     path: Path
     manifest: dict[str, Any]
@@ -43,7 +43,7 @@ class Exported(Protocol):
 
 
 def export(index: Exported, to: str, out: Path) -> None:
-    """Write an index in another library's format; arguments and errors as for `Index.export`."""
+    """Write an index in the format of another library; arguments and errors as for `Index.export`."""
     index_format(to)
     check_new(out)
     check_content(index.path, index.manifest)
@@ -56,7 +56,10 @@ def export(index: Exported, to: str, out: Path) -> None:
 
 
 def column_of_features(index: Exported) -> str:
-    """Return "features" as the name of the column of features; if the data has this column, append underscores."""
+    """Return the name for the exported column of features.
+
+    The name is "features". If the data already has a column of this name, underscores are appended.
+    """
     name = _FEATURES
     while name in index.rows.column_names:
         name += "_"
@@ -64,7 +67,11 @@ def column_of_features(index: Exported) -> str:
 
 
 def write_numpy(index: Exported, folder: Path) -> None:
-    """Write features.npy (N, D) with rows.jsonl, and for the distinct captions text_features.npy with texts.jsonl."""
+    """Write an index as NumPy arrays and JSON Lines files to a new folder.
+
+    The files are features.npy (N, D) and rows.jsonl for the images, text_features.npy (T, D) and texts.jsonl for the
+    distinct captions, and index.json with the model and the source.
+    """
     folder.mkdir()
     _write_array(folder / "features.npy", index.features)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -79,17 +86,20 @@ def write_numpy(index: Exported, folder: Path) -> None:
 
 
 def write_parquet(index: Exported, file: Path) -> None:
-    """Write one file with all columns of the rows, and a column of features (fixed-size lists of D floats)."""
+    """Write an index as a Parquet file with one row per image.
+
+    The file has all columns of the index, and a column of features, which are fixed-size lists of D floats.
+    """
     with parquet.ParquetWriter(file, _schema(index), compression="zstd") as writer:
         for table in _tables(index):
             writer.write_table(table)
 
 
 def write_lancedb(index: Exported, folder: Path) -> None:
-    """Write a LanceDB database whose table `images` has the columns of `write_parquet`.
+    """Write an index as a LanceDB database. Its table `images` has the same columns as the Parquet file.
 
     Raises:
-        UserError: LanceDB refuses the table, e.g. because of the name of a column.
+        UserError: LanceDB rejects the table, e.g. because of the name of a column.
     """
     import lancedb
 
@@ -100,7 +110,7 @@ def write_lancedb(index: Exported, folder: Path) -> None:
         if (full := os.strerror(errno.ENOSPC)) in str(error):
             raise OSError(errno.ENOSPC, full) from None
         reason = one_line(error).partition(", /")[0]  # without the line of LanceDB's source code
-        raise UserError(f"{index.path}: LanceDB refuses its rows ({reason}); use --to parquet") from None
+        raise UserError(f"{index.path}: LanceDB rejects the rows of the index ({reason}); use --to parquet") from None
 
 
 _WRITERS: dict[str, Callable[[Exported, Path], None]] = {
@@ -125,7 +135,7 @@ def _schema(index: Exported) -> pa.Schema:
 
 
 def _about(index: Exported) -> dict[str, Any]:
-    """Return a description of an index for its export, e.g. the names of its model and its source."""
+    """Return a description of an index that is written into its export, e.g. its model and source."""
     names = ("clipkit", "model", "source", "rows", "width")
     return {name: index.manifest.get(name) for name in names} | {"max_error": index.manifest["features"]["max_error"]}
 
@@ -136,12 +146,12 @@ def _write_array(file: Path, features: NDArray[np.float16]) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON, with null for numbers that JSON does not have, and dates as text."""
+    """Return a row as a line of JSON. Numbers that are not finite become null, and dates become text."""
     return json.dumps(_finite(row), ensure_ascii=False, default=str) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with None instead of infinite numbers and NaN, also in lists and dicts."""
+    """Replace infinite numbers and NaN by None in a value, also inside lists and dicts."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):

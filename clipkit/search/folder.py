@@ -14,7 +14,7 @@ UNFINISHED = "unfinished"
 
 
 def is_index(folder: Path) -> bool:
-    """Return whether a folder holds an index; its files may be damaged."""
+    """Return whether a folder contains an index. The content of its files is not checked."""
     try:
         return f'"{FORMAT}"' in read_text(folder / MANIFEST)
     except (OSError, ValueError):
@@ -22,10 +22,10 @@ def is_index(folder: Path) -> bool:
 
 
 def check_is_index(folder: Path) -> None:
-    """Check that a folder holds a complete index, without opening its files.
+    """Check that a folder contains a complete index, without opening its files.
 
     Raises:
-        DataError: the folder holds no complete index.
+        DataError: the folder contains no complete index.
     """
     if (folder / MANIFEST).is_file():
         return
@@ -40,7 +40,7 @@ def check_index_folder(folder: Path) -> None:
     """Check that an index can be written to a folder.
 
     Raises:
-        OutputError: the path is a file, or the folder holds something other than an index.
+        OutputError: the path is a file, the folder is not writable, or it contains something other than an index.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is not a folder; give a new folder")

@@ -12,7 +12,7 @@ from clipkit.search.source import CAPTIONS, IMAGE, RESERVED
 
 @dataclass(frozen=True)
 class Hit:
-    """A result of a search."""
+    """An image that a search found."""
 
     row: int
     """Row of the index."""
@@ -35,14 +35,14 @@ def hits_of(
     relevance: NDArray[np.float64] | None,
     shown: list[int],
 ) -> list[Hit]:
-    """Return some of the K results of a query.
+    """Return the results of a query at the positions `shown` of its ranking.
 
     Args:
         table: rows of the index.
-        scores: (K,) scores.
-        rows: (K,) their rows.
-        relevance: (K,) probabilities of being relevant; None for a query without them.
-        shown: positions of the results to return.
+        scores: (K,) score of each result.
+        rows: (K,) row of each result in the index.
+        relevance: (K,) probability that each result is relevant; None if it is not known.
+        shown: positions in `scores` and `rows` of the results to return.
     """
     chosen = np.ascontiguousarray(rows[shown], np.int64)  # pa.array would import pandas
     taken = table.take(pa.Array.from_buffers(pa.int64(), len(chosen), [None, pa.py_buffer(chosen)])).to_pylist()

@@ -1,4 +1,4 @@
-"""Images of an index, which stores only their locations; an image is opened when it is shown."""
+"""Open images of an index from their source. The index stores only the locations of images."""
 
 import hashlib
 from functools import cached_property
@@ -12,11 +12,13 @@ from clipkit.search.source import Images, read_images
 
 
 class IndexedImages:
-    """Images of an index by their position in the source; the source is read again when the first image is opened.
+    """Images of an index, opened from its source.
+
+    The source is read again when the first image is opened.
 
     Args:
-        source: the source, as the manifest records it; None if it was a Python object.
-        name: name of the index, for messages.
+        source: the source, as the manifest records it; None if the source was a Python object.
+        name: name of the index, for error messages.
     """
 
     def __init__(self, source: str | None, name: str) -> None:
@@ -33,15 +35,15 @@ class IndexedImages:
         return read_images(self.source)
 
     def file(self, location: str, position: int, content: str) -> Path | Stored:
-        """Return the file of an image.
+        """Return the file of an image, after checking its content.
 
         Args:
             location: location of the image, from the index.
-            position: its position in the source.
-            content: SHA-256 of the file, from the index.
+            position: position of the image in the source; negative if the source was a stream.
+            content: SHA-256 of the image file, from the index.
 
         Raises:
-            DataError: the source is gone, has changed, or was a stream.
+            DataError: the image is missing or has changed, or the source was a stream or a Python object.
         """
         if position < 0:
             raise DataError(
@@ -69,5 +71,5 @@ class IndexedImages:
         raise DataError(f"{location}: is missing or has changed since the index was written; run clipkit embed again")
 
     def open(self, location: str, position: int, content: str) -> Any:
-        """Return the image as an RGB PIL image; arguments and errors as for `file`."""
+        """Open an image as an RGB PIL image; arguments and errors as for `file`."""
         return open_image(self.file(location, position, content))

@@ -41,9 +41,9 @@ class Index:
 
     Args:
         path: folder of the index.
-        model: model for queries: a name, the folder of its ONNX export, or a model returned by `clipkit.load`; None:
-            the model that made the index. It is loaded for the first query.
-        check: compare the checksums of whole files; by default, only the first 32 MiB of each file are compared.
+        model: model that encodes queries: a name, the folder of an ONNX export, or a model returned by `clipkit.load`.
+            None: the model that made the index. The model is loaded for the first query.
+        check: True: compare the checksums of whole files. False: compare only the first 32 MiB of each file.
 
     Raises:
         DataError: the folder is not a complete index, or a file is damaged.
@@ -71,7 +71,11 @@ class Index:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """Search engine: Qdrant if the features were copied there, FAISS if it is installed, otherwise exact search."""
+        """Search engine of the index: Qdrant, FAISS or exact search.
+
+        Qdrant is used if the index was copied to Qdrant and QDRANT_URL is set. Otherwise, FAISS is used if it is
+        installed and the index has a FAISS file.
+        """
         if server() and "collection" in (engine := self.manifest.get("engine") or {}):
             return QdrantEngine(self.features, str(engine["collection"]))
         if "engine" in self.manifest["files"] and is_installed():
@@ -80,7 +84,10 @@ class Index:
 
     @cached_property
     def rows(self) -> pa.Table:
-        """Table with one row per image: image, content, position, captions and all other columns.
+        """Table with one row per image.
+
+        The columns are image (its location), content (SHA-256 of the file), position (in the source), captions, and all
+        other columns of the source.
 
         Raises:
             DataError: the file is damaged.
@@ -107,9 +114,10 @@ class Index:
 
     @property
     def model(self) -> "DualEncoder | OnnxEncoder":
-        """The whole model for queries, or its ONNX export, which encodes to arrays instead of tensors.
+        """The whole model that encodes queries.
 
-        A search loads only the tower that it needs.
+        A search does not need the whole model, and loads only the tower that it needs. An ONNX export returns NumPy
+        arrays instead of tensors.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -130,20 +138,21 @@ class Index:
     ) -> list[Hit]:
         """Return the best images for a query, the best first.
 
-        The query is the unit vector of the weighted sum of all given parts.
+        The query can combine texts and images. Its vector is the weighted sum of their features, scaled to unit length.
 
         Args:
-            query: a text, several texts, or a dict of texts with weights; `0.5 * snow` also gives a weight.
+            query: a text, several texts, or a dict from texts to weights. The text "0.5 * snow" has the weight 0.5.
             images: images that results should resemble.
             minus: texts that results should not match.
-            like: images of the index that results should resemble, by location or row; they are not among the results.
+            like: images of the index that results should resemble, by location or row. These images are not returned.
             where: filter on columns (grammar: `clipkit.search.where`).
             k: maximum number of results.
-            precision: return only results that are likely relevant: with 0.9, about 90 % of the returned results are
-                relevant, averaged over many queries. None: return all.
+            precision: share of the returned results that should be relevant, e.g. 0.9, averaged over many queries.
+                Results that are probably not relevant are left out. None: return the best k images.
 
         Raises:
             DataError: the query is empty, an image cannot be read, or the filter is invalid.
+            UserError: `k` or `precision` is not valid.
         """
         several = [images] if isinstance(images, str | Path | Stored) or not isinstance(images, Sequence) else images
         rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
@@ -156,7 +165,7 @@ class Index:
     def search_many(
         self, queries: Iterable[str], *, where: str | None = None, k: int = 20, precision: float | None = None
     ) -> list[list[Hit]]:
-        """Return the best images for each of several texts; arguments as for `search`."""
+        """Return the best images for each of several texts. The other arguments are those of `search`."""
         several = [terms_of(query, (), (), ()) for query in queries]
         if not several:
             return []
@@ -174,18 +183,19 @@ class Index:
         without: Sequence[int] = (),
         words: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """Return the best images for each of several unit vectors; other arguments as for `search`.
+        """Return the best images for each of several query vectors, e.g. features of texts or images.
 
         Args:
-            vectors: (Q, D) features of queries, an array or a tensor.
-            where: filter.
-            k: maximum number of results.
-            precision: expected share of relevant results.
-            without: rows that are left out.
-            words: texts of the queries, if the queries are texts; results then have a relevance.
+            vectors: (Q, D) features of the queries, as an array or a tensor.
+            where: filter on columns, as for `search`.
+            k: maximum number of results per query.
+            precision: share of the returned results that should be relevant, as for `search`. It needs `words`.
+            without: rows that are not returned.
+            words: texts of the queries. With texts, each result has a probability of being relevant.
 
         Raises:
-            DataError: the vectors are no (Q, D) numbers, or one is zero or not finite.
+            DataError: the vectors are not a (Q, D) matrix of numbers, or a vector is zero or not finite.
+            UserError: `k` or `precision` is not valid.
         """
         return self._ranked(
             as_vectors(vectors), self._check_options(where, k, precision, words), k, precision, without, words
@@ -200,7 +210,11 @@ class Index:
         without: Sequence[int],
         words: Sequence[str] | None,
     ) -> list[list[Hit]]:
-        """Return the best images for each query among the rows of a mask; other arguments as for `search_vectors`."""
+        """Return the best images for each query vector; other arguments as for `search_vectors`.
+
+        Args:
+            mask: (N,) mask of the rows that are searched; None: all.
+        """
         check_vectors(vectors, self.features.shape[1])
         if without:
             mask = np.ones(len(self), bool) if mask is None else mask
@@ -227,18 +241,28 @@ class Index:
     def _check_options(
         self, where: str | None, k: int, precision: float | None, words: Sequence[str] | None
     ) -> NDArray[np.bool_] | None:
-        """Check the options of a search, and return a mask of the rows that fulfill the filter; None without one."""
+        """Check the options of a search, and return a mask of the rows that pass the filter.
+
+        The result is None if no filter is given.
+
+        Raises:
+            UserError: an option is not valid.
+        """
         if k < 1:
-            raise UserError(f"k is {k}; give 1 or more results")
+            raise UserError(f"k is {k}, but at least 1 result is needed; give a larger k")
         if precision is not None and not 0 < precision < 1:
             raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
         if precision is not None and (words is None or not self.calibrations):
-            why = "applies only to queries of words" if words is None else "needs an index with enough captions"
-            raise UserError(f"precision {precision} {why}: relevance is calibrated on captions; leave out precision")
+            why = "works only for queries of a single text" if words is None else "needs an index with more captions"
+            raise UserError(f"precision {precision} {why}; leave out precision")
         return None if where is None else rows_where(self.rows, where)
 
     def unit_features(self, rows: slice | NDArray[np.int64], kind: str = "features") -> NDArray[np.float32]:
-        """Return (…, D) features of images ("features") or of captions ("textfeatures") in float32, with unit length.
+        """Return (…, D) features of images or captions in float32, scaled to unit length.
+
+        Args:
+            rows: row numbers, of any shape, or a slice of the rows.
+            kind: "features" for images, "textfeatures" for distinct captions.
 
         Raises:
             DataError: the features are damaged.
@@ -248,22 +272,34 @@ class Index:
         return unit_vectors(features)
 
     def _check_lengths(self, lengths: NDArray[np.float32], kind: str = "features") -> None:
-        """Check that no feature is longer than 1, up to rounding. A longer one is damaged and would be ranked first."""
+        """Check that no feature is longer than 1, up to rounding.
+
+        A longer feature is damaged. Without this check, its image would be the first result of many searches.
+
+        Raises:
+            DataError: a feature is longer than 1.
+        """
         if not (lengths <= _LONGEST).all():
-            raise damaged(file_of(self.path, self.manifest, kind), f"a feature of length {lengths.max():.3g}")
+            raise damaged(
+                file_of(self.path, self.manifest, kind),
+                f"it contains a feature of length {lengths.max():.3g} instead of 1",
+            )
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """Calibrations of the relevance for short and for long queries; empty for an index with few or no captions."""
+        """Calibrations of the relevance by kind of query, "short" or "long" (see `clipkit.search.relevance`).
+
+        An index with few or no captions has no calibrations.
+        """
         return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
 
     @cached_property
     def nulls(self) -> Nulls:
-        """Null distributions of scores, from which the relevance of results is computed."""
+        """Null distributions of scores for computing the relevance of results."""
         return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
 
     def vector_of(self, terms: Sequence[Term]) -> NDArray[np.float32]:
-        """Return the (D,) unit vector of a query."""
+        """Encode the parts of a query, and combine them into one (D,) unit vector."""
         features = np.empty((len(terms), self.features.shape[1]), np.float32)
         encoders: dict[str, Callable[[list[Any]], NDArray[np.float32]]] = {
             "text": self.encoder.encode_short,
@@ -284,10 +320,10 @@ class Index:
         return IndexedImages(self.manifest["source"], str(self.path))
 
     def image(self, row: int) -> "Image":
-        """Return the image of a row as an RGB PIL image, from its source.
+        """Open the image of a row from its source, as an RGB PIL image.
 
         Raises:
-            DataError: the image is gone or has changed, or the source was a stream or a Python object.
+            DataError: the image is missing or has changed, or the source was a stream or a Python object.
         """
         values = self.rows.slice(self.row_of(row), 1).to_pylist()[0]
         return self._images.open(values[IMAGE], values[POSITION], values[CONTENT])
@@ -297,10 +333,11 @@ class Index:
 
         Args:
             to: numpy, parquet or lancedb.
-            out: new path: a folder, for parquet a file.
+            out: path of the new Parquet file, or of the new folder for numpy and lancedb.
 
         Raises:
-            UserError: unknown format, missing library, damaged index, or a path that exists or is not writable.
+            UserError: the format is unknown, its library is missing, the index is damaged, or the path exists or is not
+                writable.
 
         Example:
             >>> clipkit.Index("photos.index").export("parquet", "photos.parquet")    # doctest: +SKIP
@@ -310,16 +347,18 @@ class Index:
         export(self, to, Path(out))
 
     def row_of(self, image: str | int) -> int:
-        """Return the row of an image, given its location, the end of its location, a path to it, or the row itself.
+        """Return the row of an image in the index.
 
-        A path to a file is used if no location matches: the image has the same content as the file.
+        Args:
+            image: location of the image in the index, the last part of this location, the path of a file with the same
+                content, or the row itself.
 
         Raises:
-            DataError: the index has no such image, or several.
+            DataError: no image of the index matches, or several images match.
         """
         if isinstance(image, int):
             if not 0 <= image < len(self):
-                raise DataError(f"{self.path}: has no row {image}; it has rows 0 to {len(self) - 1}")
+                raise DataError(f"{self.path}: has no row {image}; give a row from 0 to {len(self) - 1}")
             return image
         row = row_at(self.rows, image)
         if row is None:
@@ -330,5 +369,8 @@ class Index:
 
 
 def _one_text(terms: Sequence[Term]) -> list[str] | None:
-    """Return the text of a query that consists of a single text, otherwise None."""
+    """Return a list with the text of the query, if the query consists of one text and nothing else.
+
+    For all other queries, the result is None.
+    """
     return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

@@ -1,8 +1,8 @@
-"""Images whose label is likely wrong, by the labels of their most similar images.
+"""Find images whose label is probably wrong, by the labels of similar images.
 
-Each image's label is compared with the labels of its ten most similar other images. Copies of the image are left out,
-because they would vote for their own label. A vote counts exp(s / 0.07) for the cosine similarity s (Wu et al. 2018,
-section 3.4). The doubt is the share of votes of the most frequent other label minus the share of the image's label.
+The ten most similar other images of an image vote for their labels. A vote has the weight exp(s / 0.07), where s is the
+cosine similarity (Wu et al. 2018, section 3.4). Copies of the image do not vote, because they would only confirm its
+label. The doubt is the share of votes for the most frequent other label minus the share of votes for the image's label.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class DoubtfulLabel:
-    """An image with a label that its most similar images do not have."""
+    """An image whose similar images vote for a label other than its label."""
 
     row: int
     label: str
@@ -45,7 +45,7 @@ class DoubtfulLabel:
 
 
 def label_columns(table: pa.Table) -> list[str]:
-    """Return the columns of an index that may hold labels: text, integers or booleans.
+    """Return the names of the columns that may hold labels, i.e. columns of text, integers or booleans.
 
     Columns with the names label, class and category come first.
     """
@@ -75,7 +75,13 @@ def check_label_column(index: Index, column: str) -> None:
 
 
 def labels_of(index: Index, column: str) -> NDArray[np.object_]:
-    """Return (N,) labels as text; None for rows without one (null, an empty text or -1).
+    """Return the (N,) labels of the images as text, with None for images without a label.
+
+    An image has no label if the value is null, an empty text or -1.
+
+    Args:
+        index: the index.
+        column: name of the column with the labels.
 
     Raises:
         DataError: the index has no such column, or its values are not labels.
@@ -94,13 +100,13 @@ def labels_of(index: Index, column: str) -> NDArray[np.object_]:
 
 
 def doubtful_labels(index: Index, column: str, neighbors: Neighbors) -> list[DoubtfulLabel]:
-    """Return the images whose most similar images vote for another label, the most doubtful first.
+    """Return the images whose similar images vote for another label, the most doubtful first.
 
-    Images without a label are neither listed nor counted.
+    Images without a label are not returned and do not vote.
 
     Args:
         index: the index.
-        column: column with the labels; integers are labels too.
+        column: name of the column with the labels.
         neighbors: the most similar images of each image, from `clipkit.search.curation.neighbors_of`.
 
     Raises:

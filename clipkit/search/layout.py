@@ -1,7 +1,7 @@
-"""The files of an index folder, and its manifest, which names them with their checksums.
+"""The files of an index folder, and its manifest, which lists the files with their checksums.
 
-Data files carry their checksum in their names, and the manifest is replaced last: a reader sees either the complete old
-index or the complete new one.
+The name of each data file contains its checksum, and the manifest is replaced last. So a reader sees either the
+complete old index or the complete new index.
 """
 
 import hashlib
@@ -33,7 +33,9 @@ _DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet|faiss)")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an index, after checking the sizes of its files; `check_content` checks their content.
+    """Read the manifest of an index, and check the sizes of the files that it lists.
+
+    The function `check_content` checks the content of the files.
 
     Raises:
         DataError: the folder is not a complete index, or a file is missing or damaged.
@@ -51,9 +53,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"clipkit reads version {VERSION}; run clipkit embed with another folder as --out"
         )
     if not _is_table_of_files(manifest.get("files")):
-        raise damaged(folder / MANIFEST, "its entry files is missing or invalid")
+        raise damaged(folder / MANIFEST, "the entry 'files' is missing or invalid")
     if (name := invalid_entry(manifest)) is not None:
-        raise damaged(folder / MANIFEST, f"its entry {name} is missing or invalid")
+        raise damaged(folder / MANIFEST, f"the entry {name!r} is missing or invalid")
     for kind, entry in manifest["files"].items():
         file = folder / entry["name"]
         try:
@@ -62,9 +64,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         except UnsuitableFileError as error:
             raise damaged(file, str(error.strerror)) from None
         except OSError as error:
-            raise damaged(file, f"the {kind} cannot be read, {error.strerror}") from None
+            raise damaged(file, f"the file of the {kind} cannot be read: {error.strerror}") from None
         if size != entry["bytes"]:
-            raise damaged(file, f"{size:,} bytes instead of {entry['bytes']:,}")
+            raise damaged(file, f"it has {size:,} bytes instead of {entry['bytes']:,}")
     return manifest
 
 
@@ -84,51 +86,64 @@ def _is_table_of_files(files: Any) -> bool:
 
 
 def damaged(file: Path, reason: str) -> DataError:
-    """Return the error that says why a file of an index is damaged."""
+    """Return the error for a damaged file of an index, with the reason."""
     return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed with a new folder as --out")
 
 
 def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = True) -> None:
-    """Compare the checksums of all files with the manifest.
+    """Compare the checksums of all files of an index with the manifest.
 
     Args:
         folder: folder of the index.
-        manifest: its manifest.
-        whole: True: read whole files. False: read only the first 32 MiB of each file, which contain the sizes of its
-            arrays: with a damaged size, FAISS could allocate all memory.
+        manifest: manifest of the index.
+        whole: True: read whole files. False: read only the first 32 MiB of each file, which include the sizes of
+            arrays.
 
     Raises:
-        DataError: a file was changed.
+        DataError: a file has changed or cannot be read.
     """
     for entry in manifest["files"].values():
         file = folder / entry["name"]
+        # The head is always checked, because FAISS could allocate all memory if the size of an array is damaged.
         name = "head" if not whole and "head" in entry else "sha256"
         try:
             is_same = (_sha256_of_head if name == "head" else _sha256)(file) == entry[name]
         except OSError as error:
             raise damaged(file, one_line(error)) from None
         if not is_same:
-            raise damaged(file, "its checksum differs")
+            raise damaged(file, "its checksum differs from the manifest")
 
 
 def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
-    """Return the path of a file by its kind, e.g. "rows".
+    """Return the path of a file of an index.
+
+    Args:
+        folder: folder of the index.
+        manifest: manifest of the index.
+        kind: kind of the file, e.g. "rows" or "features".
 
     Raises:
-        DataError: the manifest does not name the file.
+        DataError: the manifest does not list the file.
     """
     if kind not in manifest["files"]:
-        raise damaged(folder / MANIFEST, f"it contains no {kind}")
+        raise damaged(folder / MANIFEST, f"it does not list the file of the {kind}")
     return folder / str(manifest["files"][kind]["name"])
 
 
 def open_array(
     folder: Path, manifest: Mapping[str, Any], kind: str, dtype: Any, shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """Return an array of an index, memory-mapped; changes to the array are not written to the file.
+    """Open an array of an index, memory-mapped. Changes to the array are not written to the file.
+
+    Args:
+        folder: folder of the index.
+        manifest: manifest of the index.
+        kind: kind of the file, e.g. "features".
+        dtype: type that the array must have.
+        shape: shape that the array must have.
 
     Raises:
-        DataError: the file is damaged, or has another type or shape.
+        DataError: the file is damaged, or the array has another type or shape.
     """
     file = file_of(folder, manifest, kind)
     try:
@@ -136,20 +151,25 @@ def open_array(
     except (*_HEADER_ERRORS, OSError) as error:
         raise damaged(file, one_line(error)) from None
     if array.dtype != dtype or array.shape != shape:
-        raise damaged(file, f"{array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
+        raise damaged(file, f"it contains {array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
     if isinstance(array, np.memmap) and array.offset + array.nbytes != file.stat().st_size:
         raise damaged(file, f"its header has a length of {array.offset} bytes")
     return array
 
 
 def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tuple[int, ...]) -> None:
-    """Write an array in NumPy's format, one part after the other.
+    """Write an array in NumPy's format, in parts.
 
-    The file is not memory-mapped, because a full disk would then kill the process without a message.
+    Args:
+        file: new file.
+        parts: blocks of rows, in order.
+        dtype: type of the array.
+        shape: shape of the whole array.
 
     Raises:
         OSError: the file cannot be written.
     """
+    # The file is not memory-mapped, because a full disk would then kill the process without a message.
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with file.open("wb") as to:
         np.lib.format.write_array_header_1_0(to, header)
@@ -160,17 +180,17 @@ def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tu
 def open_table(
     folder: Path, manifest: Mapping[str, Any], kind: str, count: int, columns: Mapping[str, pa.DataType]
 ) -> pa.Table:
-    """Return a table of an index.
+    """Read a table of an index.
 
     Args:
         folder: folder of the index.
-        manifest: its manifest.
-        kind: rows or texts.
+        manifest: manifest of the index.
+        kind: "rows" or "texts".
         count: number of rows that the table must have.
-        columns: columns that it must have, with their types.
+        columns: names and types of columns that the table must have.
 
     Raises:
-        DataError: the file is damaged, or has other rows or columns.
+        DataError: the file is damaged, or the table lacks rows or columns.
     """
     file = file_of(folder, manifest, kind)
     try:
@@ -180,7 +200,7 @@ def open_table(
         raise damaged(file, one_line(error)) from None
     types = {field.name: field.type for field in table.schema}
     if len(table) != count or any(types.get(name) != kept for name, kept in columns.items()):
-        raise damaged(file, "rows or columns are missing")
+        raise damaged(file, "rows or columns are missing or have the wrong type")
     if any(_has_nulls(table[name]) for name in columns):
         raise damaged(file, "values are missing")
     return table
@@ -191,7 +211,15 @@ def _has_nulls(column: pa.ChunkedArray) -> bool:
 
 
 def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
-    """Rename a finished file so that its name contains its checksum; return its entry for the manifest."""
+    """Move a finished file into the folder of the index, under a name that contains its checksum.
+
+    Args:
+        temporary: file in a subfolder of the folder of the index.
+        kind: kind of the file, e.g. "rows". The new name begins with it.
+
+    Returns:
+        The entry of the file for the manifest.
+    """
     to_disk(temporary)
     sha256 = _sha256(temporary)
     entry: dict[str, Any] = {
@@ -206,7 +234,7 @@ def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace the manifest, then remove the data files that it does not name."""
+    """Replace the manifest of an index, and then remove all data files that it does not list."""
     to_disk(folder)
     write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1) + "\n")
     named = {entry["name"] for entry in manifest["files"].values()}

@@ -1,4 +1,4 @@
-"""Finding an image of an index by its location."""
+"""Find an image of an index by its location."""
 
 import hashlib
 from pathlib import Path
@@ -13,12 +13,12 @@ from clipkit.search.source import CONTENT, IMAGE
 
 
 def row_at(table: pa.Table, location: str) -> int | None:
-    """Return the row of an image; None if there is no such image.
+    """Return the row of the image that matches a location, or None if there is no such image.
 
     Args:
         table: rows of the index.
-        location: location in the index, or its last part; or a path, relative to the working directory, of a file
-            with the same content.
+        location: location of the image in the index, the last part of this location, e.g. its file name, or the path of
+            a file with the same content.
 
     Raises:
         DataError: several locations end with `location`.
@@ -34,8 +34,8 @@ def row_at(table: pa.Table, location: str) -> int | None:
     if len(matches) > 1:
         names = table[IMAGE].take(matches[:2]).to_pylist()
         raise DataError(
-            f"{location[:200]}: fits {len(matches):,} images of the index, such as {names[0]} and {names[1]}; write "
-            "more of the location"
+            f"{location[:200]}: fits {len(matches):,} images of the index, such as {names[0]} and {names[1]}; give a "
+            "longer part of the location"
         )
     if len(matches):
         return int(matches[0])

@@ -1,4 +1,4 @@
-"""Log of encoded items: appended to while an index is written, and read after an interruption."""
+"""Logs of computed features, with which `clipkit.embed` continues after an interruption."""
 
 import hashlib
 import zlib
@@ -23,14 +23,14 @@ def text_key(text: str) -> bytes:
 
 
 class EncodedLog:
-    """Append-only file of records, each with the keys and fp16 features of some items and a checksum.
+    """Append-only file of the features of images or texts, written by one process.
 
-    If a process is killed, the last record of its file may be incomplete; such a record is ignored. Each process writes
-    its own file.
+    A record contains keys (SHA-256), features in half precision and a checksum. If the process is killed, the last
+    record may be incomplete. An incomplete record is ignored when the file is read.
 
     Args:
         folder: folder of the logs.
-        kind: image or text.
+        kind: "image" or "text".
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -43,7 +43,10 @@ class EncodedLog:
         self._file.close()
 
     def add(self, keys: Sequence[bytes], features: NDArray[np.float32]) -> None:
-        """Append the features (K, D) of K items; they are in the file even if the process is killed after this call."""
+        """Append the (K, D) features of K items to the file.
+
+        After this call, the features are in the file even if the process is killed.
+        """
         rounded = features.astype("<f2")
         error = np.abs(rounded.astype(np.float32) - features).max(initial=0.0)
         body = b"".join(keys) + rounded.tobytes()
@@ -53,11 +56,11 @@ class EncodedLog:
 
 
 class Encoded:
-    """Features by key, from all logs of a folder.
+    """Features from all logs of a folder, by key (SHA-256 of an image file or a text).
 
     Args:
         folder: folder of the logs.
-        kind: image or text.
+        kind: "image" or "text".
     """
 
     def __init__(self, folder: Path, kind: str) -> None:

@@ -1,8 +1,8 @@
-"""Map of an index: its images in two dimensions, so that similar images are near each other.
+"""Map of an index: a position in two dimensions for each image, so that similar images are near each other.
 
-The features are reduced to 50 principal components, and the components to two dimensions by t-SNE (van der Maaten and
-Hinton 2008) with Euclidean distances, which order unit vectors as cosines do. Distances between groups that are far
-apart mean little.
+The features are reduced to 50 principal components, and then to two dimensions by t-SNE (van der Maaten and Hinton
+2008). t-SNE uses Euclidean distances, which order pairs of unit vectors in the same way as cosine similarities.
+Distances between groups that are far apart mean little.
 """
 
 import io
@@ -46,11 +46,11 @@ class Map:
 
 
 def map_of(index: Index) -> Map:
-    """Return the map of an index; it is read from the folder of the index if it was made before.
+    """Return the map of an index. The map is computed once and stored in the folder of the index.
 
-    The map is kept in the folder as `map-….parquet` with the columns row, x and y, and with the method, the seed and
-    the checksum of the features in the file's metadata; `clipkit.embed` removes it when it writes the index again. If
-    the folder is not writable, each call computes the map again.
+    The file is `map-….parquet` with the columns row, x and y. Its metadata contain the method, the seed, and the
+    checksum of the features. `clipkit.embed` removes the file when it writes the index again. If the folder is not
+    writable, each call computes the map again.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -68,7 +68,9 @@ def map_of(index: Index) -> Map:
 
 
 def positions_of(features: NDArray[np.float32], seed: int = SEED) -> NDArray[np.float32]:
-    """Return (N, 2) positions of (N, D) features in [0, 1], by t-SNE; four or fewer features are put side by side.
+    """Return the (N, 2) positions of (N, D) features on a map, computed by t-SNE. Coordinates are in [0, 1].
+
+    Up to four features are placed on a line, without t-SNE.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -89,9 +91,10 @@ def positions_of(features: NDArray[np.float32], seed: int = SEED) -> NDArray[np.
 
 
 def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """Return the most frequent labels of rows, at most nine, and for each row the position of its label in this list.
+    """Return the most frequent labels of the given rows, and a color number for each row.
 
-    For rows with other labels and for rows without a label, the position is the length of the list.
+    At most nine labels are returned. The color number of a row is the position of the row's label among them. Rows with
+    another label or without a label get the number of returned labels as their color number.
 
     Raises:
         DataError: the index has no such column of labels.
@@ -103,7 +106,13 @@ def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[
 
 
 def _read(file: Path, made_by: dict[str, str], count: int) -> Map | None:
-    """Return a stored map; None if it is missing, invalid, or was not made from the current features (`made_by`)."""
+    """Read a stored map. The result is None if the file is missing, invalid or outdated.
+
+    Args:
+        file: file of the map.
+        made_by: metadata that the file must contain.
+        count: number of images in the index.
+    """
     try:
         opened = parquet.ParquetFile(file)
         metadata = {key.decode(): value.decode() for key, value in (opened.schema_arrow.metadata or {}).items()}
@@ -127,5 +136,8 @@ def _write(file: Path, made_by: dict[str, str], made: Map) -> None:
         write_whole(file, content.getvalue())
     except OSError as error:
         log.warning(
-            "%s: the map cannot be stored (%s), so each start of clipkit browse computes it again", file, error.strerror
+            "%s: the map cannot be stored (%s), so each start of clipkit browse computes it again; "
+            "make the folder of the index writable",
+            file,
+            error.strerror,
         )

@@ -12,29 +12,29 @@ _QUERIES = 256
 
 
 class Nearest(Protocol):
-    """Interface of a method that finds the rows of an index with the highest scores."""
+    """Interface of a search engine, which finds the rows of an index with the highest scores."""
 
     name: str
 
     def top(
         self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the (Q, K) scores and row numbers of the best rows for each query, the best first.
+        """Return the highest scores of each query and their rows, each (Q, K), the highest first.
 
-        Of equal scores, the lower row comes first.
+        Ties go to the lower row.
 
         Args:
             queries: (Q, D) unit vectors.
-            count: number of rows per query; K is smaller if there are fewer rows.
-            rows: rows to search in, ascending; None: all.
+            count: number of results per query. K is smaller if fewer rows are searched.
+            rows: numbers of the rows to search, ascending. None: all rows.
         """
 
 
 class Exact:
-    """Exact search: queries are compared with every row, in float32.
+    """Exact search, which compares each query with every row in float32.
 
     Args:
-        features: (N, D) in half precision, memory-mapped or not.
+        features: (N, D) features in half precision, which may be memory-mapped.
     """
 
     name = "exact"
@@ -79,14 +79,15 @@ class Exact:
 def best_of(
     scores: NDArray[np.float32], rows: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the `count` highest scores of each query with their rows, highest first; of equal scores the first.
+    """Return the `count` highest scores of each query and their rows, the highest first.
 
-    NaN, the score of a damaged feature, counts as infinite, so that it is found and refused.
+    Ties go to the column that comes first. NaN scores, which come from damaged features, are replaced by infinity, so
+    that the caller detects the damage.
 
     Args:
         scores: (Q, M) scores.
-        rows: (Q, M) their rows.
-        count: number of scores.
+        rows: (Q, M) row of each score.
+        count: number of scores to return per query.
     """
     scores = np.where(np.isnan(scores), np.float32(np.inf), scores)
     if 0 < count < scores.shape[1]:
@@ -103,12 +104,14 @@ _AS_FLOAT32 = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.floa
 
 
 def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Return numbers of half precision in single precision, in `out` if it is given.
+    """Convert features from half precision to float32.
 
-    Torch converts them three times as fast as a table, but its import takes seconds; so it is used if other code has
-    imported it.
+    Args:
+        features: features in half precision.
+        out: array for the result; None: a new array.
     """
     out = np.empty(features.shape, np.float32) if out is None else out
+    # Torch is three times as fast as a table, but its import takes seconds. So it is used only if already imported.
     if "torch" not in sys.modules:
         return np.take(_AS_FLOAT32, features.view(np.uint16), out=out, mode="clip")
     import torch  # waits if another thread is importing it
@@ -120,18 +123,18 @@ def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = 
 def scores_of(
     features: NDArray[np.float16], queries: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the (Q, K) exact scores of given rows for each query.
+    """Return the (Q, K) exact scores of K given rows per query.
 
     Args:
-        features: (N, D) stored features.
+        features: (N, D) features of the index.
         queries: (Q, D) unit vectors.
-        rows: (Q, K) rows.
+        rows: (Q, K) row numbers.
     """
     taken = as_float32(features[rows.reshape(-1)]).reshape(*rows.shape, -1)
     return np.asarray((taken @ queries[:, :, None])[:, :, 0])
 
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (…, D) vectors with unit length; zero vectors stay zero."""
+    """Scale (…, D) vectors to unit length. Zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

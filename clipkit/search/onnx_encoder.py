@@ -23,12 +23,12 @@ def is_onnx(name: str | Path) -> bool:
 
 
 class OnnxEncoder:
-    """Encoder of texts and images that uses a folder of `clipkit export --to onnx`; a tower is loaded when it is used.
+    """Encoder of texts and images that runs the files of `clipkit export --to onnx`.
 
-    Only code of this package is run, never code in the folder.
+    A tower is loaded when it is first used. Only code of this package is run, never code in the folder.
 
     Args:
-        folder: the export.
+        folder: folder of the ONNX export.
 
     Raises:
         ModelError: onnxruntime is not installed.
@@ -44,7 +44,7 @@ class OnnxEncoder:
         """Return (M, D) unit-length features of texts.
 
         Raises:
-            ModelError: the export has no text tower, or its files do not fit together.
+            ModelError: the export has no text tower, or is damaged.
         """
         return self._run(self._code.encode_texts, texts)
 
@@ -53,7 +53,7 @@ class OnnxEncoder:
 
         Raises:
             DataError: an image cannot be read.
-            ModelError: the export has no image tower, or does not describe its preprocessing.
+            ModelError: the export has no image tower, does not describe its preprocessing, or is damaged.
         """
         return self._run(self._code.encode_images, [open_image(image) for image in images])
 
@@ -67,9 +67,9 @@ class OnnxEncoder:
 
 
 def _code_for(folder: Path) -> ModuleType:
-    """Return a new copy of the module `onnx_example` that encodes with the ONNX export in `folder`.
+    """Load a new copy of the module `onnx_example`, which encodes with the ONNX export in `folder`.
 
-    Importing the module from its package would import torch.
+    The module is loaded from its file, because importing it from its package would import torch.
     """
     file = Path(__file__).parents[1] / "models" / "export" / "onnx_example.py"
     spec = importlib.util.spec_from_file_location("clipkit_onnx_code", file)

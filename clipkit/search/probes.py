@@ -1,7 +1,7 @@
-"""Identity of the model of an index: its features of a few fixed inputs.
+"""Test whether a model is the one that made an index, by the features of a few fixed inputs.
 
-Features are compared instead of names or checksums of weights: the same model is accepted in another layout or export,
-with other library versions and on another device, but a fine-tuned copy is refused.
+The index stores these features. So the same model is accepted in another layout or export, with other library versions,
+and on another device. A fine-tuned copy of the model is rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,17 @@ _MOST = 2e-3
 
 
 def probe_images() -> list[Image.Image]:
-    """Return the fixed images: smooth random colors."""
+    """Return the two fixed images, which contain smooth random colors."""
     generator = np.random.default_rng(0)
     small = [generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in range(2)]
     return [Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC) for pixels in small]
 
 
 def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
-    """Return the features of the fixed inputs by side (image, text), for the sides that the model has."""
+    """Return the features of the fixed inputs for each side of a model, "image" and "text".
+
+    A side that the model does not have is left out.
+    """
     encode: dict[str, Any] = {
         "image": lambda: model.encode_image(probe_images()),
         "text": lambda: model.encode_text(list(PROBE_TEXTS)),
@@ -43,7 +46,13 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
 
 
 def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32]) -> bool:
-    """Return whether a model's (P, D) features of the fixed inputs agree with the features that the index records."""
+    """Return whether features of the fixed inputs agree with the features in the index.
+
+    Args:
+        stored: features in the index, by side.
+        side: "image" or "text".
+        features: (P, D) features of the current model.
+    """
     expected = np.array(stored.get(side, ()), np.float32)
     if expected.shape != features.shape:
         return False
@@ -54,21 +63,21 @@ def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, featu
 def check_same_model(
     stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32], folder: str, model: str
 ) -> None:
-    """Check that a model's features of the fixed inputs agree with the features recorded in the index.
+    """Check that a model is the one that made the index, by its features of the fixed inputs.
 
     Args:
-        stored: features by side, from the manifest.
-        side: image or text.
+        stored: features in the index, by side.
+        side: "image" or "text".
         features: (P, D) features of the current model.
-        folder: folder of the index, for the message.
-        model: name of the current model, for the message.
+        folder: folder of the index, for the error message.
+        model: name of the current model, for the error message.
 
     Raises:
-        DataError: the features differ, so the index was made by another model.
+        DataError: the features differ, so the index was made with another model.
     """
     if same_model(stored, side, features):
         return
     raise DataError(
-        f"{folder}: was made with another model: its {side} features differ from those of {model}; use the "
-        "model of the index, or run clipkit embed with another folder as --out"
+        f"{folder}: was made with another model, because its {side} features differ from the features of {model}; "
+        "use the model of the index, or run clipkit embed with another folder as --out"
     )

@@ -1,9 +1,11 @@
-"""Search of an index by a Qdrant server, which several machines can share.
+"""Search of an index with a Qdrant server, which several machines can share.
 
-The features of the index are copied into a collection whose name contains their checksum, so that a reader of the index
-always searches the features that belong to it. The candidates that Qdrant returns are compared exactly, like those of
-FAISS. Rows, captions and filters stay in the index. The server is named by the environment variable QDRANT_URL, not by
-the index, so that an index of somebody else cannot make clipkit connect to a server or send it a key.
+The features of the index are copied to a collection of the server. The name of the collection contains the checksum of
+the features, so a reader of the index never searches other features. The scores of the candidates that Qdrant finds are
+computed again, exactly. Rows and captions stay in the index, and filters are applied there.
+
+The environment variable QDRANT_URL gives the address of the server. The index does not contain the address, so that an
+index from another person cannot make clipkit connect to a server or send it a key.
 """
 
 import os
@@ -25,12 +27,15 @@ _CANDIDATES = 200
 
 
 def server() -> str | None:
-    """Return the address of the server, or a folder for the client's local mode, from QDRANT_URL; None if not set."""
+    """Return the value of the environment variable QDRANT_URL, or None if it is not set.
+
+    The value is the address of the server, or a folder for the local mode of the Qdrant client.
+    """
     return os.environ.get("QDRANT_URL") or None
 
 
 def check_qdrant() -> None:
-    """Check that a server is named and its client is installed.
+    """Check that QDRANT_URL is set and the Qdrant client is installed.
 
     Raises:
         UserError: QDRANT_URL is not set, or the client is not installed.
@@ -43,12 +48,12 @@ def check_qdrant() -> None:
 
 
 def copy_of(features: NDArray[np.float16], sha256: str) -> str:
-    """Copy features into a collection of the server, and return its name.
+    """Copy features to a collection of the Qdrant server, and return the name of the collection.
 
-    A complete collection of the same features is left as it is.
+    If the server already has a complete collection of the features, nothing is copied.
 
     Args:
-        features: (N, D) of the images.
+        features: (N, D) features of the images.
         sha256: checksum of the features.
 
     Raises:
@@ -72,7 +77,7 @@ def copy_of(features: NDArray[np.float16], sha256: str) -> str:
 
 
 def remove(collection: str) -> None:
-    """Remove a collection, if it exists."""
+    """Remove a collection from the Qdrant server, if it exists."""
     with _client() as client:
         client.delete_collection(collection)
 
@@ -103,11 +108,11 @@ def _client() -> Iterator[Any]:
 
 
 class QdrantEngine:
-    """Search by a Qdrant server; if only few rows are searched, all of them are compared exactly.
+    """Search with a Qdrant server, or exact search if fewer than 50,000 rows are searched.
 
     Args:
-        features: (N, D) of the images.
-        collection: name of their collection, from `copy_of`.
+        features: (N, D) features of the images.
+        collection: name of the collection of the features, from `copy_of`.
     """
 
     name = NAME
@@ -120,7 +125,7 @@ class QdrantEngine:
     def top(
         self, queries: NDArray[np.float32], count: int, rows: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the scores and row numbers of the best rows for each query; see `Nearest`.
+        """Return the highest scores and their rows for each query, as specified by `Nearest.top`.
 
         Raises:
             DataError: the server does not answer, or has lost the collection.

@@ -1,4 +1,4 @@
-"""Queries: weighted sums and differences of words and images, as one unit vector."""
+"""Queries that combine weighted texts and images into one unit vector."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Term:
 
 
 def weighted(text: str) -> tuple[str, float]:
-    """Split a weight from a text.
+    """Split a text such as "0.5 * snow" into the text and its weight, which is 1.0 by default.
 
     Example:
         >>> weighted("0.5 * snow"), weighted("two dogs")
@@ -47,10 +47,14 @@ def terms_of(
     minus: str | Sequence[str],
     rows: Iterable[int],
 ) -> list[Term]:
-    """Return the parts of a query.
+    """Return the parts of a query as terms.
+
+    Args:
+        texts, images, minus: as for `clipkit.Index.search`.
+        rows: rows of images in the index that results should resemble.
 
     Raises:
-        DataError: the query has no parts, a text is empty, or a weight is not a finite number.
+        DataError: no part has a positive weight, a text is empty, or a weight is not a finite number.
     """
     given = [texts] if isinstance(texts, str) else texts or []
     taken = [minus] if isinstance(minus, str) else minus
@@ -74,11 +78,11 @@ def terms_of(
 
 
 def combined(features: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
-    """Return the (D,) unit vector of a weighted sum: q = Σ w_t f_t / |Σ w_t f_t|.
+    """Return the (D,) unit vector of a weighted sum of features: q = Σ w_t f_t / |Σ w_t f_t|.
 
     Args:
-        features: (T, D) features of the terms.
-        weights: their weights.
+        features: (T, D) features f_t of the terms.
+        weights: weight w_t of each term.
 
     Raises:
         DataError: the terms cancel each other.
@@ -90,7 +94,7 @@ def combined(features: NDArray[np.float32], weights: Sequence[float]) -> NDArray
 
 
 def as_vectors(vectors: "ArrayLike | Tensor") -> NDArray[np.float32]:
-    """Return an array, a tensor on any device or nested lists as an array in float32.
+    """Convert nested lists, an array, or a tensor on any device to an array in float32.
 
     Raises:
         DataError: the vectors are not numbers, or not all have the same length.
@@ -107,7 +111,11 @@ def as_vectors(vectors: "ArrayLike | Tensor") -> NDArray[np.float32]:
 
 
 def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
-    """Check that vectors of queries have the width of an index, are finite, and are not zero.
+    """Check that query vectors have the right shape, are finite, and are not zero.
+
+    Args:
+        vectors: query vectors, one per row.
+        width: length of a feature of the index.
 
     Raises:
         DataError: the shape is wrong, or a vector is zero or not finite.

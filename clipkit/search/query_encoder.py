@@ -1,4 +1,4 @@
-"""Encoding of queries by the model of an index, of which only the needed tower is loaded."""
+"""Encode queries with the model of an index. Only the tower that a query needs is loaded."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class QueryEncoder:
-    """Encoder of queries. It loads a tower for its first query, and checks that it is of the model of the index.
+    """Encoder of queries, which checks that its model is the one that made the index.
+
+    Each tower is loaded and checked when a query first needs it.
 
     Args:
-        folder: folder of the index, for messages.
-        manifest: content of its manifest.
-        given: model to use, or its name; None: the model that made the index.
+        folder: folder of the index, for error messages.
+        manifest: manifest of the index.
+        given: model or name of a model. None: the model that made the index.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], given: "str | Path | DualEncoder | None") -> None:
@@ -47,7 +49,7 @@ class QueryEncoder:
         return model
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (M, D) unit-length features of any number of texts.
+        """Return (M, D) unit-length features of texts.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -56,7 +58,11 @@ class QueryEncoder:
         return np.asarray(self.tower("text").encode_text(texts))
 
     def encode_short(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (M, D) unit-length features of a few texts; the first ones in the shortest time."""
+        """Return (M, D) unit-length features of a few texts, as fast as possible in a new process.
+
+        If no text tower is loaded yet, the fast-loading `QuickText` is used if possible. Errors are those of
+        `encode_text`.
+        """
         is_loaded = self.is_whole or "text" in self._towers
         quick = None if is_loaded else self._quick_text
         return self.encode_text(texts) if quick is None else quick.encode_text(texts).numpy()
@@ -72,11 +78,18 @@ class QueryEncoder:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether the whole model is loaded."""
+        """Whether the whole model is loaded."""
         return "model" in self.__dict__
 
     def tower(self, side: "Side") -> "DualEncoder | OnnxEncoder":
-        """Return the model if it is loaded, otherwise a model that has only the tower for texts or images."""
+        """Return a model that can encode one side, "image" or "text".
+
+        The model contains only this tower, unless the whole model is already loaded.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            DataError: the model is not the one that made the index.
+        """
         if side not in self._towers:
             model = self.model if self.is_whole else self._opened(side)
             self._check(model, side)
@@ -98,7 +111,10 @@ class QueryEncoder:
 
     @cached_property
     def _quick_text(self) -> "QuickText | None":
-        """Text tower that needs no other library; None if there is none for the model of the index."""
+        """Text tower that loads quickly, because it does not import transformers, open_clip or timm.
+
+        The value is None if the model of the index has another architecture, or if the features differ from the index.
+        """
         source = self._source
         if not isinstance(source, str | Path) or is_onnx(source):
             return None

@@ -1,8 +1,8 @@
-"""Text tower of a CLIP, loaded without the image tower and without importing transformers, open_clip or timm.
+"""Text tower of a CLIP model that loads quickly, without the image tower.
 
-A single search in a new process spends most of its time on importing these libraries. All models of
-`transformers.CLIPModel` and the usual ones of open_clip have the same text architecture. The implementation of this
-file is used only if its features of a few fixed texts equal those stored in the index.
+The tower does not need transformers, open_clip or timm, whose imports take most of the time of a single search. All
+models of `transformers.CLIPModel` and most CLIP models of open_clip have the same text architecture, which this file
+implements. The tower is used only if its features of a few fixed texts equal the features stored in the index.
 """
 
 import importlib.util
@@ -30,9 +30,13 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 def quick_text(name: str | Path) -> "QuickText | None":
-    """Return the text tower of a local folder or run, or of a repository in the Hub cache.
+    """Return the text tower of a model, without downloading anything.
 
-    The result is None if the tower is of another kind or cannot be read; loading the usual text tower then reports why.
+    The result is None if the tower has another architecture or cannot be read. The usual text tower is then loaded, and
+    reports the reason.
+
+    Args:
+        name: local folder of a model, folder of a run, or name of a repository in the Hub cache.
     """
     try:
         folder = _folder(str(name))
@@ -93,7 +97,7 @@ def _from_open_clip(folder: Path, name: str) -> "QuickText | None":
 
 
 def _open_clip_tokenizer() -> Any:
-    """Return open_clip's class of CLIP's tokenizer, from its file: importing open_clip would take seconds."""
+    """Load the tokenizer class of open_clip from its file, because importing open_clip takes seconds."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.submodule_search_locations is not None
@@ -127,7 +131,7 @@ _PARTS = {
 
 
 def _renamed(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of open_clip under the names of transformers."""
+    """Convert weights of open_clip to the names that transformers uses."""
     for key, value in saved.items():
         name = key
         for old, new in _PARTS.items():
@@ -144,13 +148,13 @@ def _renamed(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 class QuickText:
-    """Text tower of a CLIP: a causal transformer, read at the end token.
+    """Text tower of a CLIP model: a causal transformer whose output at the end token gives the feature.
 
     Args:
-        name: the model's name, for messages.
-        config: `text_config` of transformers.
+        name: name of the model, for error messages.
+        config: settings of the tower, as in `text_config` of transformers.
         weights: weights by their names in transformers.
-        tokenize: function from a text to its token IDs, truncated to the context, without padding.
+        tokenize: function that returns the token IDs of a text, truncated to the context length, without padding.
 
     Raises:
         Exception: of any type, if a setting is missing or unsupported.
@@ -165,7 +169,7 @@ class QuickText:
         self._weights, self._tokenize = weights, tokenize
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Return unit-length features of texts."""
+        """Return (M, D) unit-length features of texts."""
         with torch.inference_mode(), _one_thread():
             return torch.stack([self._encode(text) for text in texts])
 
@@ -202,8 +206,7 @@ class QuickText:
 def _one_thread() -> Iterator[None]:
     """Context in which torch computes with one thread.
 
-    A text of a few tokens is too short for several threads, which wait for each other at every operation: on a machine
-    with other work, a query would take seconds longer.
+    Several threads are slower for a text of a few tokens, because they wait for each other at every operation.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,29 +1,34 @@
 """Calibrated probability that a result is relevant, so that a search can report that nothing matches.
 
-Cosine similarities have different ranges for different queries and images. Each score s of query q and image i is
-therefore compared with two null distributions, i.e. distributions of the scores of images and captions that do not
-match.
+Scores are cosine similarities. The range of scores differs between queries and between images. Each score s of query q
+and image i is therefore compared with two null distributions, i.e. distributions of scores of images and texts that do
+not match:
 
-    z = (s - m_q) / d_q     m_q, d_q: median of the scores of q over a sample of the index, and their lower spread,
-                            (median - lower quartile) / 0.6745, which relevant images cannot widen
+    z = (s - m_q) / d_q     m_q: median of the scores of q with a sample of the images
+                            d_q: lower spread of these scores, (median - lower quartile) / 0.6745; relevant images
+                            have high scores, so they do not affect d_q
     h = (s - m_i) / d_i     m_i, d_i: mean and standard deviation of the scores of image i with a sample of captions
 
-Five further numbers describe the result in relation to the others: e, the logarithm of r / (N · (1 - Φ(z))), clipped to
--3 … 12; g, the difference in z to the best other result; the mean z of the five best results; s itself; and d_q. In e,
-r is the rank of the result, i.e. the number of images that reach z, and N · (1 - Φ(z)) is the expected number if the z
-of all N searched images are normally distributed. A logistic regression combines the seven numbers f:
+Five more numbers describe a result:
+
+    e    logarithm of r / (N · (1 - Φ(z))), clipped to -3 … 12; r is the rank of the result, N is the number of searched
+         images, and N · (1 - Φ(z)) is the expected number of images that reach z if all z are normally distributed
+    g    difference between z and the z of the best other result
+    and  the mean z of the five best results, the score s, and the lower spread d_q
+
+A logistic regression with weights w and bias b combines the seven numbers f to a probability:
 
     P(relevant) = 1 / (1 + exp(-(b + Σ w_f f)))
 
-It is fitted when the index is made, on queries whose relevant images are known from the captions of the index. Queries
-are captions, and words of captions; each is used once with its relevant images in the index, and once without them.
-Queries of one word have a separate regression. For a caption, its image is relevant; for a word, the images with the
-word in at least 40 % of their captions, while images with the word in fewer captions are left out. Without captions
-there is no calibration, and results have no probability.
+The regression is fitted when the index is made. The queries for the fit are captions, and words that occur in captions.
+For a caption, its image is relevant. For a word, an image is relevant if at least 40 % of its captions contain the
+word. Images with the word in fewer captions are left out. Each query is used twice: once with its relevant images in
+the index, and once without them. Queries of one word have a separate regression. An index without captions has no
+regression, so its results have no probability.
 
-A search with a given precision shows the results whose probability is at least t. On the queries of the fit, t is the
-smallest threshold at which this share of the shown results is relevant. The precision holds over many such queries, not
-for each query.
+A search with a given precision returns the results whose probability is at least a threshold. The threshold is the
+smallest value that reaches the given precision on the queries of the fit. The precision is a mean over many queries,
+and can differ for a single query.
 """
 
 import math
@@ -67,10 +72,10 @@ class Query:
 
 
 class Nulls:
-    """Null distributions of an index.
+    """Null distributions of an index, i.e. distributions of scores of images and texts that do not match.
 
     Args:
-        features: (N, D) of the images.
+        features: (N, D) features of the images.
         hubs: (N, 2) mean and standard deviation of each image's scores with a sample of captions.
     """
 
@@ -85,12 +90,12 @@ class Nulls:
         allowed: NDArray[np.int64] | None = None,
         without: NDArray[np.int64] | None = None,
     ) -> tuple[float, float]:
-        """Return median and lower spread of the scores of a query over a sample of the allowed rows.
+        """Return the median and the lower spread of a query's scores with a sample of images.
 
         Args:
             query: (D,) unit vector.
-            allowed: rows that are searched, ascending; None: all.
-            without: rows that are not in the sample.
+            allowed: rows that are searched, ascending. The sample is taken from these rows. None: all rows.
+            without: rows that are left out of the sample.
         """
         total = len(self.features) if allowed is None else len(allowed)
         sample = np.array(evenly_spaced(total, _SAMPLE), np.int64)
@@ -108,12 +113,14 @@ class Nulls:
     def evidence(
         self, scores: NDArray[np.float32], rows: NDArray[np.int64], null: tuple[float, float], total: int
     ) -> NDArray[np.float64]:
-        """Return the (K, 7) numbers that describe the K best results of a query, the best first (see the module).
+        """Return (K, 7) numbers that describe the K best results of a query.
+
+        The docstring of the module defines the numbers. The probability of a result is computed from them.
 
         Args:
-            scores: (K,) scores, descending.
-            rows: (K,) their rows.
-            null: median and lower spread of the query's null distribution.
+            scores: (K,) scores of the results, descending.
+            rows: (K,) row of each result.
+            null: median and lower spread of the query's scores, from `of_query`.
             total: number of images that were searched.
         """
         z = (scores - null[0]) / null[1]
@@ -128,7 +135,7 @@ class Nulls:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Logistic regression on standardized numbers of `Nulls.evidence`."""
+    """Logistic regression that predicts from the numbers of `Nulls.evidence` if a result is relevant."""
 
     mean: Sequence[float]
     scale: Sequence[float]
@@ -140,24 +147,30 @@ class Calibration:
     """Thresholds on the probability, ascending, each with the share of relevant results among those that reach it."""
 
     def probabilities(self, evidence: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (K,) probabilities for (K, 7) evidence."""
+        """Return the (K,) probabilities that K results are relevant, from their (K, 7) evidence."""
         logits = self.bias + ((evidence - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.weights)
         return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
     def threshold(self, precision: float) -> float:
-        """Return the lowest probability at which results reach the precision; above 1 if none reaches it."""
+        """Return the smallest threshold on the probability at which the returned results have a given precision.
+
+        The value is above 1 if the precision cannot be reached.
+
+        Args:
+            precision: share of the returned results that should be relevant.
+        """
         return next((threshold for threshold, reached in self.curve if reached >= precision), 1.1)
 
 
 def hub_statistics(
     features: NDArray[np.float16], texts: NDArray[np.float16], captions: Sequence[Sequence[int]]
 ) -> NDArray[np.float32]:
-    """Return (N, 2) mean and standard deviation of each image's scores with a sample of captions of other images.
+    """Return the (N, 2) mean and standard deviation of each image's scores with a sample of captions of other images.
 
     Args:
-        features: (N, D) of the images.
-        texts: (T, D) of the captions.
-        captions: rows in `texts` of each image's captions.
+        features: (N, D) features of the images.
+        texts: (T, D) features of the distinct captions.
+        captions: for each image, the rows of its captions in `texts`.
     """
     sample = evenly_spaced(len(texts), _REFERENCES)
     position = {text: column for column, text in enumerate(sample)}
@@ -179,12 +192,12 @@ def hub_statistics(
 
 
 def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = _QUERIES) -> list[Query]:
-    """Return randomly drawn captions and words as queries; the captions tell which images are relevant to them.
+    """Draw random captions and words as queries, and find their relevant images by the captions of the index.
 
     Args:
         captions: captions of each image.
         seed: seed of the random draw.
-        most: largest number of captions, and of words.
+        most: maximum number of captions, and maximum number of words.
     """
     generator = np.random.default_rng(seed)
     rows_of_text: dict[str, list[int]] = {}
@@ -210,9 +223,15 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 def judged(
     nulls: Nulls, queries: Sequence[Query], features: NDArray[np.float32]
 ) -> Iterator[tuple[Query, NDArray[np.float64], NDArray[np.bool_]]]:
-    """Yield each query twice, once with its relevant images in the index and once without them.
+    """Yield the results of each query twice, first with its relevant images in the index and then without them.
 
-    For each of the two, yield the query, the evidence for its best results, and whether each result is relevant.
+    Args:
+        nulls: null distributions of the index.
+        queries: Q queries whose relevant images are known.
+        features: (Q, D) features of the queries.
+
+    Yields:
+        The query, the (K, 7) evidence of its best results, and a (K,) mask of the relevant results.
     """
     possible = [np.union1d(query.relevant, query.unknown) for query in queries]
     deepest = DEPTH + max((len(rows) for rows in possible), default=0)
@@ -239,14 +258,14 @@ def is_short(text: str) -> bool:
 def fit(
     nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], NDArray[np.float32]]
 ) -> dict[str, dict[str, Any]]:
-    """Fit the calibrations for short and for long queries. Return them as the manifest records them.
+    """Fit the calibrations for short and for long queries, and return them in the form of the manifest.
 
-    A kind of query with too few captions has no calibration.
+    A kind of query is left out if it has too few queries.
 
     Args:
         nulls: null distributions of the index.
         captions: captions of each image.
-        encode: returns the features of texts.
+        encode: function that returns the (Q, D) features of texts.
     """
     known = known_queries(captions)
     fitted = {}
@@ -262,14 +281,14 @@ def fit(
 
 
 def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.bool_]]) -> Calibration | None:
-    """Return the logistic regression that predicts from the evidence of a result whether the result is relevant.
+    """Fit the logistic regression that predicts from the evidence of a result if the result is relevant.
 
     Args:
         evidence: for each query, the (K, 7) evidence of its results.
-        labels: for each query, (K,) whether each result is relevant.
+        labels: for each query, a (K,) mask of the relevant results.
 
     Returns:
-        The fitted regression; None if all results have the same label.
+        The fitted regression. None if all results are relevant or all are irrelevant.
     """
     x, y = np.concatenate(evidence), np.concatenate(labels)
     if y.all() or not y.any():
@@ -294,7 +313,10 @@ def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray
 
 
 def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[list[float]]:
-    """Return up to 100 thresholds with the precision of the results that reach them."""
+    """Return up to 100 pairs (threshold, precision) in ascending order of the threshold.
+
+    The precision is the share of relevant results among the results whose probability reaches the threshold.
+    """
     order = np.argsort(-probabilities, kind="stable")
     right = np.cumsum(labels[order])
     counts = np.unique(np.geomspace(_FEWEST_RESULTS, max(_FEWEST_RESULTS, len(order)), 100).astype(np.int64))
@@ -304,7 +326,7 @@ def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> lis
 
 
 def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
-    """Return the calibrations that a manifest records, by kind of query: short or long."""
+    """Return the calibrations in a manifest by kind of query, "short" or "long"."""
     recorded = manifest.get("relevance")
     if not isinstance(recorded, dict):
         return {}

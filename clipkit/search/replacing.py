@@ -13,17 +13,19 @@ def check_not_replaced(
     folder: Path, source: str | None, before: Mapping[str, Mapping[bytes, int]], now: Mapping[str, Iterable[bytes]],
     former: Mapping[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Check that data from another source keep at least half of the images, and of the captions, of an index.
+    """Check that new data from another source would not remove most of an index.
+
+    At least half of the images and half of the distinct captions must remain.
 
     Args:
         folder: folder of the index.
-        source: source of the new data; None for a Python object, which is not checked.
-        before: rows of the index by key; by kind, image or text.
-        now: keys of the new data, by kind.
+        source: source of the new data. None for a Python object, which is not checked.
+        before: for each kind ("image", "text"), the keys (SHA-256) in the index with their rows.
+        now: for each kind, the keys of the new data.
         former: manifest of the index; None for a new index.
 
     Raises:
-        OutputError: more than half would be removed: probably, the wrong folder was given.
+        OutputError: more than half would be removed, probably because the wrong folder was given.
     """
     if former is None or None in (source, former["source"]) or source == former["source"]:
         return
@@ -31,6 +33,6 @@ def check_not_replaced(
         lost = len(rows.keys() - set(now[kind]))
         if 2 * lost > len(rows):
             raise OutputError(
-                f"{folder}: was made from {former['source']}; {source} would remove {lost:,} of its {len(rows):,} "
-                f"{_NOUNS[kind]}; give another folder with --out, or delete the index first"
+                f"{folder}: was made from {former['source']}, and {source} would remove {lost:,} of the "
+                f"{len(rows):,} {_NOUNS[kind]} of the index; give another folder with --out, or delete the index first"
             )

@@ -1,4 +1,4 @@
-"""Sheet of thumbnails: the results of queries as one HTML file, which needs no network."""
+"""Sheet of thumbnails: an HTML file that shows the results of queries and needs no network."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -36,7 +36,12 @@ small { display: block; overflow-wrap: anywhere; opacity: .75; }
 
 
 def sheet(index: "Index", results: "Mapping[str, Sequence[Hit]]") -> str:
-    """Return an HTML page with the results of each query; captions and file names are shown as text."""
+    """Return an HTML page with the results of each query.
+
+    Args:
+        index: the index that was searched.
+        results: results by query.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     shown = [(printable(query), [_card(index, hit) for hit in hits]) for query, hits in results.items()]
     title = shown[0][0] if len(shown) == 1 else f"{len(shown)} searches"

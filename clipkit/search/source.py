@@ -1,4 +1,4 @@
-"""Images of a source with captions and all other columns, as an index stores them."""
+"""Read the images of a source with their captions and all other columns, for an index."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _NEEDED, _OPTIONAL = ("image",), ("caption", "label")
 
 @dataclass(frozen=True)
 class Images:
-    """N images of a source that can be indexed, with their captions and other columns."""
+    """N images of a source, with their captions and other columns."""
 
     name: str
     files: Sequence[Path | Stored]
@@ -38,14 +38,18 @@ class Images:
     findings: Sequence[Finding]
 
     def location(self, position: int) -> str:
-        """Return the image's path as the source writes it, or the location of an image in an archive or table."""
+        """Return the location of an image: its path as the source writes it, or its place in an archive or table.
+
+        Args:
+            position: position of the image, from 0.
+        """
         if isinstance(self.files, Files):
             return self.files.names[position]
         return str(self.files[position])
 
 
 def read_images(source: object) -> Images:
-    """Read the images of a source; captions and labels are read if present.
+    """Read the images of a source, with captions and labels if the source has them.
 
     Raises:
         DataError: the source cannot be read or has no images.
@@ -63,7 +67,13 @@ def read_images(source: object) -> Images:
 
 
 def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
-    """Return all columns except image and captions, with labels as class names."""
+    """Return all columns except image and caption, one row per image. Labels are replaced by class names.
+
+    Args:
+        source: the source of the images.
+        rows: rows of the source, of which several can have the same image.
+        first: first row of each image.
+    """
     table = _whole_table(source, rows)
     given = {rows.found.get(role, "") for role in ("image", "caption")}
     columns: dict[str, Any] = {}
@@ -81,13 +91,13 @@ def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
 
 
 def _is_kept(kind: pa.DataType) -> bool:
-    """Return whether the index keeps a column; image bytes and structures that may hold them are not kept."""
+    """Return whether the index keeps a column of this type. Columns that may contain image bytes are not kept."""
     types = pa.types
     return not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind) or types.is_null(kind))
 
 
 def _whole_table(source: object, rows: Rows) -> pa.Table | None:
-    """Return the table of a file or folder with all columns and their types; None for other sources."""
+    """Read the table of a source with all columns and their types. None for a source without a table."""
     if not isinstance(source, str | Path):
         return source if isinstance(source, pa.Table) else None
     name, options = split_options(str(source))
@@ -111,7 +121,7 @@ def _whole_table(source: object, rows: Rows) -> pa.Table | None:
 
 
 def _of_objects(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return JSON objects as a table; a column of mixed types, or of objects, becomes text."""
+    """Convert JSON objects to a table. A column of mixed types or of objects becomes JSON text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:

@@ -1,16 +1,18 @@
-"""Filters on columns: `year > 2020 and city in ('Seoul', 'Lima')`, parsed here and computed by Arrow.
+"""Filters on columns, e.g. `year > 2020 and city in ('Seoul', 'Lima')`.
 
-Grammar, with SQL's meaning of null:
+Grammar:
 
-    filter     = condition {("and" | "or") condition}, "and" before "or"; "not" filter; "(" filter ")"
+    filter     = part {("and" | "or") part}
+    part       = condition | "not" part | "(" filter ")"
     condition  = column comparison value | column ["not"] "in" "(" value {"," value} ")" | column ["not"] "like" text
-               | column "contains" text | column "is" ["not"] "null" | column, if it holds true or false
+               | column "contains" text | column "is" ["not"] "null" | column, if its values are true or false
     comparison = "=" | "==" | "!=" | "<>" | "<" | "<=" | ">" | ">="
     column     = a name, or any name between double quotes
     value      = a number | a text between single quotes ('' is a quote in it) | true | false
 
-`like` takes % for any characters and _ for one; `contains` ignores case; in a column of lists, one item that contains
-the text is enough.
+"and" binds more tightly than "or". In `like`, % matches any characters and _ matches one character. `contains` ignores
+case. On a column of lists, `contains` is true if one item of the list contains the text. Null has the same meaning as
+in SQL.
 """
 
 import re
@@ -45,7 +47,9 @@ class _Token(NamedTuple):
 
 
 def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
-    """Return a mask of the rows that fulfill a filter; null counts as not fulfilled.
+    """Return a mask of the rows that pass a filter.
+
+    A row does not pass if the value of the filter is null, as in SQL.
 
     Raises:
         DataError: the filter cannot be parsed, names an unknown column, or compares values of different types.
@@ -59,7 +63,7 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
 
 def columns_of(where: str) -> list[str]:
-    """Return all names in a filter that may refer to columns.
+    """Return all names in a filter that may be names of columns.
 
     Raises:
         DataError: the filter contains an invalid character.
@@ -91,7 +95,7 @@ def _invalid(where: str, position: int, what: str) -> DataError:
 
 
 class _Parser:
-    """Recursive descent parser that computes a mask of the rows for each condition that it parses."""
+    """Recursive descent parser of filters that computes a mask of the rows while it parses."""
 
     def __init__(self, table: pa.Table, where: str) -> None:
         self.table, self.where = table, where
@@ -102,7 +106,7 @@ class _Parser:
     def whole(self) -> Any:
         mask = self.either()
         if self.next < len(self.tokens):
-            raise self.unexpected("is not expected")
+            raise self.unexpected("is not allowed there")
         return mask
 
     def unexpected(self, what: str) -> DataError:
@@ -120,7 +124,7 @@ class _Parser:
 
     def needs(self, word: str) -> None:
         if self.takes(word) is None:
-            raise self.unexpected(f"must be {word!r}")
+            raise self.unexpected(f"was found where {word!r} is expected")
 
     def either(self) -> Any:
         self.depth += 1
@@ -157,8 +161,8 @@ class _Parser:
             return self.compared(column, name)
         except pa.ArrowException:
             raise DataError(
-                f"the filter {self.where[:200]!r} does not fit the column {name}, which has the type {column.type}; "
-                "compare it with a value of this type"
+                f"the filter {self.where[:200]!r} cannot be applied to the column {name} of the type {column.type}; "
+                "compare the column with a value of this type"
             ) from None
 
     def compared(self, column: Any, name: str) -> Any:
@@ -184,12 +188,12 @@ class _Parser:
         elif not negated and pa.types.is_boolean(column.type):
             return column
         else:
-            raise self.unexpected(f"cannot follow the column {name}: write a comparison")
+            raise self.unexpected(f"was found where a comparison of the column {name} is expected")
         return pc.invert(mask) if negated else mask
 
     def column(self) -> Any:
         if self.next >= len(self.tokens) or self.tokens[self.next].kind not in ("name", "quoted"):
-            raise self.unexpected("must be the name of a column")
+            raise self.unexpected("was found where the name of a column is expected")
         token = self.tokens[self.next]
         if token.text not in self.table.column_names:
             near = closest(token.text, map(_as_written, self.table.column_names))
@@ -198,12 +202,15 @@ class _Parser:
         return self.table[token.text]
 
     def value(self, kind: pa.DataType) -> pa.Scalar:
-        """Consume the next token of the filter, and return its value for comparison with a column of the type `kind`.
+        """Consume the next token, and return it as a value to compare with a column of the type `kind`.
 
-        A text becomes a date or a time if `kind` is a type of dates or times.
+        A text is converted to a date or a time if `kind` is a date or time type.
+
+        Raises:
+            DataError: the next token is not a value.
         """
         if self.next >= len(self.tokens):
-            raise self.unexpected("must be a value")
+            raise self.unexpected("was found where a value is expected")
         token = self.tokens[self.next]
         self.next += 1
         if token.kind == "number":
@@ -224,12 +231,12 @@ class _Parser:
         value = self.value(pa.string()).as_py()
         if not isinstance(value, str):
             self.next -= 1
-            raise self.unexpected("must be a text between single quotes")
+            raise self.unexpected("was found where a text between single quotes is expected")
         return value
 
 
 def _as_written(name: str) -> str:
-    """Return the name of a column as it is written in a filter."""
+    """Return the name of a column as it must be written in a filter, with quotes if necessary."""
     is_plain = re.fullmatch(r"[^\W\d]\w*", name) is not None and name.lower() not in _WORDS
     return name if is_plain else f'"{name}"'
 

@@ -1,4 +1,4 @@
-"""Writing of an index: each image is encoded once, even with several processes or after an interruption."""
+"""Write an index. Each image is encoded once, even with several processes or after an interruption."""
 
 import hashlib
 import shutil
@@ -45,7 +45,7 @@ _HASHED = 4096
 
 @dataclass(frozen=True)
 class Embedded:
-    """Result of `embed`: a complete index."""
+    """Result of `embed`: the complete index, and what was encoded, removed and skipped."""
 
     folder: Path
     images: int
@@ -75,20 +75,20 @@ def embed(
     """Encode the images and captions of a dataset, and write or update an index.
 
     Images are identified by the content of their files. If the index exists, only new images are encoded, and images
-    that the source no longer has are removed. After an interruption, call again with the same arguments.
+    that the source no longer has are removed. After an interruption, call `embed` again with the same arguments.
 
     Args:
         data: any source of images, with or without captions; also a stream.
         model: name of a model, or a model returned by `clipkit.load`.
         out: folder of the index: a new or empty folder, or an index made by the same model.
-        batch_size: images per forward pass; None: chosen for the device.
-        processes: group in which each process encodes some of the images and captions; None: only this process.
+        batch_size: images per forward pass. None: chosen for the device.
+        processes: group of processes that share the work. None: only this process.
         progress: show progress bars.
         qdrant: copy the features to the Qdrant server that the environment variable QDRANT_URL names.
         dtype: precision of the forward pass if `model` is a name: fp32, bf16, fp16 or auto, as for `clipkit.load`.
 
     Raises:
-        DataError: the data cannot be read, the index was made by another model, or the server does not answer.
+        DataError: the data cannot be read, the index was made by another model, or the Qdrant server does not answer.
         OutputError: the folder is not empty and not an index, or cannot be written.
 
     Example:
@@ -111,7 +111,10 @@ def embed(
 
 
 def _source_of(data: object) -> str | None:
-    """Return the source in a form that is valid in every working directory; None for Python objects."""
+    """Return the name of a source, with an absolute path if it is a file or folder.
+
+    The result is None for a Python object.
+    """
     if not isinstance(data, str | Path):
         return None
     name = split_options(str(data))[0]
@@ -120,7 +123,7 @@ def _source_of(data: object) -> str | None:
 
 
 class _Writer:
-    """Work of one call of `embed`: encode images and captions, and write the index."""
+    """Writer of an index: encodes images and captions to logs, and then writes the index."""
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class _Writer:
                 write_whole(mark, fingerprint)
             elif mark.read_bytes() != fingerprint.encode():
                 raise DataError(
-                    f"{self.folder}: was written with another model, library version or device; use the same "
+                    f"{self.folder}: was begun with another model, library version or device; use the same "
                     "model, version and device as before, or give another folder with --out"
                 )
 
@@ -184,7 +187,10 @@ class _Writer:
         return {key: row for row, key in enumerate(keys_of(self.folder, self.former, kind))}
 
     def images(self, images: Images) -> Found:
-        """Encode the readable images of a source; the result also lists the unreadable images, with reasons."""
+        """Encode the readable images of a source.
+
+        The result also lists the unreadable images with reasons.
+        """
         share = self.processes.share(len(images.files))
         hashes: list[bytes | str] = []
         with self.processes.failing_together():
@@ -219,7 +225,7 @@ class _Writer:
         )
 
     def stream(self, stream: Stream) -> Found:
-        """Encode the images of a stream, part by part; each process reads different parts."""
+        """Encode the images of a stream part by part. Each process reads different parts."""
         parts = range(self.processes.index, len(stream.parts), self.processes.count)
         mine: list[tuple[int, list[tuple[str, bytes, list[str]]], list[tuple[str, str]]]] = []
         with self.processes.failing_together(), EncodedLog(self.logs, "image") as log:
@@ -249,7 +255,7 @@ class _Writer:
         check_not_replaced(self.folder, self.source, self.before, now, self.former)
 
     def texts(self, texts: Sequence[str]) -> None:
-        """Encode the distinct captions."""
+        """Encode distinct captions and add their features to the log. Captions in the index are skipped."""
         keyed = [(text_key(text), text) for text in texts]
         records = list(_parts((entry for entry in keyed if entry[0] not in self.before["text"]), 4 * self.record))
         mine = records[self.processes.index :: self.processes.count]
@@ -261,7 +267,15 @@ class _Writer:
                     log.add([key for key, _ in new], features.numpy())
 
     def _encode(self, items: Sequence[tuple[bytes, Path | Stored]], log: EncodedLog) -> dict[bytes, str]:
-        """Encode the images that are in no log; return the reasons why images are unreadable."""
+        """Encode images and add their features to a log. Images that already are in a log are skipped.
+
+        Args:
+            items: key (SHA-256) and file of each image.
+            log: log for the features.
+
+        Returns:
+            For the key of each unreadable image, the reason.
+        """
         new = [(key, image) for key, image in items if key not in self.done["image"]]
         if not new:
             return {}
@@ -275,7 +289,8 @@ class _Writer:
         sound = [row for row in range(len(new)) if row not in bad]
         if not rows[sound].isfinite().all():
             raise ModelError(
-                f"{self.model.name}: its features are not finite; half precision may overflow: use --dtype fp32"
+                f"{self.model.name}: features of images are not finite, perhaps by overflow in half precision; use "
+                "--dtype fp32"
             )
         if sound:
             log.add([new[row][0] for row in sound], rows[sound].numpy())
@@ -283,11 +298,19 @@ class _Writer:
         return {new[row][0]: why for row, why in bad.items()}
 
     def finish(self, found: Found, qdrant: bool) -> Embedded:
-        """Write the files of the index from the logs and the existing index."""
+        """Write the files of the index, with features from the logs and from the existing index.
+
+        Args:
+            found: readable images and their captions.
+            qdrant: copy the features to the Qdrant server.
+
+        Raises:
+            DataError: no image can be read.
+        """
         encoded = sum(self.processes.gather_objects(self.encoded))
         if not found.keys:
             why = f", the first because: {found.skipped[0]['reason']}" if found.skipped else ""
-            raise DataError(f"none of the images can be read{why}; check the image paths and files")
+            raise DataError(f"none of the images can be read{why}; check the paths and files of the images")
         manifest: dict[str, Any] = {}
 
         def write() -> None:

@@ -60,13 +60,13 @@ class DataFacts:
 def data_facts(
     source: str, token_counts: Callable[[list[str]], list[int]], context_length: int, image_size: int | None
 ) -> DataFacts:
-    """Return facts about training data, for which up to 2,000 of its images are opened.
+    """Return facts about training data. At most 2,000 images are opened.
 
     Args:
         source: any source of training data.
         token_counts: function that returns the number of tokens of each string, before truncation.
         context_length: maximum number of tokens that the model reads.
-        image_size: side of the model's input in pixels; None: the model accepts any.
+        image_size: side of the model's input in pixels; None: the model accepts any size.
 
     Raises:
         DataError: the data is unreadable, or has no captions or labels.
@@ -98,7 +98,10 @@ def data_facts(
 
 
 def with_templates(source: str, pairs: Pairs) -> str:
-    """Return a data source; if its captions are class names, the option `templates` is added to it."""
+    """Return a source with the option `templates` added if the captions of its pairs are class names.
+
+    Otherwise, or if the option is already present, return the source unchanged.
+    """
     options = split_options(source)[1]
     if pairs.classes is None or "templates" in options:
         return source
@@ -113,7 +116,10 @@ def _of_source(source: str) -> tuple[Pairs, int]:
 
 
 def _of_stream(stream: Stream) -> tuple[Pairs, int]:
-    """Return the first pairs of a stream, and a low estimate of the number of images in all its shards."""
+    """Return the first pairs of a stream, and a low estimate of the total number of images.
+
+    The estimate is the number of images in the first shard, multiplied by the number of shards minus one.
+    """
     first, count, captions, rows = [], 0, [], []
     for sample in stream.samples(stream.parts[0]):
         if count < _EXAMINED:
@@ -122,6 +128,6 @@ def _of_stream(stream: Stream) -> tuple[Pairs, int]:
             rows += [count] * len(sample.captions)
         count += 1
     if not count:
-        raise DataError(f"{stream.parts[0]}: is an empty shard; check the address")
+        raise DataError(f"{stream.parts[0]}: is an empty shard; check its path or URL")
     # One shard is not counted, because the last shard is often shorter than the others.
     return Pairs(stream.name, first, captions, np.array(rows, np.int64)), count * max(1, len(stream.parts) - 1)

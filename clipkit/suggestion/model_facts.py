@@ -41,12 +41,12 @@ class ModelFacts:
 
     @property
     def is_new(self) -> bool:
-        """True for a model of two towers whose projections are new."""
+        """True if the model is composed of two towers, so that its projections are not pretrained."""
         return "model.name" not in self.names
 
     @property
     def title(self) -> str:
-        """Name of the model, or names of both towers."""
+        """Name of the model; for a model composed of two towers, the names of both towers."""
         return " + ".join(self.names.values())
 
 
@@ -54,9 +54,9 @@ def model_facts(name: str | None, image: str | None, text: str | None) -> tuple[
     """Load a model; return facts about it, and a function that returns the number of tokens of each string.
 
     Args:
-        name: name of a complete model, any value that model.name accepts; None: two towers.
-        image: name of the image tower, any value that model.image.name accepts; None: a complete model.
-        text: name of the text tower, any value that model.text.name accepts; None: a complete model.
+        name: name of a complete model, as in the recipe key `model.name`; None if two towers are given.
+        image: name of the image tower, as in `model.image.name`; None if a complete model is given.
+        text: name of the text tower, as in `model.text.name`; None if a complete model is given.
 
     Raises:
         ModelError: the model cannot be loaded, lacks a tower, or has random weights.

@@ -1,8 +1,8 @@
 """Rules that choose the values of a suggested recipe.
 
-To add a rule, write a function that takes a situation and returns a choice (None: the recipe key keeps its default),
-add a row to `RULES` and a line to docs/suggest.md, and test it. A rule can read the values that the rows above it have
-chosen.
+To add a rule, write a function that takes a situation and returns a choice, or None to keep the default of the recipe
+key. Add the rule to `RULES`, describe it in docs/suggest.md, and test it. A rule can read the values that earlier
+rules in `RULES` have chosen.
 """
 
 import math
@@ -48,7 +48,7 @@ def validation(s: Situation) -> Choice | None:
 
 
 def tune(s: Situation) -> Choice:
-    """Choose the tuning method of the image tower, which the text tower also uses."""
+    """Choose the tuning method of the image tower; the text tower uses the same method."""
     model, machine = s.model, s.machine
     if model.is_new:
         start = "start at random, because a stream has no closed form" if s.data.is_stream else "start in closed form"
@@ -88,7 +88,7 @@ def tune_text(s: Situation) -> Choice:
 
 
 def captions(s: Situation) -> Choice:
-    """Choose the captions of an image that an epoch uses: one or all."""
+    """Choose whether an epoch uses one caption or all captions of an image."""
     several = s.data.captions_per_image >= 2
     if several and s.model.is_new and not s.data.is_stream and not s.data.has_labels:
         reason = (
@@ -105,7 +105,10 @@ def captions(s: Situation) -> Choice:
 def workers(s: Situation) -> Choice:
     """Choose the number of processes that load images."""
     most = 8 if s.machine.has_gpu else 2
-    return Choice(max(1, min(most, s.machine.cores - 1)), f"loader processes; {counted(s.machine.cores, 'core')}")
+    return Choice(
+        max(1, min(most, s.machine.cores - 1)),
+        f"processes that load images; this machine has {counted(s.machine.cores, 'core')}",
+    )
 
 
 def samples(s: Situation) -> Choice | None:
@@ -134,7 +137,7 @@ def loss(s: Situation) -> Choice:
 
 
 def logit_scale(s: Situation) -> Choice | None:
-    """Choose to freeze the logit scale if it is high and the batch is small."""
+    """Freeze the logit scale if the scale is high and the batch is small."""
     size = int(s.chosen["train.batch_size"])
     if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
         return None
@@ -172,7 +175,7 @@ def learning_rate(s: Situation) -> Choice:
 
 
 def layer_decay(s: Situation) -> Choice | None:
-    """Choose the factor by which the learning rate decreases from block to block toward the input of a deep model."""
+    """Choose the factor by which the learning rate decreases per block toward the input, for a deep model."""
     if s.tune != "full" or max(s.model.blocks) < 24:
         return None
     reason = f"for a deep model ({max(s.model.blocks)} blocks); in our test, this did not help a model of 4 blocks"
@@ -183,7 +186,7 @@ def pull_to_start(s: Situation) -> Choice | None:
     """Choose the weight of the penalty that keeps tuned projections near their pretrained values."""
     if s.tune != "head":
         return None
-    reason = "in our test, retention lost 35 instead of 55 points, and the new task gained 4 points less"
+    reason = "in our test, retention fell by 35 instead of 55 points, and the new task gained 4 points less"
     return Choice(0.05, reason, f"Fahes et al. 2024, ProLIP; {_TUNED}")
 
 
@@ -231,20 +234,21 @@ def retention(s: Situation) -> Choice | None:
 
 
 def interpolate(s: Situation) -> Choice | None:
-    """Choose the number of interpolations between the weights before and after training, if forgetting is measured."""
+    """Choose how many mixtures of the weights before and after training are evaluated, if forgetting is measured."""
     if not _keeps(s):
         return None
     return Choice(11, "11 mixtures of the weights before and after training", "Wortsman et al. 2022, WiSE-FT")
 
 
 def max_forgetting(s: Situation) -> Choice | None:
-    """Choose the maximum loss of retention for interpolated weights, from 0 to 1, if forgetting is measured."""
+    """Choose the maximum drop of the retention metric for interpolated weights, if forgetting is measured."""
     if not _keeps(s):
         return None
     reason = (
-        "selects the best mixture that loses at most one point of retention. This does not keep 95 % of the "
-        "gain: on a small model, the best mixture kept 49 %, and 76 % if only the text tower was tuned. See the "
-        "curve in the report, or remove this line to select the highest mean of both"
+        "selects the best mixture that loses at most one point of retention. No method in our tests kept 95 % "
+        "of the gain with this limit: on a small model, the best mixture kept 49 %, and 76 % if only the text tower "
+        "was tuned. See the curve in the report, or remove this line to select the highest mean of target metric "
+        "and retention"
     )
     return Choice(0.01, reason, _TUNED)
 
@@ -276,9 +280,10 @@ def _keeps(s: Situation) -> bool:
 
 
 def _usual_epochs(s: Situation) -> int:
-    """Return the usual number of epochs: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer for more images.
+    """Return the usual number of epochs: 20 for few images, fewer epochs for more images.
 
-    For two towers with new projections, the numbers are from docs/benchmarks.md, section Two frozen towers.
+    The 20 epochs are from FLYP (Goyal et al. 2023). Two towers with new projections get a fixed number of epochs, from
+    docs/benchmarks.md, section Two frozen towers.
     """
     if s.model.is_new:
         return 4 if s.chosen.get("data.captions") == "all" else 10
@@ -287,7 +292,10 @@ def _usual_epochs(s: Situation) -> int:
 
 
 def _full_rate(parameters: int) -> float:
-    """Return a learning rate inversely proportional to the size: 1e-5 for 150 M parameters, from 1e-6 to 1e-4."""
+    """Return the learning rate of full tuning, inversely proportional to the number of parameters.
+
+    The rate is 1e-5 for 150 M parameters, and always between 1e-6 and 1e-4.
+    """
     return _rounded(min(1e-4, max(1e-6, 1e-5 * _B32 / parameters)))
 
 

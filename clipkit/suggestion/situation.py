@@ -1,4 +1,4 @@
-"""Facts from which a recipe is suggested (about data, model and machine), and the values chosen so far."""
+"""Facts on which a suggested recipe is based (about data, model and machine), and the values chosen so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,5 +53,8 @@ class Situation:
         return max(1, int(pairs) // int(self.chosen["train.batch_size"]))
 
     def hours(self, epochs: int) -> float:
-        """Return the estimated hours of full tuning, where a training step takes as long as three forward passes."""
+        """Return the estimated hours of full tuning.
+
+        A training step is assumed to take as long as three forward passes.
+        """
         return 3 * self.model.operations * self.images * epochs / self.machine.operations / 3600

@@ -15,7 +15,7 @@ from clipkit.suggestion.situation import Choice, Situation
 from clipkit.suggestion.written import Suggestion
 
 _LABELS = (
-    "each template with the name of the class is a caption of an image; to change the templates, write templates=FILE"
+    "the captions of an image are templates, filled with its class name; to change the templates, write templates=FILE"
 )
 
 
@@ -30,19 +30,20 @@ def suggest(
 ) -> Suggestion:
     """Suggest a recipe for this data, this model and this machine, with a reason for each key.
 
-    Up to 2,000 images are opened. Nothing is trained or written.
+    Give either `model`, or both `image_tower` and `text_tower`. Up to 2,000 images are opened. Nothing is trained or
+    written.
 
     Args:
         data: source of images with captions or labels, any value that `data.train` of a recipe accepts.
         model: name of a pretrained model, any value that `model.name` of a recipe accepts.
-        image_tower: with `text_tower`, instead of `model`: any value that `model.image.name` accepts.
-        text_tower: with `image_tower`, instead of `model`: any value that `model.text.name` accepts.
+        image_tower: name of an image tower, any value that `model.image.name` of a recipe accepts.
+        text_tower: name of a text tower, any value that `model.text.name` of a recipe accepts.
         validation: source of validation data; None: a share of the training images.
-        retention: data on which the model should not get worse; with it, the recipe interpolates between the weights
-            before and after training.
+        retention: data on which the model should not get worse. With this data, the recipe interpolates between the
+            weights before and after training.
 
     Raises:
-        UserError: the data or the model cannot be read, or does not fit.
+        UserError: the data or the model cannot be read, or model and towers are both given or both missing.
 
     Example:
         >>> suggestion = clipkit.suggest("photos.csv", "openai/clip-vit-base-patch32")    # doctest: +SKIP

@@ -46,7 +46,7 @@ class Suggestion:
     def to_yaml(self) -> str:
         """Return the recipe as YAML.
 
-        Its comments are the facts about data, model and machine, and the reason and source of each value.
+        Comments contain the facts about data, model and machine, and the reason and source of each value.
         """
         lines = [f"# {line}" if line else "#" for line in self._header()]
         values = _nested(dict(self.choices))
@@ -169,7 +169,7 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _scalar(value: bool | float | str | Sequence[Any]) -> str:
-    """Return a value as one line of YAML; 1e-05 is written as 1.0e-05, because YAML reads 1e-05 as a string."""
+    """Return a value as one line of YAML. 1e-05 becomes 1.0e-05, because YAML reads 1e-05 as a string."""
     if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
         mantissa, exponent = repr(value).split("e")
         return f"{mantissa}.0e{exponent}"

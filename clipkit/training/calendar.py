@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Calendar:
-    """Schedule of a run. Steps are counted from 1: step N is the N-th update.
+    """Steps of a run after which it logs, evaluates and saves.
+
+    Steps are counted from 1: step N is the N-th update.
 
     Args:
         steps: number of updates in the whole run.
         steps_per_epoch: number of updates in one epoch.
-        log_every: number of steps between logged steps.
-        evaluate_every_epochs: number of epochs between evaluations.
-        save_every: number of steps between checkpoints.
+        log_every: number of steps from one logged step to the next.
+        evaluate_every_epochs: number of epochs from one evaluation to the next.
+        save_every: number of steps from one checkpoint to the next.
 
     Example:
         >>> calendar = Calendar(steps=10, steps_per_epoch=4, log_every=3, evaluate_every_epochs=1, save_every=5)
@@ -33,12 +35,12 @@ class Calendar:
         return step % self.log_every == 0 or step == self.steps
 
     def evaluates_after(self, step: int) -> bool:
-        """Return whether the model is evaluated after this step: at the end of an epoch."""
+        """Return whether this step ends an epoch after which the model is evaluated."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return step > 0 and step_in_epoch == 0 and (step == self.steps or epoch % self.evaluate_every_epochs == 0)
 
     def saves_after(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step because of `save_every` or the end of the run.
+        """Return whether a checkpoint is due after this step: every `save_every` steps, and after the last step.
 
         The training loop also writes a checkpoint before each evaluation.
         """

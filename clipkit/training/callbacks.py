@@ -13,7 +13,7 @@ from clipkit.models import DualEncoder
 
 @dataclass(eq=False)
 class Progress:
-    """Progress of a run, as callbacks see it.
+    """Progress of a run, which is passed to each method of a callback.
 
     Args:
         model: the model that is trained.
@@ -37,10 +37,12 @@ class Progress:
     stop_reason: str | None = field(default=None, init=False)
 
     def stop(self, reason: str = "a callback stopped it") -> None:
-        """End the run after this step, with a checkpoint, results and a report, if any process calls this method.
+        """Request the end of the run after this step.
+
+        The run ends if any process calls this method. It then writes a checkpoint, its results and its report.
 
         Args:
-            reason: reason for log.txt.
+            reason: reason for the end, for log.txt.
         """
         self.stop_reason = reason
 
@@ -48,8 +50,8 @@ class Progress:
 class Callback:
     """Base class of callbacks: override the methods that you need.
 
-    All processes call them; `run.is_main` is True in the main process. Callbacks must not change the model, except its
-    gradients.
+    Each method is called on all processes; `run.is_main` is True only on the main process. A callback must not change
+    weights or buffers of the model.
 
     Example:
         >>> class StopEarly(Callback):
@@ -60,11 +62,14 @@ class Callback:
     """
 
     def on_step(self, run: Progress, row: dict[str, Any]) -> Mapping[str, float] | None:
-        """Return numbers, by name, to add to the row of this step in metrics.jsonl; or None.
+        """Handle the end of a step, and optionally return numbers for metrics.jsonl.
 
         Args:
             run: progress of the run.
-            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and further numbers.
+            row: row of this step in metrics.jsonl: step, epoch, seen, loss, lr, scale, grad_norm and further numbers.
+
+        Returns:
+            Numbers to add to the row, by name; None adds nothing.
         """
 
     def on_evaluation(self, run: Progress, figures: Mapping[str, float]) -> None:
@@ -78,10 +83,10 @@ class Callback:
 
 
 def checked_callbacks(callbacks: Sequence[Any]) -> None:
-    """Check that all callbacks are objects of subclasses of `Callback`.
+    """Raise an error unless `callbacks` contains only instances of subclasses of `Callback`.
 
     Raises:
-        RecipeError: a callback is not such an object.
+        RecipeError: an item is not such an instance, or `callbacks` is a single callback instead of a list.
     """
     if isinstance(callbacks, Callback):
         raise RecipeError(f"callbacks is {kind_of(callbacks)}; give a list: callbacks=[{type(callbacks).__name__}()]")
@@ -89,16 +94,17 @@ def checked_callbacks(callbacks: Sequence[Any]) -> None:
         if not isinstance(callback, Callback):
             what = f"the class {callback.__name__}" if isinstance(callback, type) else kind_of(callback)
             raise RecipeError(
-                f"callbacks has {what}, not an object of a subclass of clipkit.Callback; give such an object"
+                f"callbacks contains {what}, but every item must be an instance of a subclass of clipkit.Callback; "
+                "give instances, e.g. callbacks=[MyCallback()]"
             )
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """The callbacks of a run, called one after the other.
+    """Calls the callbacks of a run, one after the other.
 
     Args:
-        all: the callbacks.
+        all: the callbacks, in the order of the calls.
         run: progress of the run.
     """
 
@@ -106,7 +112,7 @@ class Callbacks:
     run: Progress
 
     def step(self, row: dict[str, Any]) -> dict[str, float]:
-        """Call `on_step`, and return the numbers that the callbacks add to the row.
+        """Call `on_step` of each callback, and return the numbers to add to the row.
 
         Raises:
             TrainingError: a number is not finite, or its name is already in the row.
@@ -117,23 +123,23 @@ class Callbacks:
             for name, figure in (callback.on_step(self.run, dict(row)) or {}).items():
                 where = f"{type(callback).__name__}.on_step: the number {name}"
                 if name in row or name in added:
-                    raise TrainingError(f"{where} has a name that is already used in metrics.jsonl; use another name")
+                    raise TrainingError(f"{where} has the name of another number in metrics.jsonl; use another name")
                 if not isinstance(figure, int | float) or not math.isfinite(figure):
                     raise TrainingError(f"{where} is {figure!r}, not a finite number; return a finite float")
                 added[name] = figure
         return added
 
     def evaluation(self, figures: Mapping[str, float]) -> None:
-        """Call `on_evaluation`."""
+        """Call `on_evaluation` of each callback."""
         for callback in self.all:
             callback.on_evaluation(self.run, figures)
 
     def checkpoint(self, folder: Path) -> None:
-        """Call `on_checkpoint`."""
+        """Call `on_checkpoint` of each callback."""
         for callback in self.all:
             callback.on_checkpoint(self.run, folder)
 
     def end(self, result: Mapping[str, Any]) -> None:
-        """Call `on_end`."""
+        """Call `on_end` of each callback."""
         for callback in self.all:
             callback.on_end(self.run, result)

@@ -1,4 +1,4 @@
-"""Closed-form start: projections of two towers from canonical correlations of the features of all training pairs."""
+"""Closed-form start: initial projections from a canonical correlation analysis (CCA) of all training pairs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -37,20 +37,21 @@ _SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_reca
 def closed_form_start(
     plan: Plan, inputs: TowerInputs, start: StartPoint, folder: RunFolder, log: RunLog
 ) -> dict[str, Any] | None:
-    """Set the projections of the model in closed form, and replace stored features by their canonical coordinates.
+    """Compute the initial projections by canonical correlation analysis (CCA) if `model.start` is `cca`.
 
-    A resumed run uses the coordinates in its checkpoint.
+    The trunks then return canonical coordinates instead of their usual features. Stored outputs of trunks are converted
+    to canonical coordinates too. A resumed run restores the coordinates from its checkpoint.
 
     Args:
-        plan: the plan of the run; its model is changed.
-        inputs: the inputs of the objective; stored outputs of frozen trunks are used and replaced.
-        start: the beginning of the run, or the checkpoint from which it resumes.
+        plan: the plan of the run; its model is changed in place.
+        inputs: the inputs of the towers, in which stored outputs of frozen trunks are replaced.
+        start: the beginning of the run, or the checkpoint from which the run resumes.
         folder: the run folder, which is only read.
         log: gets a line about the chosen layers, ridge and width.
 
     Returns:
-        The chosen settings and their retrieval metrics, for results.json; None if the projections are initialized
-        randomly.
+        The chosen settings and their retrieval metrics, for results.json; None if the projections start with
+        random weights.
 
     Raises:
         DataError: there are too few images.
@@ -74,7 +75,10 @@ def closed_form_start(
 
 
 def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int]]]:
-    """Return the names and widths of the layers of each trunk that has several; the keys are `image` and `text`."""
+    """Return the names and widths of the layers of each multi-layer trunk, by side (`image` or `text`).
+
+    The output of such a trunk is the concatenation of several layers.
+    """
     trunks = {side: tower.trunk for side, tower in model.sides.items()}
     return {side: (trunk.layers, trunk.widths) for side, trunk in trunks.items() if isinstance(trunk, Layered)}
 
@@ -82,13 +86,15 @@ def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int
 def coordinates_of(
     model: DualEncoder, outputs: Mapping[str, Tensor], layers: Mapping[str, tuple[Sequence[str], Sequence[int]]]
 ) -> dict[str, Tensor]:
-    """Return the canonical coordinates for the stored outputs of frozen trunks, by the name of the features.
+    """Convert stored outputs of frozen trunks to canonical coordinates.
 
     Args:
-        model: the model, with its closed-form start.
-        outputs: outputs of the trunks, by the name of the features. They have the columns of all layers; only those of
-            the chosen layers are used.
-        layers: all layers: the result of `layers_of` before the choice.
+        model: the model, after its closed-form start.
+        outputs: outputs of the trunks by feature name, e.g. `image_features`. They have the columns of all layers.
+        layers: names and widths of all layers: the result of `layers_of` before layers were chosen.
+
+    Returns:
+        The canonical coordinates by feature name. Only the columns of the chosen layers are used.
     """
     made = {}
     for name, rows in outputs.items():
@@ -101,7 +107,10 @@ def coordinates_of(
 
 
 def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measurement], log: RunLog) -> None:
-    """Add the validation metrics before the first step to the facts about the closed-form start."""
+    """Evaluate the closed-form start on the validation pairs, and store the metrics in `facts["validation"]`.
+
+    Nothing happens if `facts` is None or already contains these metrics.
+    """
     if facts is None or "validation" in facts:
         return
     facts["validation"] = {name: value for one in measurements for name, value in one.figures().items()}
@@ -129,7 +138,11 @@ lower optim.lr
 def _fit(
     plan: Plan, inputs: TowerInputs, image: Float[Tensor, "N V"], text: Float[Tensor, "M W"], log: RunLog
 ) -> dict[str, Any]:
-    """Choose settings on a part of the pairs, then fit projections on all pairs and put them into the model."""
+    """Choose settings on held-out pairs, fit the projections on all pairs, and set them in the model.
+
+    Returns:
+        The chosen and the compared settings with their metrics, for results.json.
+    """
     model, processes = plan.model, plan.processes
     of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
     fitted, held_out = parts_of(len(image), inputs.bad, plan.recipe.train.seed, plan.data.train.name)
@@ -171,14 +184,21 @@ def _words(metrics: dict[str, float]) -> str:
 
 
 def parts_of(images: int, bad: Collection[int], seed: int, name: str) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
-    """Return the positions of the images from which projections are computed, and of the held-out images.
+    """Split the readable images into a large part for fitting and a small held-out part for choosing settings.
 
-    Settings are chosen by retrieval on the held-out images.
+    The held-out part has about a sixth of the images, at most 1,000.
 
-    A sixth of the images is held out, at most 1,000. Unreadable images are in neither part.
+    Args:
+        images: number of images.
+        bad: positions of unreadable images, which are in neither part.
+        seed: seed of the random split.
+        name: name of the data, for the error message.
+
+    Returns:
+        The positions of the images for fitting and of the held-out images, both ascending.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there are too few readable images.
     """
     good = torch.tensor([row for row in range(images) if row not in bad])
     if len(good) < _FEWEST:
@@ -198,10 +218,16 @@ def pair_sums(
     images: Int[Tensor, " n"],
     processes: Processes,
 ) -> PairSums:
-    """Return the sums over the pairs of some images, from which means and covariances are computed.
+    """Return sums over pairs of features, from which means and covariances are computed.
 
-    The images are divided among the processes, and each process returns the sums over all of them. 512 images are
-    summed at a time.
+    The processes share the work, and each process returns the total.
+
+    Args:
+        image: features of all images.
+        text: features of all captions.
+        image_of_caption: position of each caption's image.
+        images: positions of the images whose pairs are summed.
+        processes: the processes of the run.
     """
     sums = PairSums.zeros(image.shape[1], text.shape[1], image.device)
     share = images[processes.share(len(images))]
@@ -214,7 +240,7 @@ def pair_sums(
 
 
 def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positions of the captions of `images`, and for each caption the position of its image in `images`."""
+    """Return the positions of all captions of the given images, and the index of each caption's image in `images`."""
     position = torch.full((int(max(image_of_caption.max(), images.max())) + 1,), -1) if len(images) else None
     if position is None:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
@@ -224,11 +250,12 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Set the trunks to return scaled canonical coordinates, and the projections to select the first ones.
+    """Make the trunks return weighted canonical coordinates, and make the projections keep only the first of them.
 
-    Each coordinate is scaled by its canonical correlation. The trunk applies this factor, not the projection, so that
-    training changes the weights of coordinates with a low correlation less.
+    The weight of a coordinate is its canonical correlation. The projections keep `chosen.width` coordinates.
     """
+    # The trunks apply the weights, not the projections, so that training changes the projections of weakly correlated
+    # coordinates less.
     weights = solution.correlations
     _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)
     _set_coordinates(model.text, chosen.text_layers, solution.y_mean, solution.y_map * weights)
@@ -240,7 +267,10 @@ def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorr
 
 
 def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:
-    """Make a trunk return canonical coordinates of these layers, padded with zeros to the width of the projection."""
+    """Make a trunk return the canonical coordinates of the given layers.
+
+    The coordinates are padded with zeros to the input width of the projection.
+    """
     assert isinstance(tower.trunk, Layered)
     tower.trunk.choose(layers)
     missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may have fewer coordinates
@@ -248,7 +278,11 @@ def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: 
 
 
 def _wide_features(side: str, plan: Plan, inputs: TowerInputs) -> Float[Tensor, "N W"]:
-    """Return the output of a trunk for all images or captions: the stored one, or a new one if the trunk is tuned."""
+    """Return the outputs of a trunk for all training images or all captions.
+
+    Stored outputs are used if they exist. Otherwise, the trunk runs on all data, and the images that it cannot read are
+    added to `inputs.bad`.
+    """
     name = f"{side}_features"
     if name in inputs.stores:
         return inputs.stores[name]

@@ -1,8 +1,8 @@
-"""Doubtful captions of training data, found by models that were trained without them (cross-fitting).
+"""Search for doubtful captions in training data with models that were not trained on them (cross-fitting).
 
 A model learns the wrong captions of its training data, so it does not recognize them as wrong. The images are therefore
-divided into folds; for each fold, a model is trained on the other folds, and compares the captions of this fold with
-its images (`clipkit.search.doubts`). Frozen trunks run only once over all data.
+divided into folds. For each fold, a model is trained on the other folds. This model then compares the captions of the
+fold with their images (`clipkit.search.doubts`). Frozen trunks run only once over all data.
 """
 
 import tempfile
@@ -41,7 +41,10 @@ _SIDES = ("image_features", "text_features")
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Estimates of how doubtful each of M captions is, by models that were not trained on the caption."""
+    """Estimates of how doubtful each of M captions is.
+
+    Each caption is judged by a model that was not trained on this caption.
+    """
 
     data: Pairs
     fits: NDArray[np.float64]
@@ -54,10 +57,12 @@ class CrossFit:
     """(M,) estimated share of wrong captions among those that are at least as doubtful as this one."""
 
     def doubtful(self, precision: float = 0.9) -> NDArray[np.int64]:
-        """Return the positions of doubtful captions, the most doubtful first: as many as possible at this precision.
+        """Return the positions of doubtful captions, the most doubtful first.
+
+        The list is as long as the precision allows.
 
         Args:
-            precision: estimated share of wrong captions among the returned ones, between 0 and 1.
+            precision: minimum share of captions in the list that are estimated to be wrong, between 0 and 1.
         """
         totals = totals_of(self.fits, self.agreements)
         order = np.argsort(totals, kind="stable")[: np.isfinite(totals).sum()]
@@ -72,10 +77,10 @@ def cross_fit(
     train: object = None,
     folds: int = 2,
 ) -> CrossFit:
-    """Return how doubtful each caption of the training data is for models that were not trained on it.
+    """Estimate how doubtful each caption of the training data is.
 
-    A model is trained for each fold, with the recipe, on the images of the other folds. Validation data is not used,
-    and nothing is written to `output`.
+    The images are divided into folds. For each fold, a model is trained with the recipe on the other folds, and judges
+    the captions of the fold. Validation data is not used, and nothing is written to `output`.
 
     Args:
         recipe: a YAML file, a Recipe, or a dict of its sections.
@@ -84,9 +89,9 @@ def cross_fit(
         folds: number of folds, 2 or more. With more folds, each model is trained on more images, which takes longer.
 
     Raises:
-        UserError: the recipe or the data is invalid, or has no images with captions.
-        TrainingError: a run cannot continue.
-        Interrupted: a signal stopped it.
+        UserError: the recipe, the data or `folds` is invalid, or the recipe does not train on images with captions.
+        TrainingError: the training of a model cannot continue.
+        Interrupted: a signal stopped the search.
 
     Example:
         >>> found = cross_fit("recipes/flickr8k_towers.yaml")                  # doctest: +SKIP
@@ -109,7 +114,10 @@ def cross_fit(
     with _nothing_to_resume(), StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
         whole = make_plan(recipe, accelerator, given)
         if not whole.data.train.can_index:
-            raise RecipeError(f"{whole.data.train.name}: is a stream; download the data and give its path")
+            raise RecipeError(
+                f"{whole.data.train.name}: is a stream, which cannot be divided into folds; download the data and give "
+                "its path"
+            )
         inputs, pairs = tower_inputs(whole, log), whole.data.train.pairs
         good = np.array([row for row in range(len(pairs.images)) if row not in inputs.bad])
         fold_of = np.random.default_rng(mix(recipe.train.seed, _FOLD)).permutation(len(good)) % folds
@@ -149,12 +157,12 @@ def _nothing_to_resume() -> Iterator[None]:
 
 
 def _captions_of(pairs: Pairs, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the positions of the captions of some images, in the order of `Pairs.take`."""
+    """Return the positions of all captions of the given images, in the order of `pairs.take(images)`."""
     return np.concatenate([pairs.captions_of_image[image] for image in images.tolist()])
 
 
 def _rows_of(pairs: Pairs, images: NDArray[np.int64], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of trunk outputs for some images and their captions, in the order of `Pairs.take`."""
+    """Return the trunk outputs of the given images and their captions, in the order of `pairs.take(images)`."""
     captions = _captions_of(pairs, images)
     return {
         name: rows[torch.from_numpy(images if name == "image_features" else captions).to(rows.device)]
@@ -165,7 +173,14 @@ def _rows_of(pairs: Pairs, images: NDArray[np.int64], outputs: Mapping[str, Tens
 def _features(
     plan: Plan, pairs: Pairs, outputs: Mapping[str, Tensor], layers: Mapping[str, Any]
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Return (N, D) and (M, D) features of images and captions that the plan's model was not trained on."""
+    """Return the image features (N, D) and the caption features (M, D) of held-out pairs.
+
+    Args:
+        plan: plan of a finished run, whose model was not trained on the pairs.
+        pairs: the held-out pairs.
+        outputs: stored outputs of frozen trunks for these pairs, by feature name.
+        layers: names and widths of all layers of the trunks, from `layers_of` before training.
+    """
     if plan.recipe.start == "cca":
         outputs = coordinates_of(plan.model, outputs, layers)
     encoded = {name: plan.objective.encoded[name] for name in _SIDES}

@@ -1,4 +1,4 @@
-"""Depth of parameters: blocks of a tower by number, and layer-wise decay of the learning rate."""
+"""Block numbers of parameters, and layer-wise decay of the learning rate."""
 
 import re
 
@@ -8,7 +8,7 @@ from clipkit.models import DualEncoder, Tower
 def block_numbers(tower: Tower) -> dict[str, int]:
     """Return the block number of each parameter of the trunk, from 1 (the first block) to N.
 
-    Embeddings belong to the first block and final norms to the last one. A projection has no number.
+    Embeddings belong to the first block and final norms to the last one. Parameters of the projection are left out.
     """
     numbers = {name: number for number, block in enumerate(tower.blocks, 1) for name in block}
     stack = _stack(tower)
@@ -19,11 +19,13 @@ def block_numbers(tower: Tower) -> dict[str, int]:
 
 
 def layer_factors(model: DualEncoder, decay: float) -> dict[str, float]:
-    """Return the factor of the learning rate of each parameter: decay ** (N + 1 - layer).
+    """Return the learning rate factor of each parameter: decay ** (N + 1 - layer).
 
-    As in BEiT (Bao et al. 2022) and EVA-CLIP, the embeddings of a tower are layer 0, its blocks are layers 1 to N,
-    and its final norms and projection are layer N + 1, as are the scale, the bias and view heads. A tower without a
-    list of equal blocks, such as a convolutional one, has its stem in layer 1 and its final norms in layer N.
+    N is the number of blocks of the tower. As in BEiT (Bao et al. 2022) and EVA-CLIP, the embeddings are layer 0, and
+    the blocks are layers 1 to N. The final norms, the projection, the scale, the bias and view heads are layer N + 1.
+
+    In a tower without a list of equal blocks (e.g. a convolutional one), the stem is in layer 1 and the final norms are
+    in layer N.
 
     Example:
         >>> layer_factors(load("org/clip"), 0.75)["logit_scale"]    # doctest: +SKIP
@@ -41,7 +43,10 @@ def layer_factors(model: DualEncoder, decay: float) -> dict[str, float]:
 
 
 def _stack(tower: Tower) -> str | None:
-    """Return the name of the list of blocks, e.g. native.encoder.layers; None if the blocks are not one list."""
+    """Return the name of the tower's list of blocks, e.g. native.encoder.layers.
+
+    The result is None if the blocks are not in one list.
+    """
     blocks = tower.blocks
     prefixes = [name[: dot.start()] for name in (blocks[0] if blocks else ()) for dot in re.finditer(r"\.0\.", name)]
     for prefix in sorted(set(prefixes), key=prefixes.count, reverse=True):

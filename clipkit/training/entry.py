@@ -40,32 +40,35 @@ def train(
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
 
     Args:
-        recipe: a YAML file, a Recipe, or a dict of its sections. Keys that the following objects replace may be
-            missing in a file or a dict.
+        recipe: a YAML file, a Recipe, or a dict of its sections. A file or a dict may omit the keys that the other
+            arguments replace.
         overrides: changes to the recipe, e.g. `{"optim.lr": 1e-5}`.
-        train: training data instead of `data.train`: a dataset of `datasets` or torch, any sequence of (image, caption)
-            or (image, captions) pairs or of dicts, a dict of columns, or a DataFrame. Images are paths, PIL images,
+        train: training data instead of `data.train`: a dataset of `datasets` or torch, a dict of columns, a DataFrame,
+            or a sequence of (image, caption) pairs, (image, captions) pairs or dicts. Images are paths, PIL images,
             arrays or bytes.
         validation: validation data instead of `data.validation`.
-        model: the model instead of `model.name`; it is trained in place, and has the best weights afterwards.
-        loss: function of image_features (G, D), text_features (G, D) and, if it names them, scale, bias, image_ids,
-            caption_ids and rows; it returns a scalar (docs/python.md).
-        objective: an Objective, or a function that receives the recipe's Objective and returns another one.
+        model: model instead of `model.name`. It is trained in place, and has the best weights afterwards.
+        loss: function that returns a scalar loss (docs/python.md). Its first arguments are image_features (G, D) and
+            text_features (G, D). It gets scale, bias, image_ids, caption_ids and rows only if it has arguments with
+            these names.
+        objective: an Objective, or a function that converts the recipe's Objective to another one.
         callbacks: called after steps, evaluations and checkpoints, and at the end.
-        identity: content: read all images of `train` and `validation` once, so that a run on images in memory can be
-            resumed; None: such a run cannot be resumed. Files, tables and datasets of `datasets` need no such identity.
-        resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
-            the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
-            data may be different. Everything that determines the weights after a step must be the same.
+        identity: with "content", all images of `train` and `validation` are read once, so that a run on images in
+            memory can be resumed. With None, such a run cannot be resumed. A run on files, tables or datasets of
+            `datasets` can always be resumed.
+        resume: continue from the newest undamaged checkpoint of the run in `output`. Without a checkpoint, the run
+            starts from the beginning. A finished run is left unchanged. Everything that determines the weights after a
+            step must be the same. Epochs, evaluation, logging, checkpoints, workers and the location of the data may
+            change.
         overwrite: replace the run in `output`.
 
     Returns:
-        The content of `results.json` as a Result: the metrics of the best weights on the validation pairs.
+        The content of `results.json`: the metrics of the best weights on the validation pairs.
 
     Raises:
         UserError: the recipe, the data, the model or the output is invalid or unsupported; nothing was changed.
         TrainingError: the run cannot continue; the saved files are complete.
-        Interrupted: a signal stopped the run (a KeyboardInterrupt, whatever the signal).
+        Interrupted: a signal stopped the run. The exception is a KeyboardInterrupt.
 
     Example:
         >>> train("recipes/finetune_clip.yaml", {"data.train": "mine.csv"})    # doctest: +SKIP
@@ -80,7 +83,7 @@ def train(
 
 
 def _inputs(recipe: Recipe) -> list[str]:
-    """Return the sources and models that a recipe names."""
+    """Return the data sources and the pretrained models that a recipe names."""
     data = recipe.data
     sources = [source.source for source in data.sources]
     named = [*sources, data.validation, data.labelled, data.labelled_test, *pretrained_names(recipe.model)]

@@ -1,4 +1,4 @@
-"""One-line error messages for failures during training: a dead loader worker, or too little (shared) memory."""
+"""Conversion of failures during training to one-line errors: a dead loader worker, or too little memory."""
 
 import signal
 import threading
@@ -15,11 +15,12 @@ from clipkit.training.step import is_out_of_memory
 def failures_in_one_line(
     step: Callable[[], int] = lambda: 0, last_seen: Callable[[str], str] = lambda message: ""
 ) -> Iterator[None]:
-    """Context that converts the death of a loader worker, or a lack of memory or shared memory, to a TrainingError.
+    """Return a context that converts the death of a loader worker or a lack of memory to a TrainingError.
 
     Args:
-        step: function that returns the step that the run has reached.
-        last_seen: function from the worker's message to the image that it was loading, or an empty string.
+        step: function that returns the number of completed steps, for the message.
+        last_seen: function that returns the image that a worker was loading, or an empty string. Its argument is the
+            error message about the worker.
 
     Raises:
         TrainingError: a worker died, memory or shared memory ran out, or another process of the run has ended.
@@ -34,8 +35,8 @@ def failures_in_one_line(
             _report_no_more_deaths()
             image = last_seen(str(death))
             reason = (
-                f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; if the machine "
-                "ran out of memory and its system killed the worker, lower data.workers"
+                f"a loader worker died ({one_line(death)}){f' while it loaded {image}' if image else ''}; lower "
+                "data.workers if the machine was out of memory"
             )
         elif isinstance(error, MemoryError):
             reason = "out of memory while images were read; lower data.workers or data.max_pixels"
@@ -58,7 +59,7 @@ def failures_in_one_line(
 
 
 def _report_no_more_deaths() -> None:
-    """Reset the handler of SIGCHLD: PyTorch's handler raises the error about a dead worker again when another ends.
+    """Reset the handler of SIGCHLD, so that PyTorch raises no further error when another worker dies.
 
     Loaders still report later deaths when a batch is requested.
     """
@@ -71,7 +72,7 @@ def _report_no_more_deaths() -> None:
 
 
 def _with_reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, followed by its causes: the errors that were being handled when it was raised."""
+    """Yield an error, then its cause, then the cause of that cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

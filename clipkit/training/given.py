@@ -29,7 +29,7 @@ GivenObjective = Objective | Callable[[Objective], Objective]
 
 @dataclass(frozen=True)
 class Given:
-    """Objects that take precedence over the keys of a recipe; see `train` for their forms."""
+    """Python objects that replace keys of a recipe; the arguments of `train` describe them."""
 
     train: object = None
     validation: object = None
@@ -51,17 +51,19 @@ class Given:
             )
         if self.loss is not None and self.objective is not None:
             raise RecipeError(
-                "both loss and objective are given; give only one of the two, because an objective has its own loss"
+                "both loss and objective are given, but an objective already contains a loss; give only one of the two"
             )
         if self.loss is not None:
             checked_loss(self.loss)
         checked_callbacks(self.callbacks)
 
     def recipe(self, recipe: "str | Path | Recipe | Mapping[str, Any]", overrides: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with the names of the given objects as values of the keys that they replace.
+        """Return the recipe with the names of the given objects.
+
+        The name of an object becomes the value of the key that the object replaces.
 
         Args:
-            recipe: a YAML file, a Recipe, or a dict of its sections, in which keys of given objects may be missing.
+            recipe: a YAML file, a Recipe, or a dict of its sections. It may omit the keys that given objects replace.
             overrides: changes to the recipe.
 
         Raises:
@@ -77,7 +79,7 @@ class Given:
         if self.loss is not None and whole.loss != type(whole.loss)():
             raise RecipeError(
                 f"loss is given in Python, but the recipe also sets loss.name {'+'.join(whole.loss.names)}; "
-                "remove one of the two"
+                "remove loss.name from the recipe, or leave out the argument loss"
             )
         if (self.loss is not None or self.objective is not None) and list(whole.objective) != ["captions"]:
             raise RecipeError(
@@ -96,7 +98,9 @@ class Given:
         return named
 
     def read(self, role: Literal["train", "validation"], processes: Processes, **columns: Any) -> Pairs | None:
-        """Read pairs from the object that the user gave for a role; None if there is no object for it.
+        """Read pairs from the training or validation data that the user gave as a Python object.
+
+        The result is None if the user gave no object, or only a path, which is in the recipe.
 
         Raises:
             DataError: the object is not data, or lacks a column.
@@ -113,11 +117,11 @@ class Given:
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the log, one per loss, objective or callback given in Python, which the recipe does not contain."""
+        """Log lines that name the loss, the objective and the callbacks that are given in Python."""
         return [f"{name} in Python: {value}" for name, value in self.facts().items()]
 
     def facts(self) -> dict[str, Any]:
-        """Return the names of the objects, for the settings of results.json."""
+        """Return the names of the loss, the objective and the callbacks that are given in Python, for results.json."""
         facts: dict[str, Any] = {}
         for name, given in (("loss", self.loss), ("objective", self.objective)):
             if given is not None:
@@ -127,13 +131,16 @@ class Given:
         return facts
 
     def identity_parts(self) -> dict[str, str]:
-        """Return the code hashes of a loss and an objective given in Python, for the identity of the run."""
+        """Return hashes of the code of a loss and an objective that are given in Python.
+
+        A resumed run compares these hashes with those of the first run.
+        """
         given = {"the loss given in Python": self.loss, "the objective given in Python": self.objective}
         return {name: code_hash(function) for name, function in given.items() if function is not None}
 
 
 def name_of(data: object) -> str:
-    """Return the text that a recipe contains in place of a Python object with data."""
+    """Return the text that represents a Python data object in a recipe, e.g. "python: list of 16 rows"."""
     return f"{IN_PYTHON} {data.name if isinstance(data, Pairs) else name_of_object(data)}"
 
 

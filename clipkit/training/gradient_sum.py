@@ -1,4 +1,4 @@
-"""Sum of the gradients over processes, in buckets, while the backward pass computes other gradients."""
+"""Sum of the gradients over processes, in buckets, while the backward pass is still running."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,14 +12,14 @@ _BUCKET = 1 << 23
 
 
 class GradientSum:
-    """Sums the gradient of each parameter over all processes, in one step.
+    """Sums the gradients of one step over all processes, in buckets of consecutive parameters.
 
-    Buckets and their order follow from the parameters alone. The sum of a bucket starts as soon as the gradients of
-    this bucket and of all buckets before it are complete. All processes therefore start the same sums in the same
+    The sum of a bucket starts as soon as the gradients of this bucket and of all earlier buckets are complete. The
+    buckets and their order are the same on all processes. Therefore, all processes start the same sums in the same
     order, even if one of them runs out of memory and stops its backward pass.
 
     Args:
-        groups: parameters in the order in which their gradients are completed, such as one group for each tower.
+        groups: groups of parameters in the order in which their gradients are completed, e.g. one group for each tower.
         processes: the processes whose gradients are summed.
     """
 
@@ -35,18 +35,28 @@ class GradientSum:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def completes(self, group: int) -> None:
-        """Announce the last backward pass for a group: each gradient is complete when this pass has computed it."""
+        """Declare that the next backward pass is the last one that adds to the gradients of a group.
+
+        Each gradient of the group is complete as soon as this pass has computed it.
+        """
         self._hooks += [
             parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
         ]
 
     def complete(self, group: int) -> None:
-        """Announce that all gradients of a group have arrived; parameters without a gradient stay without one."""
+        """Declare that all gradients of a group are complete.
+
+        A parameter that has no gradient on this process adds zeros to the sum.
+        """
         for parameter in self._groups[group]:
             self._complete(parameter)
 
     def flush(self) -> list[bool]:
-        """Start the sums that have not started; return for each parameter whether it has a gradient on this process."""
+        """Start the sums that have not started yet.
+
+        Returns:
+            For each parameter, True if it has a gradient on this process.
+        """
         for hook in self._hooks:
             hook.remove()
         for group in range(len(self._groups)):
@@ -54,16 +64,16 @@ class GradientSum:
         return self._present
 
     def wait(self) -> None:
-        """Wait for the pending sums of gradients, and discard them, after a step has failed."""
+        """Wait for the sums that have started, and discard them, because the step has failed."""
         for _, wait in self._sums:
             wait()
         self._sums = []
 
     def finish(self, present: Sequence[bool]) -> None:
-        """Wait for all sums, and give each parameter the sum of its gradients.
+        """Wait for all sums, and set the gradient of each parameter to its sum.
 
         Args:
-            present: for each parameter, True if at least one process has a gradient. Other parameters stay without a
+            present: for each parameter, True if at least one process has a gradient. The other parameters get no
                 gradient, so the optimizer does not change them.
         """
         used = iter(present)

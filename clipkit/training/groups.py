@@ -1,4 +1,4 @@
-"""Table of what a run trains: parts of the model, their parameters, peak learning rates and first steps."""
+"""Table of the trained parts of a model: their parameters, peak learning rates and first steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,13 +11,13 @@ Part = tuple[str, list[str]]
 
 
 def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[str, int]) -> list[str]:
-    """Return the lines of the table, a header and one line for each part that is trained.
+    """Return the lines of the table: a header, and one line for each trained part of the model.
 
     Args:
         model: the model.
         peaks: peak learning rate of each trained parameter, by name.
-        starts: first step, counted from 0, in which a parameter learns, by name; parameters that learn from step 0 are
-            left out.
+        starts: first step, counted from 0, in which a parameter is trained, by name. Parameters that are trained from
+            step 0 are left out.
     """
     rows: list[tuple[str, ...]] = [("trained", "parameters", "peak learning rate", "from step")]
     for name, names in _parts(model, starts):
@@ -41,13 +41,22 @@ def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 def peaks_of(
     parameters: Mapping[str, nn.Parameter], groups: list[dict[str, list[nn.Parameter]]], peaks: tuple[float, ...]
 ) -> dict[str, float]:
-    """Return the peak learning rate of each parameter by name, from the groups of the optimizer."""
+    """Return the peak learning rate of each parameter, by name.
+
+    Args:
+        parameters: the parameters by name.
+        groups: the parameter groups of the optimizer.
+        peaks: peak learning rate of each group.
+    """
     by_id = {id(parameter): peak for group, peak in zip(groups, peaks, strict=True) for parameter in group["params"]}
     return {name: by_id[id(parameter)] for name, parameter in parameters.items() if id(parameter) in by_id}
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield each part of the model with the names of its parameters; they all start to learn in the same step."""
+    """Yield the name of each part of the model, and the names of the parameters in this part.
+
+    All parameters of a part are trained from the same step on.
+    """
     for side, tower in model.sides.items():
         yield from _blocks(side, tower, starts)
         others = [f"{side}.{name}" for name, _ in tower.named_parameters() if name not in block_numbers(tower)]
@@ -58,7 +67,10 @@ def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
 
 
 def _blocks(side: str, tower: Tower, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield groups of consecutive trained blocks that start to learn in the same step."""
+    """Yield each range of consecutive trained blocks, with the names of their parameters.
+
+    All blocks of a range are trained from the same step on.
+    """
     blocks: dict[int, list[str]] = {}
     parameters = dict(tower.named_parameters())
     for name, number in block_numbers(tower).items():

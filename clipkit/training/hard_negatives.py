@@ -1,4 +1,4 @@
-"""Hard negatives of a run, for `data.hard_negatives`: pairs that the starting model can hardly tell apart."""
+"""Hard negatives for `data.hard_negatives`: images that the model can hardly tell apart before training."""
 
 import numpy as np
 import torch
@@ -17,15 +17,19 @@ _SPARE = 8
 def hard_groups(
     recipe: HardNegativesRecipe, pairs: Pairs, features: StartFeatures, processes: Processes
 ) -> tuple[HardGroups, str]:
-    """Return the hard negatives of the training images, the same on all processes, and a line about them.
+    """Find the hard negatives of the training images, from features of the model before training.
 
-    Missing and unreadable images are left out: they have no hard negatives, and are not hard negatives of other images.
+    Missing and unreadable images get no hard negatives, and are not hard negatives of other images. The result is the
+    same on all processes.
 
     Args:
         recipe: size of a group, and margin against false negatives.
         pairs: the training pairs.
         features: features of the training pairs.
-        processes: the processes of the run; the main one computes.
+        processes: the processes of the run; only the main process searches.
+
+    Returns:
+        The hard negatives, and a log line about their number.
     """
     count = min(_SPARE * recipe.group, len(pairs.images) - 1)
     found = torch.full((len(pairs.images), count), -1)

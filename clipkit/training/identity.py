@@ -74,7 +74,7 @@ def identity_of(
 
 
 def frozen_weights_hash(model: nn.Module) -> str:
-    """Return a hash of the parameters that are not trained; checkpoints do not contain them."""
+    """Return a hash of the frozen parameters, which are not in checkpoints."""
     return weights_hash((name, each) for name, each in model.named_parameters() if not each.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
+"""Inputs of the towers in each step: images and captions, or stored outputs of frozen trunks."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -49,24 +49,25 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class TowerInputs:
-    """Inputs of the towers for the features that an objective uses, on one dataset.
+    """Makes the inputs of the towers from one dataset.
 
-    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once per
-    image or caption: the processes share the work, and the outputs stay in memory. If only the first blocks of a trunk
-    are frozen, `store_parts` keeps their output on disk.
+    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once over
+    all images or captions. The processes share this work, and the outputs stay in memory. If only the first blocks of
+    a trunk are frozen, `store_parts` stores the output of these blocks on disk.
 
     Args:
         model: model whose towers are used.
         feed: the data.
         processes: processes that share the work.
-        encoded: kinds of features, by name.
-        augmented: True if the images of the objective `captions` are augmented, so that their trunk runs in each step.
+        encoded: features that the objective needs, by name.
+        augmented: True if the images of the objective `captions` are augmented, so that the image trunk runs in each
+            step.
         seed: seed of the run, for the order of a stream.
-        replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons why images are missing or unreadable, by position, as far as known; a frozen trunk adds images that
-            it could not read.
-        storing: settings of the inputs that are stored on disk; None: nothing is stored.
-        outputs: outputs of frozen trunks that are known already, by the name of the features.
+        replacement: chooses another sample for a missing or unreadable image. None: such an image raises an error.
+        bad: known reasons why images are missing or unreadable, by position. Images that a frozen trunk cannot read are
+            added.
+        storing: settings for storing inputs on disk. None: nothing is stored on disk.
+        outputs: outputs of frozen trunks that have been computed before, by feature name.
     """
 
     model: DualEncoder
@@ -97,7 +98,9 @@ class TowerInputs:
         self.bad = {**self.bad, **stores.bad}
 
     def store_parts(self) -> None:
-        """Store the outputs of the frozen first parts of the towers; these parts must not change from now on.
+        """Store the outputs of the frozen first blocks of the towers on disk.
+
+        These blocks must not change afterwards.
 
         Raises:
             RecipeError: `data.views` is set, but the views cannot be stored.
@@ -112,7 +115,7 @@ class TowerInputs:
         )
 
     def _store_trunks(self, stores: TowerStores) -> None:
-        """Run trunks that are frozen as a whole, unless their outputs are stored."""
+        """Run each completely frozen trunk over all data, unless its outputs are already stored."""
         model, processes, encoded, pairs = self.model, self.processes, self.encoded, self.pairs
         if not self.feed.can_index:
             return
@@ -144,11 +147,14 @@ class TowerInputs:
         return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
-        """Yield batches for `slices`, the slices of the feed's sampler.
+        """Yield the batches of the run with their inputs.
 
-        The module clipkit/training/transfer.py says which inputs are already on the device. A batch is valid only until
-        the next one is requested: memory of pixels on a GPU, and of outputs of frozen trunks on every device, is
-        reused.
+        A batch is valid only until the next batch is requested, because all batches use the same memory. Some inputs
+        may still be in CPU memory (see clipkit/training/transfer.py).
+
+        Args:
+            slices: this process's samples of each batch, from the feed's sampler.
+            workers: number of loader workers.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -187,7 +193,12 @@ class TowerInputs:
         return torch.from_numpy(self.pairs.positive_ids)[batch.caption_rows]
 
     def _with_stored(self, epochs: deque[int], batch: Batch) -> Batch:
-        """Add the inputs that are stored on disk to a batch."""
+        """Add the inputs that are stored on disk to a batch.
+
+        Args:
+            epochs: epochs of this batch and of later batches; the first epoch is removed.
+            batch: the batch.
+        """
         rows = {"image_features": batch.image_ids}
         epoch = epochs.popleft()
         inputs = {name: one.take(rows.get(name, batch.caption_rows), epoch) for name, one in self.stored.items()}
@@ -227,7 +238,10 @@ class TowerInputs:
 
     @torch.no_grad()
     def features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Return features of all images and captions with the current weights, on the CPU, on every process."""
+        """Return the features of all images and captions with the current weights.
+
+        Every process returns all features, on the CPU.
+        """
         model, processes, stores = self.model, self.processes, self.stores
         with evaluating(model):
             if "image_features" in self.stored:
@@ -245,7 +259,10 @@ class TowerInputs:
         return image.cpu(), text.cpu()
 
     def _features_of(self, name: str, count: int) -> Float[Tensor, "N D"]:
-        """Return the features of all images or captions from the stored inputs that they have in epoch 0."""
+        """Return the features of all images or all captions, computed from inputs that are stored on disk.
+
+        If the inputs differ between epochs, those of epoch 0 are used.
+        """
         stored, tower = self.stored[name], self.encoders[name].tower
         lengths = stored.lengths()
 
@@ -261,7 +278,7 @@ class TowerInputs:
 
 
 def _noting_epochs(slices: Any, epochs: deque[int]) -> Iterator[Any]:
-    """Yield the slices of a sampler, and append the epoch of each to `epochs`."""
+    """Yield the slices of a sampler unchanged, and append the epoch of each slice to `epochs`."""
     for samples in slices:
         epochs.append(samples[0].epoch if samples else 0)
         yield samples

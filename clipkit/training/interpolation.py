@@ -14,7 +14,10 @@ _ROUNDING = 1e-9
 
 
 def alphas_of(interpolate: bool | int) -> tuple[float, ...]:
-    """Return the alphas of `eval.interpolate`: five, or the given number, evenly spaced from 0 to 1.
+    """Return interpolation weights (alphas) for `eval.interpolate`, evenly spaced from 0 to 1.
+
+    Args:
+        interpolate: number of alphas; True gives five.
 
     Example:
         >>> alphas_of(3)
@@ -24,16 +27,16 @@ def alphas_of(interpolate: bool | int) -> tuple[float, ...]:
 
 
 def best_row(rows: Sequence[Mapping[str, float]], max_forgetting: float | None) -> Mapping[str, float]:
-    """Return the row of the interpolation curve whose weights the run keeps.
+    """Return the row of the interpolation curve with the best weights.
 
     Args:
-        rows: one per alpha, the first with alpha 0, each with `alpha`, `target` (the metric on the validation data)
-            and, if measured, `retention`.
-        max_forgetting: largest loss of retention from alpha 0; among the rows within this limit, the one with the
-            highest target is chosen. None: the row with the highest mean of target and retention.
+        rows: one row for each alpha, beginning with alpha 0. A row has `alpha`, `target` (the metric on the validation
+            data) and, if measured, `retention`.
+        max_forgetting: largest allowed loss of retention from alpha 0. The best row is the one with the highest target
+            within this limit. None: the best row is the one with the highest mean of target and retention.
 
     Returns:
-        The row; in a tie, the one with the highest alpha.
+        The best row; ties go to the highest alpha.
     """
     if max_forgetting is None:
         return max(rows, key=lambda row: (row["target"] + row.get("retention", 0.0), row["alpha"]))
@@ -62,13 +65,12 @@ def interpolated(
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
         figures: function that evaluates the model with its current weights and returns metrics by name.
-        names: mapping from names in the curve, `target` and `retention`, to names of metrics.
-        alphas: weights of the trained model, from 0 to 1.
+        names: name of the metric for each column of the curve: `target` and, if measured, `retention`.
+        alphas: interpolation weights; 0 gives the initial weights and 1 the trained weights.
         max_forgetting: largest allowed loss of retention, as for `best_row`.
 
     Returns:
-        One row per alpha, with `alpha` and the metrics by their names in the curve; and the chosen alpha, whose weights
-        the model now has.
+        The interpolation curve, with one row for each alpha as in `best_row`, and the best alpha.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}
     rows = []

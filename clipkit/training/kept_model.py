@@ -1,4 +1,4 @@
-"""Saving of the best model of a run, in the layout from which it was loaded, and of its adapters."""
+"""Saving of the best model of a run, and of its adapters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from clipkit.training.rates import is_pretrained
 
 
 def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Save the model of a run with adapters merged, in place of the earlier saved model.
+    """Save the current model of a run, in place of the model that was saved before.
 
-    The adapters are also saved if their base model can be loaded again.
+    Adapters are merged into the saved model. They are also saved separately if their base model can be loaded again.
 
     Args:
         plan: the plan of the run.
         folder: the run folder.
-        results: results to show in the card.
+        results: results to show in the model card.
     """
     folder.replace_model(lambda aside: save_kept_model(plan, aside, results))
     has_adapters = any(True for _ in adapted_layers(plan.model))
@@ -32,7 +32,7 @@ def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any
 
 
 def _is_loadable(recipe: Recipe) -> bool:
-    """Return whether all weights that the adapters need are pretrained, so that they can be loaded again."""
+    """Return whether the base model of the adapters can be loaded again, because all its weights are pretrained."""
     model = recipe.model
     if model.name is not None:
         return is_pretrained(recipe)
@@ -40,12 +40,12 @@ def _is_loadable(recipe: Recipe) -> bool:
 
 
 def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Save the model with its card, and with the view heads that the recipe keeps.
+    """Save the model, its model card, and the view heads that the recipe keeps.
 
     Args:
         plan: the plan of the run.
         folder: folder for the model.
-        results: results to show in the card.
+        results: results to show in the model card.
     """
     model, recipe = plan.model, plan.recipe
     heads = model.view_heads

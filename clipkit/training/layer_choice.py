@@ -1,4 +1,4 @@
-"""Choice of the layers, the ridge and the width of a closed-form start, on a part of the training pairs."""
+"""Choice of the layers, the ridge and the width of a closed-form start, on held-out training pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _WIDTHS = (64, 128, 256)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of the held-out images and captions with which settings are compared, float32 on the CPU."""
+    """Features of the held-out pairs, on which settings are compared; float32 on the CPU."""
 
     image: Float[Tensor, "N V"]
     text: Float[Tensor, "M W"]
@@ -31,7 +31,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of a closed-form start, and retrieval with them on the held-out pairs."""
+    """Settings of a closed-form start, and their retrieval metrics on the held-out pairs."""
 
     image_layers: tuple[str, ...]
     text_layers: tuple[str, ...]
@@ -42,22 +42,23 @@ class Choice:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The choice with its metrics, for results.json."""
+        """The settings and their metrics, for results.json."""
         settings = {"ridge": self.ridge, "width": self.width}
         layers = {"image_layers": list(self.image_layers), "text_layers": list(self.text_layers)}
         return {**layers, **settings, **self.metrics}
 
 
 class Comparison:
-    """Comparison of closed-form starts: initial projections that are computed from one part of the training pairs.
+    """Compares settings of a closed-form start.
 
-    Their retrieval is measured on the other part, which is held out.
+    For each setting, projections are computed from one part of the training pairs. Their retrieval is measured on the
+    held-out pairs.
 
     Args:
-        sums: sums over the pairs of the first part, from which the projections are computed.
-        held_out: the features of the held-out part.
+        sums: sums over the pairs from which the projections are computed.
+        held_out: features of the held-out pairs.
         image, text: the trunks, with all layers that can be chosen.
-        embed_dim: largest width of the start.
+        embed_dim: largest width of a start.
     """
 
     def __init__(self, sums: PairSums, held_out: HeldOut, image: Layered, text: Layered, embed_dim: int) -> None:
@@ -69,12 +70,16 @@ class Comparison:
         self.choices: list[Choice] = []
 
     def best(self, choose_image: bool, choose_text: bool) -> Choice:
-        """Return the choice with the most layers and the larger ridge among those close to the highest mean recall.
+        """Choose the image layers, then the text layers, then the ridge, by mean recall on the held-out pairs.
 
-        A choice is close if its mean recall is within a standard error. The layers of the image tower are chosen first,
-        combined with all layers of the text tower. Then the layers of the text tower are chosen, and last the ridge.
-        With fewer layers or a smaller ridge, results before training can be a little better, but the trained
-        projections overfit (docs/benchmarks.md, two frozen towers).
+        Settings whose mean recall is within a standard error of the best one are considered equally good. Of these, the
+        setting with the most layers or the largest ridge is chosen. With fewer layers or a smaller ridge, retrieval
+        before training can be slightly better, but the trained projections overfit (docs/benchmarks.md, two frozen
+        towers).
+
+        Args:
+            choose_image: choose the image layers; False uses all of them.
+            choose_text: choose the text layers; False uses all of them.
         """
         image, text = self.image.trunk.layers, self.text.trunk.layers
         if choose_image:
@@ -91,9 +96,13 @@ class Comparison:
         ridge: float,
         fixed: Literal["image", "text"] = "image",
     ) -> Choice:
-        """Return the best choice of the width, for the given layers and ridge.
+        """Return the choice with the best width for the given layers and ridge.
 
-        `fixed` is the tower whose layers are the same in the next comparison, which saves half of the work.
+        Args:
+            image_layers: layers of the image tower.
+            text_layers: layers of the text tower.
+            ridge: the ridge.
+            fixed: tower whose layers are the same in the next call, which then needs only half of the work.
         """
         layers = (tuple(image_layers), tuple(text_layers), ridge)
         for choice in self.choices:
@@ -140,12 +149,12 @@ class Comparison:
 
 
 class _Side:
-    """Features of all layers of one tower.
+    """Statistics of the features of one tower, with all its layers.
 
     Args:
         trunk: the trunk of the tower.
-        mean, covariance: mean and covariance of the features, V columns.
-        cross: covariance with the W features of the other tower.
+        mean, covariance: mean and covariance of the V features.
+        cross: covariance of the V features with the W features of the other tower.
     """
 
     def __init__(
@@ -176,7 +185,7 @@ class _Side:
         return whitening(self.mean[chosen], self.covariance[chosen][:, chosen], ridge, self.widths(layers))
 
     def half_whitened(self, layers: Sequence[str], ridge: float) -> tuple[Whitening, Float[Tensor, "v W"]]:
-        """Return the whitening of the given layers, and the covariance of the whitened layers with the other tower.
+        """Return the whitening of the given layers, and their covariance with the other tower after whitening.
 
         The covariance includes all layers of the other tower. The last result is cached.
         """
@@ -187,7 +196,7 @@ class _Side:
 
 
 def bundles(layers: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return nested groups of layers: the first is only the output, the last has all layers.
+    """Return nested groups of layers, from the output alone to all layers.
 
     Example:
         >>> bundles(["output", "max", "probabilities", "mean:4", "mean:3"])

@@ -13,7 +13,9 @@ from clipkit.training.update import NotFinite, update
 
 
 def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, state: State, recorder: Recorder) -> None:
-    """Train from the step of `state` to the last one, or until the evaluations stop improving or a callback ends it.
+    """Train from the step of `state` to the last step.
+
+    Training ends earlier if the evaluations stop improving (`eval.patience`) or a callback stops the run.
 
     Args:
         batches: this process's rows of each global batch.

@@ -1,4 +1,4 @@
-"""Size of the micro-batch: the number of pairs that fit into memory together with their autograd graph."""
+"""Size of the micro-batch: the number of pairs whose autograd graph fits into memory."""
 
 import os
 from collections.abc import Iterator
@@ -29,15 +29,16 @@ def micro_batch_size_of(
     accelerator: Accelerator,
     resumed: int | None,
 ) -> int:
-    """Return the micro-batch size of the recipe, or with `auto` the largest that fits.
+    """Return the micro-batch size of the recipe. If it is `auto`, return the largest size that fits into memory.
 
     Args:
-        recipe: sets a size, or auto.
+        recipe: the recipe.
         model: the model.
-        inputs: inputs of the features of the objective.
+        inputs: the inputs of the towers.
         processes: the processes of the run, which agree on one size.
         accelerator: object that applies mixed precision.
-        resumed: micro-batch size before the run was interrupted; the same size gives bit-identical results.
+        resumed: micro-batch size before the run was interrupted, which is used again for bit-identical results. None:
+            use the recipe.
 
     Raises:
         RecipeError: micro-batches would change the statistics that BatchNorm learns.
@@ -52,20 +53,23 @@ def micro_batch_size_of(
         size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
     if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
         raise RecipeError(
-            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of "
-            f"the whole batch of {batch_size}; use one process and train.micro_batch_size: {batch_size}, a "
-            "smaller batch, or a tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
+            f"BatchNorm would learn its statistics from {size} rows at a time instead of the whole batch of "
+            f"{batch_size}; use one process and set train.micro_batch_size: {batch_size}, use a smaller "
+            "train.batch_size, or use a tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
         )
     return size
 
 
 def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
-    """Return whether a BatchNorm layer learns statistics; they depend on the rows of one forward pass."""
+    """Return whether training updates the statistics of a BatchNorm layer.
+
+    Such statistics depend on which rows are in one forward pass.
+    """
     return any(True for _ in scratch_batch_norms(model, recipe))
 
 
 def scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:
-    """Yield the BatchNorm layers of towers that start from scratch."""
+    """Yield the BatchNorm layers of towers that are trained from scratch."""
     for tower, section in ((model.image, recipe.image), (model.text, recipe.text)):
         if recipe.name is None and not section.pretrained:
             yield from (m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
@@ -74,18 +78,16 @@ def scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.
 def find_micro_batch_size(
     model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, processes: Processes, accelerator: Accelerator
 ) -> int:
-    """Return the largest micro-batch size that fits on every process, at most `rows`.
+    """Return the largest micro-batch size, up to `rows`, that fits into memory on every process.
 
-    On a GPU, the size is found by trial. On a CPU, where the system would kill a process that runs out of memory, it is
-    half of the available memory divided by the measured bytes per pair. A GPU is treated like a CPU if trunks are
-    sharded, because a process that runs out of memory during a collective operation would leave the other processes
-    waiting.
+    On a GPU, the size is halved until a forward and backward pass fits. On a CPU, the system would kill a process that
+    runs out of memory. There, the size is half of the available memory divided by the measured bytes per pair. Sharded
+    trunks on a GPU are measured in the same way, because a failed process would leave the other processes waiting.
 
     Args:
         model: the model.
-        encoded: for each kind of features of a step: the tower, and its inputs for two images or for the two longest
-            captions.
-        rows: the largest slice of a process.
+        encoded: for each kind of features, the tower and its inputs for two images or for the two longest captions.
+        rows: largest number of pairs of one process in a global batch.
         processes: the processes of the run, which agree on one size.
         accelerator: object that applies mixed precision.
     """
@@ -106,7 +108,10 @@ def find_micro_batch_size(
 
 
 def _free_memory(device: torch.device) -> float:
-    """Return the bytes that this process may use on a device; on a CPU, a machine's processes share the memory."""
+    """Return the memory that this process may use on a device, in bytes.
+
+    On a CPU, the processes of one machine get equal shares of the available memory.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what PyTorch keeps counts as used
         return float(torch.cuda.mem_get_info(device)[0])
@@ -114,7 +119,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def memory_in_use() -> int:
-    """Return the peak allocation of the GPU in bytes or, without a GPU, the current memory of this process."""
+    """Return the peak GPU memory of this process in bytes or, without a GPU, its current memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)

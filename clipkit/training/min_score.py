@@ -1,4 +1,4 @@
-"""Selection of the training captions that fit their images by the starting model, for `data.min_score`."""
+"""Selection of training captions for `data.min_score`, by similarity to their images before training."""
 
 from dataclasses import replace
 
@@ -20,20 +20,21 @@ _SHOWN = 3
 def without_low_scores(
     recipe: DataRecipe, batch_size: int, data: RunData, features: StartFeatures, model: str
 ) -> tuple[RunData, StartFeatures]:
-    """Leave out the training captions with a low score, and images that have no other caption.
+    """Remove the training captions with a low score, and the images that lose all their captions.
 
-    The score of a caption is the cosine similarity of its feature and the feature of its image. Captions of missing
-    and unreadable images are kept: `data.max_bad` applies to these images.
+    The score of a caption is the cosine similarity of the caption and its image. Captions of missing and unreadable
+    images are kept, because `data.max_bad` applies to these images.
 
     Args:
-        recipe: has `min_score`: the lowest allowed score, or the share of captions to leave out.
+        recipe: section `data` of the recipe. `min_score` is the lowest allowed score, or the share of captions to
+            remove.
         batch_size: pairs in a global batch.
         data: the data of the run.
         features: features of the training pairs.
         model: name of the model, for messages.
 
     Returns:
-        The remaining data, with a note about the captions and images left out, and the features of the remaining data.
+        The remaining data, with a note about what was removed, and the features of the remaining data.
 
     Raises:
         DataError: too few images are left for a batch.
@@ -59,7 +60,9 @@ def without_low_scores(
 
 
 def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.ndarray, " M"]:
-    """Return the similarity of each caption and its image; NaN if the image is missing or unreadable.
+    """Return the cosine similarity of each caption and its image.
+
+    The value is NaN if the image is missing or unreadable.
 
     Raises:
         ModelError: the score of a readable image is not finite.
@@ -67,14 +70,20 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.nda
     scores = torch.linalg.vecdot(features.image[pairs.image_of_caption], features.text).numpy()
     of_bad = np.isin(pairs.image_of_caption, list(features.bad))
     if not np.isfinite(scores[~of_bad]).all():
-        raise ModelError(f"{model}: its features are not finite, so data.min_score cannot use them; use another model")
+        raise ModelError(f"{model}: the features are not finite, so data.min_score cannot use them; use another model")
     return np.where(of_bad, np.float32(np.nan), scores)
 
 
 def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
-    """Return a mask of the low scores: those below `least` or, if `least` is None, the lowest M · `share` of M scores.
+    """Return a mask of the low scores.
 
-    M · `share` is rounded down. Among equal scores, the first ones count as lower. NaN is never low.
+    NaN is never low.
+
+    Args:
+        scores: the scores.
+        least: scores below this value are low. None: use `share`.
+        share: share of the scores that are low, e.g. 0.1 for the lowest tenth. The number of low scores is rounded
+            down. Ties go to the earlier positions.
 
     Example:
         >>> low_scores(np.array([0.3, 0.1, np.nan, 0.2], np.float32), 0.15, None).tolist()
@@ -91,16 +100,16 @@ def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: floa
 
 
 def _left_out(pairs: Pairs, scores: NDArray[np.float32], dropped: NDArray[np.bool_], images: int) -> str:
-    """Return a line about the captions and images that are left out, with the lowest scores."""
+    """Return a log line about the removed captions and images, with the lowest scores."""
     rows = np.argsort(scores, kind="stable")[: dropped.sum()].tolist()
     if not rows:
-        return f"data.min_score leaves out no caption of {pairs.name}: the lowest score is {np.nanmin(scores):.3f}"
+        return f"data.min_score removes no caption of {pairs.name}: the lowest score is {np.nanmin(scores):.3f}"
     lowest = ", ".join(
         f"{scores[row]:.3f} ({pairs.images[pairs.image_of_caption[row]]}: {pairs.captions[row][:60]!r})"
         for row in rows[:_SHOWN]
     )
     return (
-        f"data.min_score leaves out {len(rows):,} of {counted(len(scores), 'caption')} and {images:,} of "
-        f"{counted(len(pairs.images), 'image')}, whose similarity, computed by the model before training, is "
-        f"{scores[rows[-1]]:.3f} or less: {lowest}{', …' * (len(rows) > _SHOWN)}"
+        f"data.min_score removes {len(rows):,} of {counted(len(scores), 'caption')} and {images:,} of "
+        f"{counted(len(pairs.images), 'image')}; the removed captions have a similarity of {scores[rows[-1]]:.3f} or "
+        f"less to their images before training: {lowest}{', …' * (len(rows) > _SHOWN)}"
     )

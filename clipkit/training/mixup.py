@@ -1,9 +1,9 @@
-"""Mixup of stored features: each pair is mixed with another pair, with the same weights in both towers (FuseMix).
+"""Mixup of stored features: each pair is mixed with a random other pair (FuseMix).
 
-Vouitsis et al., "Data-Efficient Multimodal Fusion on a Single GPU" (CVPR 2024), algorithm 1: the stored outputs of both
-frozen trunks are λ u_i + (1 − λ) u_j and λ v_i + (1 − λ) v_j, with λ ~ Beta(α, α) and a random other pair j. Here λ is
-drawn for each pair, not for each batch. It is at least 1/2, so pair i has the larger weight, and the mixed pair
-has the IDs of pair i (Berthelot et al., "MixMatch", 2019, equation 9).
+The method is algorithm 1 of Vouitsis et al., "Data-Efficient Multimodal Fusion on a Single GPU" (CVPR 2024). The stored
+outputs u of the image trunk and v of the text trunk become λ u_i + (1 − λ) u_j and λ v_i + (1 − λ) v_j, with
+λ ~ Beta(α, α). Here λ is drawn for each pair, not for each batch. It is at least 1/2, so pair i has the larger weight,
+and the mixed pair has the IDs of pair i (Berthelot et al., "MixMatch", 2019, equation 9).
 """
 
 from collections.abc import Generator
@@ -29,13 +29,13 @@ _MIXUP = 9  # makes these random numbers independent of those of other modules
 
 @dataclass(frozen=True)
 class Mixup:
-    """Random partners of the pairs of each global batch, and random weights for mixing each pair with its partner.
+    """Draws a random partner and a random mixing weight for each pair of a global batch.
 
-    Both depend only on the seed, the step and the position in the global batch, never on the process.
+    The result depends only on the seed, the step and the position in the global batch, not on the process.
 
     Args:
         alpha: parameter α of the Beta distribution.
-        captions: positions of the captions that are drawn as partners.
+        captions: positions of the captions from which partners are drawn.
         seed: seed of the run.
         batch_size: pairs in the global batch, G.
     """
@@ -46,7 +46,11 @@ class Mixup:
     batch_size: int
 
     def draw(self, step: int, rows: slice) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return the weights λ of the pairs in these rows of a step's batch, and the captions of their partners.
+        """Return the weight λ and the partner's caption position for each pair in some rows of a global batch.
+
+        Args:
+            step: number of the step, from 0.
+            rows: the rows of the global batch.
 
         Example:
             >>> weights, partners = Mixup(1.0, np.arange(9), seed=0, batch_size=4).draw(step=0, rows=slice(2, 4))
@@ -61,10 +65,10 @@ class Mixup:
 
 
 def check_stored(plan: Plan, inputs: TowerInputs) -> None:
-    """Check that all features of the objective come from stored outputs if the recipe sets `data.mixup`.
+    """If the recipe sets `data.mixup`, check that all features of the objective come from stored outputs.
 
     Raises:
-        RecipeError: a tower runs in each step.
+        RecipeError: `data.mixup` is set, but a tower runs in each step.
     """
     computed = [name for name in inputs.encoders if name not in inputs.stores]
     if plan.recipe.data.mixup is not None and computed:
@@ -77,10 +81,10 @@ def check_stored(plan: Plan, inputs: TowerInputs) -> None:
 def mixed(
     batches: Generator[Batch, None, None], plan: Plan, inputs: TowerInputs, first_step: int
 ) -> Generator[Batch, None, None]:
-    """Yield batches whose stored features are mixed with other pairs; unchanged ones without `data.mixup`.
+    """Yield batches with mixed features if the recipe sets `data.mixup`; otherwise, yield the batches unchanged.
 
-    The mixed features overwrite those of the batch. The pair of the batch always has the larger weight, so the IDs do
-    not change.
+    The mixed features overwrite those of the batch. The IDs do not change, because the original pair always has the
+    larger weight.
 
     Args:
         batches: this process's rows of each global batch, from `first_step` on.

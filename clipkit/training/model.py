@@ -26,12 +26,12 @@ Towers = dict[Side, ImageTower | TextTower]
 def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     """Return the model of the recipe, ready to be trained.
 
-    The model is in evaluation mode, without dropout or drop path and with BatchNorm's statistics fixed, except where
-    the recipe sets dropout or starts a tower from scratch.
+    The model is in evaluation mode, i.e. without dropout and drop path, and with fixed BatchNorm statistics. Exceptions
+    are layers for which the recipe sets dropout, and BatchNorm layers of towers that start from scratch.
 
     Args:
         recipe: the recipe.
-        given: a model to train instead of the one that the recipe names; it is changed in place.
+        given: a model to train instead of the model that the recipe names; it is changed in place.
 
     Raises:
         ModelError: the model is missing, lacks a part that the recipe needs, or has weights that are not finite.
@@ -61,12 +61,13 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     _fix_scale_and_bias(model, recipe.loss)
     if not _is_trainable(recipe, model, towers):
         raise RecipeError(
-            "the objective uses no trainable parameter, so nothing would learn; set model.image.tune or model.text.tune"
+            "the objective uses no trainable parameter, so nothing would be trained; set model.image.tune or "
+            "model.text.tune"
         )
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if not are_finite(list(trained.values())):
         name = next(name for name, weight in trained.items() if not are_finite([weight]))
-        raise ModelError(f"{model.name}: its weights {name} are not finite numbers; use an undamaged model")
+        raise ModelError(f"{model.name}: the weights {name} are not finite numbers; use an undamaged model")
     model.eval()
     for norm in scratch_batch_norms(model, section):
         norm.train()
@@ -89,21 +90,22 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
 def are_finite(weights: Sequence[Tensor]) -> bool:
     """Return whether all weights are finite.
 
-    The check is one reduction on the device of the weights; it takes a fiftieth of the time of AdamW's update.
-
-    The result is also False if a weight exceeds 1e19, because the norm overflows; training cannot recover from this.
+    The result is also False if a weight exceeds 1e19, because its norm overflows. Training cannot recover from this.
     """
-    with torch.no_grad():
+    with torch.no_grad():  # one reduction on the device, which takes a fiftieth of the time of AdamW's update
         return not weights or bool(torch.stack(torch._foreach_norm(list(weights))).isfinite().all())
 
 
 def kept_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:
-    """Return the view heads that are saved with the model."""
+    """Return the view heads that the recipe saves with the model."""
     return nn.ModuleDict({side: model.view_heads[side] for term in recipe.terms for side in term.kept_heads})
 
 
 def _view_heads(recipe: Recipe, model: DualEncoder, towers: Towers) -> nn.ModuleDict:
-    """Return the heads of the recipe: the saved heads of the model if they have the same shape, otherwise new heads."""
+    """Return the view heads of the recipe.
+
+    A saved head of the model is used if it has the same settings; otherwise, a new head is created.
+    """
     heads = nn.ModuleDict()
     for side, head in ((side, head) for term in recipe.terms for side, head in term.heads.items()):
         saved = model.view_head(side)
@@ -113,7 +115,7 @@ def _view_heads(recipe: Recipe, model: DualEncoder, towers: Towers) -> nn.Module
 
 
 def _is_trainable(recipe: Recipe, model: DualEncoder, towers: Towers) -> bool:
-    """Return whether the objective trains anything that is saved."""
+    """Return whether the objective trains a parameter that is saved with the model."""
     parts: list[nn.Module] = []
     for term in recipe.terms:
         parts += [towers[side].trunk if side in term.heads else towers[side] for side in term.towers]
@@ -123,7 +125,10 @@ def _is_trainable(recipe: Recipe, model: DualEncoder, towers: Towers) -> bool:
 
 
 def _fix_scale_and_bias(model: DualEncoder, loss: CaptionLossRecipe) -> None:
-    """Freeze the scale and the bias if the recipe fixes them, either at a number or at the model's value."""
+    """Freeze the scale and the bias unless the recipe trains them.
+
+    If the recipe gives a number, it becomes the fixed value. Otherwise, the fixed value is that of the model.
+    """
     scale, bias = loss.logit_scale, loss.logit_bias
     if scale != "train":
         model.logit_scale.requires_grad_(False)

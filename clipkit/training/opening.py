@@ -23,7 +23,7 @@ from clipkit.training.stored.settings import Storing
 
 
 def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
-    """Log the number of processes, the device, the model, the data and notes."""
+    """Log the number of processes, the device, the model, the data, the learning rates and notes."""
     feed, recipe, model = plan.data.train, plan.recipe, plan.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count, kind = plan.processes.count, plan.accelerator.device.type
@@ -52,9 +52,9 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
         log.info(f"validation on {held_out.name}: {', '.join(counted(*count) for count in counts)}")
     rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in plan.rates.items())
     policy = recipe.data.policy(recipe.model)
-    chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
+    chosen = f"; data.augment: auto selects {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
     if recipe.data.captions == "auto" and recipe.captions(labeled=feed.pairs.classes is not None) == "all":
-        chosen += "; data.captions: auto is all"
+        chosen += "; data.captions: auto selects all"
     log.info(f"peak learning rate: {rates}{chosen}")
     peaks = peaks_of(plan.weights.trained, plan.optimizer.param_groups, plan.peaks)
     for line in group_lines(model, peaks, plan.first_steps):
@@ -99,7 +99,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
 
 
 def storing_of(plan: Plan, log: RunLog) -> Storing | None:
-    """Return the settings of the inputs that the run stores on disk; None if it stores nothing."""
+    """Return the settings for storing inputs on disk; None if the run stores nothing on disk."""
     recipe = plan.recipe
     if recipe.data.store is None or plan.weights.is_sharded:  # a sharded trunk cannot start at stored activations
         return None
@@ -147,9 +147,9 @@ def open_folder(
     log: RunLog,
     closed_form: dict[str, Any] | None = None,
 ) -> State:
-    """Prepare the run folder, and return the state of the run at its start or at the checkpoint.
+    """Prepare the run folder, and return the state from which the run starts.
 
-    The folder of a resumed run is restored to its content at the checkpoint; for a new run, the folder is cleared.
+    For a new run, the folder is cleared. For a resumed run, the folder is restored to its content at the checkpoint.
     """
     state = State(plan, gradients, closed_form)
     if start.saved is not None:

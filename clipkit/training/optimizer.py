@@ -20,16 +20,16 @@ def build_optimizer(
     kind_of: Callable[[str], Kind],
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of the trainable parameters, with separate groups for each peak learning rate.
+    """Build the optimizer, with separate parameter groups for each peak learning rate.
 
-    The first group has the main learning rate. Weight decay applies to matrices only, not to biases, norms, positions
+    The first group has the main learning rate. Weight decay applies only to matrices, not to biases, norms, positions
     and the scale.
 
     Args:
         parameters: the trainable parameters by name.
         recipe: settings of the optimizer.
-        kind_of: returns the kind of a parameter's weights from its name.
-        factors: factors of the learning rate by the name of the parameter; None: all 1.
+        kind_of: function that returns the kind of a parameter (adapter, pretrained or new) from its name.
+        factors: learning rate factor of each parameter by name; None: all 1.
     """
     kinds = {name: kind_of(name) for name in parameters}
     factor = {name: 1.0 if factors is None else factors[name] for name in parameters}
@@ -54,9 +54,12 @@ def build_optimizer(
 
 
 def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
-    """Return the length of a warmup in steps. A `warmup` below 1 is a share of the steps after the first `held` steps.
+    """Return the number of warmup steps.
 
-    In the first `held` steps, the learning rate is 0.
+    Args:
+        warmup: number of warmup steps or, if below 1, a share of the steps after the first `held` steps.
+        steps: number of steps in the whole run.
+        held: number of steps before warmup, in which the learning rate is 0.
 
     Raises:
         RecipeError: the held steps or the warmup are longer than the run.
@@ -82,12 +85,12 @@ class WarmupCosine:
 
     Args:
         peak: learning rate at the end of warmup.
-        warmup: a share of the run if below 1, otherwise a number of steps.
-        steps: updates in the whole run.
-        held: number of first steps, in which the learning rate is 0 and the optimizer only estimates its moments.
+        warmup: number of warmup steps or, if below 1, a share of the steps after the first `held` steps.
+        steps: number of steps in the whole run.
+        held: number of steps before warmup. Their learning rate is 0, and the optimizer only estimates its moments.
 
     Raises:
-        RecipeError: the held steps and the warmup are longer than the run.
+        RecipeError: the held steps or the warmup are longer than the run.
 
     Example:
         >>> schedule = WarmupCosine(peak=1.0, warmup=2, steps=4)
@@ -103,11 +106,11 @@ class WarmupCosine:
 
     @property
     def first_at_peak(self) -> int:
-        """Number of the update at the peak, counted from 0."""
+        """First step after warmup, counted from 0. Its learning rate is the peak."""
         return self.held + self.warmup_steps
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of update number `step`, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         if step < self.held:
             return 0.0
         step, rise = step - self.held, self.warmup_steps

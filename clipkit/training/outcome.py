@@ -87,7 +87,7 @@ def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names, alphas_of(settings.interpolate), most)
     rule = f"the highest mean of {' and '.join(names.values())}" if retention else f"the highest {names['target']}"
     if most is not None:
-        rule = f"the highest {names['target']} that loses at most {most:g} of {names['retention']}"
+        rule = f"the highest {names['target']} among mixtures that lose at most {most:g} of {names['retention']}"
     by_alpha = {row["alpha"]: row for row in rows}
     start, kept, end = by_alpha[0.0], by_alpha[chosen], by_alpha[1.0]
     shown = "; ".join(

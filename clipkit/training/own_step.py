@@ -26,23 +26,24 @@ Inputs = Mapping[str, Tensor]
 
 
 class Step:
-    """Computes the gradients of a loss over a global batch, as one process with all pairs in one graph would.
+    """Computes the gradients of a loss over a global batch.
 
-    Each process encodes its rows in micro-batches, first without a graph (GradCache, Gao et al. 2021). The loss sees
-    the features of all processes, and all processes get the same gradients, so the model needs no wrapper such as
-    DistributedDataParallel.
+    The gradients are those of one process with all pairs in one autograd graph. Each process encodes its rows in
+    micro-batches, first without a graph (GradCache, Gao et al. 2021). The loss gets the features of all processes. All
+    processes get the same gradients, so the model needs no wrapper such as DistributedDataParallel.
 
     Args:
         model: the model, on the device of the accelerator.
-        loss: function of image_features (G, D), text_features (G, D) and, if it names them, scale, bias, image_ids,
-            caption_ids and rows; e.g. a loss of `clipkit.losses`.
-        accelerator: provides mixed precision and the processes; None: this process alone, in float32.
+        loss: function that returns a scalar loss, e.g. from `clipkit.losses`. Its first arguments are image_features
+            (G, D) and text_features (G, D). It gets scale, bias, image_ids, caption_ids and rows only if it has
+            arguments with these names.
+        accelerator: provides mixed precision and the processes; None: a new Accelerator in float32.
         batch_size: pairs in the global batch, G.
-        micro_batch_size: pairs of this process in one forward pass; None: all.
+        micro_batch_size: pairs in one forward pass of a process; None: all rows of the process.
         seed: seed of dropout and other random layers.
 
     Raises:
-        RecipeError: the loss needs other arguments.
+        RecipeError: the loss has other required arguments.
         UserError: a batch size is invalid, or the model is on another device.
 
     Example:
@@ -86,7 +87,7 @@ class Step:
 
     @property
     def rows(self) -> slice:
-        """Rows of the global batch that this process passes to the step."""
+        """Rows of the global batch that this process must pass to the step."""
         return self.processes.share(self._gradients.batch_size)
 
     def __call__(
@@ -97,17 +98,19 @@ class Step:
         image_ids: Iterable[int] | None = None,
         caption_ids: Iterable[int] | None = None,
     ) -> Tensor:
-        """Add the gradients to the parameters, and return the loss of the global batch, equal on all processes.
+        """Add the gradients of the loss to the parameters, and return the loss of the global batch.
+
+        The loss is the same on all processes.
 
         Args:
-            images: images of this process's rows, or their stacked outputs of `model.image.preprocess`, by name.
-            captions: their captions, or their tokens by name.
-            image_ids: IDs that are equal for pairs with the same image; None: all images are different.
-            caption_ids: IDs that are equal for pairs with the same caption; None: equal strings have equal IDs, and
-                rows of tokens different IDs.
+            images: images in this process's rows, or stacked outputs of `model.image.preprocess`, by name.
+            captions: captions of these images, or their tokens by name.
+            image_ids: IDs that are equal for pairs with the same image. None: all images are different.
+            caption_ids: IDs that are equal for pairs with the same caption. None: equal strings get equal IDs, but each
+                row of tokens gets a different ID.
 
         Raises:
-            DataError: the numbers of images and captions differ from `rows`, or an image is unreadable.
+            DataError: the number of images, captions or IDs differs from the number of rows, or an image is unreadable.
             TrainingError: a single pair does not fit into memory.
         """
         with self.processes.failing_together():
@@ -135,7 +138,7 @@ class Step:
         if {*counts, len(of_image), len(of_caption)} != {len(own)}:
             raise DataError(
                 f"got {counts[0]} images, {counts[1]} captions, {len(of_image)} image ids and {len(of_caption)} "
-                f"caption ids; give {len(own)} of each: this process has the rows {self.rows.start} to "
+                f"caption ids; give {len(own)} of each, because this process has the rows {self.rows.start} to "
                 f"{self.rows.stop - 1} of the global batch"
             )
         return Batch({"image_features": dict(images), "text_features": dict(captions)}, of_image, of_caption, own)

@@ -93,7 +93,7 @@ class Plan:
 
     @cached_property
     def other_rates(self) -> dict[Kind, float]:
-        """Peak learning rates that differ from that of `schedule`, by kind of weights: adapter, pretrained or new."""
+        """Peak learning rates that differ from the main one, by kind of weights: adapter, pretrained or new."""
         return {kind: rate for kind, rate in self.rates.items() if rate != self.schedule.peak}
 
     @property
@@ -113,7 +113,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     Args:
         recipe: the recipe of the run.
         accelerator: provides mixed precision and the processes of the run; None: created from the recipe.
-        given: objects that a Python program gives in place of keys of the recipe.
+        given: Python objects that replace keys of the recipe.
 
     Raises:
         UserError: the recipe, the data or the model is invalid or unsupported.

@@ -1,4 +1,4 @@
-"""Regularization that pulls pretrained weights toward their initial values.
+"""L2 penalty that keeps pretrained weights close to their initial values.
 
 The method is L2-SP (Li et al. 2018, equation 3), as used by ProLIP.
 """
@@ -17,16 +17,16 @@ from clipkit.training.weights import Weights
 
 
 class Pull:
-    """Penalty w · Σ (θ − θ_start)² over those pretrained weights of the towers that the run trains.
+    """Penalty w · Σ (θ − θ_start)² on the pretrained weights θ of the towers, except for frozen weights.
 
-    If only the projection is trained, this is ProLIP (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the
-    bias and new weights are not pulled. Unlike weight decay, the penalty is part of the gradient, which is clipped and
-    from which AdamW estimates its moments.
+    L2-SP writes w as α / 2. If only the projection is trained, the penalty is that of ProLIP (Fahes et al. 2024), which
+    writes w as λ. The scale, the bias and new weights have no penalty. Unlike weight decay, the penalty is added to the
+    gradient before it is clipped and before AdamW estimates its moments.
 
     Args:
         model: the model with its initial weights.
-        weight: w.
-        kind_of: returns the kind of a parameter's weights from its name.
+        weight: weight w of the penalty.
+        kind_of: function that returns the kind of a parameter (adapter, pretrained or new) from its name.
 
     Raises:
         RecipeError: no pretrained weight is trained.
@@ -41,21 +41,27 @@ class Pull:
         }
         if not self._pulled:
             raise RecipeError(
-                "optim.pull_to_start applies to pretrained weights, but none are trained; remove "
+                "optim.pull_to_start applies to pretrained weights, but no pretrained weights are trained; remove "
                 "optim.pull_to_start, or set model.image.tune or model.text.tune"
             )
         self._weights = Weights(model)
         self._start = {name: parameter.detach().clone() for name, parameter in self._pulled.items()}
 
     def apply_to(self, weights: Weights) -> None:
-        """Set the weights that the penalty applies to; with `train.shard`, the rows of each that this process has."""
+        """Apply the penalty to the parameters in `weights` instead of those of the model.
+
+        With `train.shard`, `weights` has only some rows of each parameter on each process.
+        """
         self._weights = weights
         for name, start in self._start.items():
             self._pulled[name] = weights.trained[name]
             self._start[name] = weights.from_file(name, start).to(self._pulled[name].device, copy=True)
 
     def fingerprint(self) -> str:
-        """Return a hash of the initial weights, which a resumed run loads from the base model again."""
+        """Return a hash of the initial weights.
+
+        Checkpoints do not contain the initial weights. A resumed run loads them from the base model again.
+        """
         digest = hashlib.sha256()
         for name, value in self._start.items():
             digest.update(name.encode())
@@ -66,8 +72,8 @@ class Pull:
     def add_gradient(self, scale: float = 1.0) -> Float[Tensor, ""]:
         """Add the gradient of the penalty, 2 w (θ − θ_start), to the gradients of the loss.
 
-        Here w is the weight of the penalty. Call it on every process after the gradients are summed. Parameters without
-        a gradient are skipped: they still have their initial values, so their penalty is zero.
+        Call this method on every process after the gradients are summed over the processes. Parameters without a
+        gradient are skipped, because they still have their initial values and their penalty is zero.
 
         Args:
             scale: factor by which the gradients of the loss are scaled (mixed precision).

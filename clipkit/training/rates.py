@@ -13,7 +13,7 @@ KINDS: tuple[Kind, ...] = ("adapter", "pretrained", "new")
 
 
 def is_pretrained(recipe: Recipe) -> bool:
-    """Return True if the recipe uses a whole model with pretrained weights."""
+    """Return whether `model.name` names a model with pretrained weights."""
     name = recipe.model.name or "open_clip:"
     if name.startswith("python:"):  # modules of a Python program, whose weights may come from anywhere
         return False
@@ -21,13 +21,16 @@ def is_pretrained(recipe: Recipe) -> bool:
 
 
 def trained_rates(recipe: Recipe, model: nn.Module) -> dict[Kind, float]:
-    """Return the peak learning rate of each kind of weights that is trained, in the order adapter, pretrained, new."""
+    """Return the peak learning rate of each kind of weights that is trained.
+
+    The order is adapter, pretrained, new.
+    """
     kinds = {kind_of(name, recipe) for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {kind: getattr(recipe.optim.rates, kind) for kind in KINDS if kind in kinds}
 
 
 def kind_of(parameter: str, recipe: Recipe) -> Kind:
-    """Return whether a parameter is an adapter, pretrained or new at the start of training, from its name.
+    """Return the kind of a parameter at the start of training, from its name: adapter, pretrained or new.
 
     Example:
         >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "a.csv"}, "output": "run"})

@@ -37,7 +37,7 @@ _WAITING_SHOWN = 0.05
 class Recorder:
     """Output of a run to its folder, the terminal and the trackers.
 
-    All processes call it; only the main process writes.
+    All processes call its methods, but only the main process writes.
 
     Args:
         plan: the plan of the run.
@@ -74,7 +74,7 @@ class Recorder:
 
     @contextmanager
     def showing_progress(self, step: int) -> Iterator[None]:
-        """Context with the progress bar of a run that continues after `step`."""
+        """Return a context with a progress bar, for a run that continues after `step`."""
         batch_size = self.plan.recipe.train.batch_size
         self._bar = tqdm(
             total=self.plan.steps * batch_size,
@@ -87,7 +87,12 @@ class Recorder:
             yield
 
     def register_known_bad(self, bad: Mapping[int, str], step: int) -> None:
-        """List the images that are known to be missing or unreadable before the first step."""
+        """Add the images that are already known to be missing or unreadable to the list of bad images.
+
+        Args:
+            bad: reasons why images are missing or unreadable, by position.
+            step: number of updates so far.
+        """
         self.bad_samples.resume()
         if self.bad_samples.any_new(bad):
             self.bad_samples.add(bad, step)
@@ -97,7 +102,9 @@ class Recorder:
             self.log_line(f"{len(bad)} {are} missing or unreadable (first: {first}) and replaced by other pairs")
 
     def log(self, row: dict[str, Any], batch: Batch, waited: float, took: float) -> None:
-        """Show the speed of a step; if the step is logged, write its rows of metrics.jsonl and speed.jsonl.
+        """Show the speed of a step on the progress bar, and log the step if it is due.
+
+        A logged step gets a row in metrics.jsonl and a row in speed.jsonl.
 
         Args:
             row: the row that `update` returned.
@@ -136,10 +143,10 @@ class Recorder:
             self._write_failure = error  # `agree` raises the error on all processes
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
-        """Exchange write failures and new bad images with the other processes.
+        """Exchange write failures, new bad images and stop requests of callbacks with the other processes.
 
         Returns:
-            True if a checkpoint is due because the last one is too old.
+            True if a checkpoint is due because of `checkpoint.every_minutes`.
 
         Raises:
             TrainingError: a log could not be written, or there are too many bad images.
@@ -152,7 +159,7 @@ class Recorder:
         )
         if write_failed:
             raise self._write_failure or TrainingError(
-                "the main process cannot write to the run folder; see its error message"
+                "the main process cannot write to the run folder; see the error message of the main process"
             )
         if new_bad_images:
             self.bad_samples.add(bad, state.step)
@@ -174,10 +181,10 @@ class Recorder:
             self.callbacks.checkpoint(checkpoint_of(self.folder.checkpoints, state.step))
 
     def stop_if_requested(self, state: State) -> None:
-        """Stop the run if any process received a stop signal.
+        """Write a checkpoint and end the run if any process has received a stop signal.
 
         Raises:
-            Interrupted: a process received one.
+            Interrupted: a process has received a stop signal.
         """
         if self.processes.largest(int(self.stop_request.signal or 0)):
             self.stop(state)
@@ -194,7 +201,9 @@ class Recorder:
         raise self.stop_request.interrupted(when, number)
 
     def stop_at_last_good(self, state: State, batch: Batch, error: NotFinite) -> NoReturn:
-        """Save the weights of the previous step if the model still has them, log the step's images, and end the run.
+        """End the run after a step whose loss, gradient norm or weights are not finite.
+
+        The images of this step are logged. If the model still has the weights of the previous step, they are saved.
 
         Raises:
             TrainingError: always.
@@ -212,8 +221,8 @@ class Recorder:
             weights = f"the weights after step {state.saved_at} are in {self.folder.checkpoints}"
         updated = ", and the updated weights are not finite" if error.updated else ""
         raise TrainingError(
-            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}{updated}; {weights}; "
-            f"the images of step {step} ({names[0]}, …) are in {self.folder.log}; try a lower optim.lr, a lower "
+            f"step {step}: the loss is {error.loss:.4g} and the gradient norm is {error.norm:.4g}{updated} ({weights}; "
+            f"{self.folder.log} lists the images of step {step}: {names[0]}, …); try a lower optim.lr, a lower "
             "optim.clip or train.precision: fp32"
         )
 
@@ -223,11 +232,11 @@ class Recorder:
         return figures | self.monitor.retained()
 
     def evaluate(self, state: State, row: Mapping[str, Any] | None = None) -> bool:
-        """Evaluate the model, and save its weights if they are the best so far.
+        """Evaluate the model, and save it if it is the best one so far.
 
         Args:
             state: the state of the run.
-            row: this step's row of metrics.jsonl, for the line on the terminal; None: no line.
+            row: this step's row of metrics.jsonl, for the log line; None: no log line.
 
         Returns:
             True if the run ends early because of `eval.patience` or of a callback.
@@ -254,7 +263,7 @@ class Recorder:
             patience = self.plan.recipe.eval.patience
             did = "evaluation was" if patience == 1 else "evaluations were"
             self.log_line(
-                f"the last {patience} {did} not better than the best evaluation before, so the run ends (eval.patience)"
+                f"the last {patience} {did} not better than the best one before, so the run ends (eval.patience)"
             )
         return ended
 
@@ -272,7 +281,7 @@ class Recorder:
 
 
 def _postfix(loss: float, speed: Mapping[str, float]) -> str:
-    """Return the text that the progress bar shows at its end."""
+    """Return the text at the end of the progress bar."""
     parts = [f"loss {loss:.3f}"]
     if speed["waiting"] > _WAITING_SHOWN:
         parts.append(f"waiting {speed['waiting']:.0%}")

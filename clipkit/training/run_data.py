@@ -40,7 +40,7 @@ class RunData:
     labelled: list[LabeledImages]
     """Labeled training images of a probe, and, if given, its test images."""
     missing: dict[int, str]
-    """Reasons why training images count as missing, by position."""
+    """Known reasons why training images are missing or unreadable, by position."""
     max_bad: int
     """Maximum number of training images that may be missing or unreadable."""
     notes: list[str]
@@ -60,7 +60,7 @@ def read_data(recipe: Recipe, processes: Processes, given: Given) -> RunData:
     if recipe.train.batch_size < processes.count:
         raise RecipeError(
             f"train.batch_size is {recipe.train.batch_size}, fewer than the {processes.count} processes; use fewer "
-            "processes or a larger batch"
+            "processes or a larger train.batch_size"
         )
     notes: list[str] = []
     train, validation = _read_both(recipe, processes, given)
@@ -103,10 +103,12 @@ def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyF
 
 
 def _check_streamable(recipe: Recipe, name: str) -> None:
-    """Raise an error for settings that a stream does not support, e.g. because they need positions or its length.
+    """Check that the recipe has no setting that streams do not support.
+
+    Such a setting needs, for example, the positions of the samples or their number.
 
     Raises:
-        RecipeError: the recipe has a setting that streams do not support.
+        RecipeError: the recipe has such a setting.
     """
     data = recipe.data
     refused = {
@@ -120,8 +122,8 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
     for setting, is_used in refused.items():
         if is_used:
             raise RecipeError(
-                f"{name}: is a stream, which does not support {setting}; remove {setting}, or download the "
-                "data and give its path"
+                f"{name}: is a stream, which does not support {setting}; change this setting, or download "
+                "the data and give its path"
             )
 
 
@@ -129,7 +131,7 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
     """Return the positions of missing images.
 
     Raises:
-        DataError: there are more than `max_bad`.
+        DataError: more than `max_bad` images are missing.
     """
     missing: list[int] = missing_positions(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
@@ -142,7 +144,9 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
 
 
 def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[str]) -> Pairs:
-    """Return the validation data. If it was split off from the training data, unreadable images are left out.
+    """Return the validation data without unreadable images.
+
+    Only data that was split off from the training data may have unreadable images.
 
     Raises:
         DataError: the recipe names validation data with unreadable images, or too little data is left.
@@ -162,7 +166,13 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
 
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
-    """Read pairs, or only images or only captions if the objective needs nothing else."""
+    """Read pairs from a source, or only images or only captions if the objective needs nothing else.
+
+    Args:
+        recipe: the recipe.
+        source: the source.
+        broken: problems that are tolerated, e.g. "images" for missing image files.
+    """
     return read_pairs(source, **recipe.columns, broken=broken)
 
 

@@ -1,4 +1,4 @@
-"""A run folder as an object: its logs, evaluations, findings, results, report and model."""
+"""Access to a run folder: logs, evaluations, findings, results, report and model."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from clipkit.training.guards.record import read_findings
 
 
 class Run:
-    """A run that is finished or still in progress; each attribute reads its file again.
+    """A run that is finished or still in progress.
+
+    Each access to an attribute reads the corresponding file again.
 
     Args:
         folder: the `output` of the run's recipe.
 
     Raises:
-        DataError: the folder is not a run.
+        DataError: the folder is not a run folder.
 
     Example:
         >>> run = Run("runs/a")                                            # doctest: +SKIP
@@ -80,7 +82,11 @@ class Run:
         return self._files.report if self._files.report.is_file() else None
 
     def model(self, **options: Any) -> DualEncoder:
-        """Load the model with the best weights so far; takes the options of `clipkit.load`."""
+        """Load the model with the best weights so far.
+
+        Args:
+            options: options of `clipkit.load`.
+        """
         return load(self.folder, **options)
 
     def __repr__(self) -> str:
@@ -94,7 +100,7 @@ class Run:
         return "\n".join([*lines, *([] if result is None else [repr(result)])])
 
     def _repr_html_(self) -> str:
-        """Return the run for a notebook: its state, its findings and the table of its result."""
+        """Return HTML for a notebook: the state of the run, its findings and the table of its result."""
         import html
 
         result = self.result

@@ -1,4 +1,4 @@
-"""Selection and order of the training pairs by the model before its first step."""
+"""Selection and order of the training pairs, from features of the model before training."""
 
 from dataclasses import replace
 
@@ -15,9 +15,13 @@ from clipkit.training.start_features import start_features
 def selected(
     recipe: Recipe, data: RunData, model: DualEncoder, processes: Processes
 ) -> tuple[RunData, HardGroups | None]:
-    """Return the data without captions that `data.min_score` leaves out, and the groups of `data.hard_negatives`.
+    """Apply `data.min_score` and `data.hard_negatives` to the training data.
 
-    All images and captions are encoded once, if the recipe has one of these keys.
+    If the recipe has one of these keys, the model encodes all images and captions once.
+
+    Returns:
+        The data without the captions that `data.min_score` removes, and the hard negatives. The hard negatives are None
+        if the recipe does not set `data.hard_negatives`.
 
     Raises:
         DataError: too few images are left for a batch.

@@ -31,7 +31,7 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
 
     Raises:
         RecipeError: the processes would have different numbers of pairs, or the precision is fp16.
-        UserError: torch is too old.
+        UserError: the installed torch is too old.
     """
     if not recipe.train.shard or processes.count == 1:
         return False
@@ -45,24 +45,26 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
     if precision == "fp16":
         raise RecipeError("train.shard does not support train.precision fp16; use bf16 or fp32")
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise UserError(f"train.shard needs torch 2.9 or newer, but this is {torch.__version__}; upgrade torch")
+        raise UserError(
+            f"train.shard needs torch 2.9 or newer, but torch {torch.__version__} is installed; upgrade torch"
+        )
     return True
 
 
 class Shards(Weights):
     """Trained weights of a model whose trunks are distributed over the processes (FSDP2).
 
-    Each process has some rows of each trunk parameter, of its gradient and of its moments. A forward or backward pass
+    Each process has some rows of each trunk parameter, and of its gradient and moments. A forward or backward pass
     gathers one block at a time. The projections, the scale and the bias are whole on each process.
 
-    Each trunk exists twice: a distributed copy, which is trained, and the original, whose parameters are complete in
-    `model_is_whole` and after `end`, and otherwise empty.
+    Each trunk exists twice. The distributed copy is trained. The original trunk has weights only in `model_is_whole`
+    and after `end`; otherwise, it is empty.
 
     Args:
         model: the model, on the CPU; it is changed in place.
         processes: the processes of the run.
-        offloads: keep the rows of this process, their gradients and their moments on the CPU, where the optimizer
-            updates them.
+        offloads: True to keep this process's rows, gradients and moments on the CPU, where the optimizer updates the
+            rows.
 
     Raises:
         RecipeError: two trunks share parameters.
@@ -126,7 +128,10 @@ class Shards(Weights):
         return whole.cpu() if self.processes.is_main else whole.new_empty(0)
 
     def _whole_of(self, name: str, value: Tensor) -> Tensor:
-        """Return the complete tensor of which each process has some rows; other tensors are returned unchanged."""
+        """Gather the complete tensor of which each process has some rows.
+
+        A tensor that is not distributed is returned unchanged.
+        """
         if name not in self._distributed or not value.ndim:
             return value
         shape = self._distributed[name].shape
@@ -145,7 +150,10 @@ class Shards(Weights):
 
     @contextmanager
     def model_is_whole(self) -> Iterator[None]:
-        """Return a context in which the model has all its weights on each process. All processes enter it together."""
+        """Return a context in which the model has all its weights on each process.
+
+        All processes must enter the context together.
+        """
         self.end()
         try:
             yield
@@ -162,14 +170,17 @@ class Shards(Weights):
             self.model.sides[side].trunk = trunk
 
     def _empty(self) -> None:
-        """Free the memory of the weights of the complete trunks, which the sharded copies replace."""
+        """Free the weights of the original trunks while the distributed copies are used."""
         for trunk in self._whole.values():
             for parameter in trunk.parameters():
                 parameter.data = parameter.data.new_empty(0)
 
 
 def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
-    """Distribute the parameters of a trunk over the processes, in place: block by block, then the others."""
+    """Distribute the parameters of a trunk over the processes, in place.
+
+    First, each block is distributed. Then, the parameters outside of blocks are distributed.
+    """
     device = processes.device.type
     mesh = init_device_mesh(device, (processes.count,))
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()

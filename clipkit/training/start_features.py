@@ -1,4 +1,4 @@
-"""Features of the training pairs by the model before its first step."""
+"""Features of the training pairs, computed by the model before training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +37,15 @@ class StartFeatures:
 
 
 def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str], processes: Processes) -> StartFeatures:
-    """Encode the training pairs without augmentation; the number of processes does not change a bit of the result.
+    """Encode the training pairs without augmentation.
+
+    The result is bit-identical for any number of processes.
 
     Args:
-        model: the model before its first step.
+        model: the model before training.
         pairs: the training pairs.
         missing: reasons why images are known to be missing, by position.
-        processes: the processes of the run. Each encodes some of the blocks of 1,024 images or captions.
+        processes: the processes of the run, each of which encodes some blocks of 1,024 images or captions.
     """
     bad_here: dict[int, str] = {}
     on_cpu = not is_accelerator(model.device)
@@ -71,7 +73,10 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
 
 
 def _in_blocks(count: int, encode: Callable[[range], Tensor], processes: Processes, kind: str) -> Float[Tensor, "N D"]:
-    """Return the unit-length features of `count` items; the processes share the work in blocks of fixed size."""
+    """Return the unit-length features of `count` items.
+
+    The items are encoded in blocks of fixed size, which are divided among the processes.
+    """
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
     def rows(share: Sequence[range]) -> Tensor:

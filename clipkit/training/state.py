@@ -12,12 +12,12 @@ from clipkit.training.step import Step
 
 @dataclass(eq=False)
 class State:
-    """State of a run: everything that changes during the run, with conversion to a checkpoint and back.
+    """State of a run: everything that changes during the run. It can be saved in a checkpoint and restored.
 
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
-        closed_form: choice and metrics of a closed-form start; None if projections are initialized randomly.
+        closed_form: settings and metrics of the closed-form start; None without one.
     """
 
     plan: Plan
@@ -35,7 +35,7 @@ class State:
         return self._seconds_before + time.monotonic() - self.plan.began
 
     def restore(self, checkpoint: Path, saved: dict[str, Any], step: int) -> None:
-        """Load weights, optimizer, average and gradient scaler from a checkpoint."""
+        """Load the weights, the optimizer, the averaged weights and the gradient scaler from a checkpoint."""
         self.plan.learned.load(checkpoint)
         self.step = self.saved_at = step
         self._seconds_before = saved["seconds"]
@@ -57,7 +57,10 @@ class State:
 
 
 def resumed_micro_batch_size(plan: Plan, saved: dict[str, Any] | None) -> int | None:
-    """Return the micro-batch size of the interrupted run if it ran on this machine, for bit-identical results."""
+    """Return the micro-batch size of the interrupted run, which gives bit-identical results.
+
+    The result is None for a new run, or if the machine or `train.micro_batch_size` has changed.
+    """
     if saved is None or any(saved["identity"][part] != plan.identity[part] for part in MACHINE):
         return None
     same = saved["recipe"]["train"]["micro_batch_size"] == plan.recipe.train.micro_batch_size

@@ -38,23 +38,23 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Module that computes one kind of features: a tower, or only its trunk."""
+    """Computes one kind of features, either with a whole tower or only with its trunk."""
 
     tower: Tower
     of_trunk: bool = False
 
     def __call__(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
-        """Return the features, not normalized."""
+        """Return the features, without normalization."""
         inputs = self.tower.ready(inputs)
         return self.tower.trunk(**inputs) if self.of_trunk else self.tower(inputs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the tower or of the trunk."""
+        """Return the parameters of the tower or of the trunk."""
         return (self.tower.trunk if self.of_trunk else self.tower).parameters()
 
 
 class Abandoned(Exception):
-    """Exception for a stop signal: all processes abandoned the step before any weight changed."""
+    """Exception for a stop signal: all processes have abandoned the step before any weight changed."""
 
 
 class _TooLarge(Exception):
@@ -63,30 +63,32 @@ class _TooLarge(Exception):
 
 @dataclass(eq=False)
 class Step:
-    """Computes the gradient of the global batch's loss with respect to every parameter, on every process.
+    """Computes the gradients of the loss of a global batch, on every process.
 
-    Each process encodes its rows of the batch. All features are gathered on every process, each process sums the loss
-    terms of its rows, and the gradients are summed over the processes. The result equals the gradient that one process
-    computes with the whole batch in one graph. If not all rows fit into memory, features are first computed without a
-    graph; once the loss has given the gradients of the features, each micro-batch runs again, with a graph (GradCache,
-    Gao et al. 2021). Random states are replayed.
+    The gradients are those of one process with the whole batch in one autograd graph. Each process encodes its rows of
+    the batch, and gathers the features of all processes. It then computes the part of the loss for its rows. The
+    gradients are summed over the processes.
+
+    If not all rows fit into memory, features are first computed without a graph. After the loss has given the gradients
+    of the features, each micro-batch runs again with a graph and the same random numbers (GradCache, Gao et al. 2021).
 
     Args:
-        model: the model; its towers run without a distributed wrapper.
-        encoders: inputs of the objective, in a fixed order, by the names of the batch's inputs.
+        model: the model; its towers have no distributed wrapper.
+        encoders: encoder of each kind of features, by the name of its inputs in the batch. The order is the same on all
+            processes.
         value: function that computes this process's part of the loss from gathered features.
         processes: the processes of the run.
         accelerator: object that applies mixed precision and scales gradients.
         batch_size: pairs in the global batch, G.
-        micro_batch_size: rows of this process that run with a graph at once; halved on all processes if they do not fit
-            on one.
+        micro_batch_size: rows of this process in one pass with a graph. The size is halved on all processes if the rows
+            do not fit into the memory of one process.
         seed: the seed of the run.
         may_split: True if a batch that does not fit may be split into more micro-batches.
         stop_requested: called between micro-batches; True ends the step.
         log: called with one line when the micro-batch becomes smaller.
-        on_features: called with the gathered features and the number of the step, without gradients.
-        is_sharded: True if a pass through a trunk gathers its weights from all processes (FSDP2), so that all of them
-            must run the same number of passes.
+        on_features: called with the gathered features, without gradients, and the number of the step.
+        is_sharded: True if trunks are distributed over the processes (FSDP2), so that all processes must run the same
+            number of passes.
     """
 
     model: DualEncoder
@@ -110,15 +112,17 @@ class Step:
             self.stop_requested = lambda: False
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
-        """Compute the gradients, and return the loss of the global batch, which is the same on every process.
+        """Compute the gradients, and return the loss of the global batch.
+
+        The loss is the same on every process.
 
         Args:
-            batch: this process's rows, `processes.share(batch_size)` of the global batch.
-            step: number of the step, from 0; the seed, the step and the process determine the random state.
+            batch: this process's rows of the global batch: `processes.share(batch_size)`.
+            step: number of the step, from 0. The random state depends on the seed, the step and the process.
 
         Raises:
             Abandoned: a process received a stop signal; no parameter was changed.
-            TrainingError: even a single pair does not fit into memory.
+            TrainingError: the smallest possible micro-batch does not fit into memory.
         """
         while True:
             try:
@@ -168,10 +172,15 @@ class Step:
 
     @contextmanager
     def _agreed(self, sums: GradientSum | None = None) -> Iterator[None]:
-        """Context for work that each process does separately: all processes complete it, or all raise an error.
+        """Return a context for separate work of each process: all processes complete it, or all raise an error.
 
         Args:
-            sums: sums of gradients over the processes that the work has started; they are ended here.
+            sums: gradient sums that the work starts. They are finished at the end of the context, or discarded after an
+                error.
+
+        Raises:
+            Abandoned: a process received a stop signal.
+            _TooLarge: a process ran out of memory.
         """
         too_large = False
         try:
@@ -205,7 +214,7 @@ class Step:
         self.micro_batch_size = size // 2
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        self.log(f"step {step + 1}: out of memory; repeated with micro-batch size {size // 2} instead of {size}")
+        self.log(f"step {step + 1}: out of memory; the step is repeated with micro-batch size {size // 2}, not {size}")
 
     def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> MicroBatches:
         device = self.model.device
@@ -222,7 +231,10 @@ class Step:
         return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
 
     def _equally_many(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """If the model is sharded, split the largest micro-batches until all processes have the same number of them."""
+        """Split the largest micro-batches until all processes have the same number of micro-batches.
+
+        If the model is not sharded, the micro-batches are returned unchanged.
+        """
         if not self.is_sharded:
             return parts
         count, parts = self.processes.largest(len(parts)), list(parts)
@@ -234,7 +246,7 @@ class Step:
 
 @dataclass(eq=False)
 class _Encoding:
-    """One tower and its micro-batches: `forward` computes all features, `backward` computes the gradients later."""
+    """Micro-batches of one tower: `forward` computes the features, and `backward` computes the gradients later."""
 
     encoder: Encoder
     parts: MicroBatches
@@ -258,10 +270,10 @@ class _Encoding:
         return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(self, keep: int) -> None:
-        """Compute the features of all rows, in the order of the slice, as a leaf of the autograd graph.
+        """Compute the features of all rows, and store them in `features` as a leaf of the autograd graph.
 
         Args:
-            keep: number of micro-batches whose graphs are kept for `backward`: the last ones.
+            keep: number of micro-batches, counted from the last one, whose graphs are kept for `backward`.
         """
         first_kept = len(self.parts) - keep if self.learns else len(self.parts)
         computed = []
@@ -275,12 +287,12 @@ class _Encoding:
         self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
     def backward(self, last: Callable[[], None]) -> None:
-        """Compute the gradients of the parameters from the features' gradients, from the last micro-batch to the first.
+        """Compute the gradients of the parameters from the gradients of the features.
 
-        If the graph of a micro-batch was not kept, its forward pass runs again.
+        The micro-batches run in reverse order. If the graph of a micro-batch was not kept, its forward pass runs again.
 
         Args:
-            last: called before the backward pass of the first micro-batch, which is the last one to run.
+            last: called before the last backward pass, which is that of the first micro-batch.
         """
         gradient = self.features.grad
         if gradient is None:
@@ -310,10 +322,11 @@ class _Encoding:
 def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.Parameter]]:
     """Group the parameters by the last backward pass that adds to their gradients.
 
-    The first group is completed by the backward pass of the loss, the others by those of the encodings.
+    The first group is completed by the backward pass of the loss. Each other group is completed by the backward pass of
+    one encoding.
 
     Args:
-        encodings: in the order of their backward passes; several may share a tower.
+        encodings: the encodings in the order of their backward passes; several encodings may share a tower.
         model: the model.
     """
     last = dict.fromkeys(model.parameters(), 0)
@@ -327,9 +340,13 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 
 
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
-    """Split captions of ascending lengths into micro-batches for an accelerator; return the size of each one.
+    """Return the sizes of micro-batches into which an accelerator splits captions.
 
-    Micro-batches of short captions have more captions, but none has more tokens than fit into memory.
+    A micro-batch of short captions has more captions, but no micro-batch has more tokens than fit into memory.
+
+    Args:
+        lengths: number of tokens of each caption, ascending.
+        micro_batch_size: number of captions of the largest length that fit into memory.
     """
     most = min(max(_ACCELERATOR_TOKENS, int(lengths.sum()) // 4), micro_batch_size * int(lengths[-1]))
     sizes = [0]

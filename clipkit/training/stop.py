@@ -20,13 +20,16 @@ _SAME_SECONDS = 1.0
 
 
 class StopRequest:
-    """Context in which SIGINT, SIGTERM and SIGUSR1 request a stop instead of ending the process.
+    """Context in which SIGINT, SIGTERM and SIGUSR1 request a stop of the run instead of ending the process.
 
-    Outside of `deferred`, the first signal raises Interrupted immediately. Inside, it only sets `signal`, and the run
-    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once; in
-    an interactive session, such as a notebook, it raises Interrupted at once, and the process keeps running.
+    Outside of `deferred`, the first signal raises Interrupted immediately. Inside `deferred`, the first signal only
+    sets `signal`, and the run stops where no work is lost.
 
-    Python delivers signals only to the main thread; in other threads, this context does nothing.
+    A second Ctrl-C, at least a second after the first signal, ends the process at once. In an interactive session, such
+    as a notebook, it raises Interrupted instead, and the process keeps running.
+
+    In a thread other than the main thread, this context does nothing, because Python delivers signals only to the main
+    thread.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,10 @@ class StopRequest:
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
-        """Return a context in which signals are only recorded; with `deferred(False)`, they raise Interrupted."""
+        """Return a context in which signals are only recorded.
+
+        In `deferred(False)`, which may be nested in `deferred()`, signals raise Interrupted again.
+        """
         before, self._deferred = self._deferred, deferred
         try:
             if self.signal is not None and not deferred:
@@ -71,8 +77,8 @@ class StopRequest:
         """Return the exception that ends the run.
 
         Args:
-            when: the moment of the stop, for the message.
-            number: the signal that all processes agreed on; 0: this process's signal.
+            when: when the run stopped, for the message, e.g. "before the first step".
+            number: the signal that all processes agreed on; 0: the signal of this process.
         """
         first = signal.Signals(number or self.signal or signal.SIGTERM)
         message = f"stopped by {first.name}{f' {when}' if when else ''}; the saved files are complete: "
@@ -96,7 +102,10 @@ def is_interactive() -> bool:
 
 
 def _end_at_the_second_interrupt(signals: socket.socket) -> None:
-    """Wait for signals in a separate thread: the main thread may block where Python runs no signal handlers."""
+    """End the process at the second Ctrl-C; runs in a separate thread.
+
+    The main thread may be blocked in a call during which Python runs no signal handlers.
+    """
     first = None
     with signals:
         while received := signals.recv(64):
@@ -105,5 +114,5 @@ def _end_at_the_second_interrupt(signals: socket.socket) -> None:
                 if first is None and number in _SIGNALS:
                     first = now
                 elif first is not None and number == signal.SIGINT and now - first >= _SAME_SECONDS:
-                    os.write(2, b"clipkit: interrupted again: ended at once; the last checkpoint is complete\n")
+                    os.write(2, b"clipkit: interrupted twice, so the process ends now; continue with --resume\n")
                     os._exit(130)

@@ -1,7 +1,7 @@
 """Share of an accelerator's peak speed that a training step reaches.
 
-Only the floating-point operations of one forward and backward pass of the towers count. The second forward pass of
-GradCache or gradient checkpointing, the loss, the optimizer, and padding do not count.
+Only the floating-point operations of one forward and one backward pass of the towers are counted. The second forward
+pass of GradCache or gradient checkpointing, the loss, the optimizer, and padding are not counted.
 """
 
 import re
@@ -45,8 +45,9 @@ _PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def peak_of(device_name: str, precision: str) -> float | None:
-    """Return the peak of a device in operations per second, or None for an unknown device and for a part of a GPU
-    (MIG).
+    """Return the peak speed of a device in floating-point operations per second.
+
+    The result is None for an unknown device, and for a part of a GPU (MIG).
 
     Args:
         device_name: name as `torch.cuda.get_device_name` returns it.
@@ -75,7 +76,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Converts the duration of a step to a share of the peak of this process's device."""
+    """Converts the duration of a step to a share of the peak speed of this process's device."""
 
     peak: float | None
     """Operations per second; None: unknown."""
@@ -83,7 +84,12 @@ class Throughput:
     """Operations of the towers, by the names of the batch's inputs; empty if the peak is unknown."""
 
     def share(self, batch: Batch, seconds: float) -> float | None:
-        """Return the fraction of the peak that a step of `seconds` on this batch reached; None if it is unknown."""
+        """Return the share of the peak speed that a step reached; None if the peak speed is unknown.
+
+        Args:
+            batch: this process's rows of the batch.
+            seconds: duration of the step.
+        """
         return None if self.peak is None else self.operations(batch) / seconds / self.peak
 
     def operations(self, batch: Batch) -> float:
@@ -92,7 +98,10 @@ class Throughput:
 
 
 def throughput_of(plan: Plan, inputs: TowerInputs) -> Throughput:
-    """Look up the peak of the device; if it is known, count the operations of the towers on one row."""
+    """Look up the peak speed of the device, and count the operations of the towers for one row.
+
+    If the peak speed is unknown, nothing is counted.
+    """
     device = plan.accelerator.device
     peak = peak_of(torch.cuda.get_device_name(device), plan.precision) if device.type == "cuda" else None
     return Throughput(peak, {} if peak is None else works_of(inputs))
@@ -108,8 +117,8 @@ def works_of(inputs: TowerInputs) -> dict[str, Work]:
 def work_of(encoder: Encoder, inputs: Mapping[str, Tensor]) -> Work:
     """Count the operations of one tower.
 
-    If the padding of a text tower may be cut, its number of operations is a polynomial of degree 2 in the number of
-    tokens: matrix products are linear, attention is quadratic. Measurements at three lengths determine it.
+    If the padding of texts may be cut, the number of operations is a polynomial of degree 2 in the number of tokens,
+    because matrix products are linear and attention is quadratic. The polynomial is fitted to counts at three lengths.
 
     Args:
         encoder: the tower, or only its trunk.
@@ -132,7 +141,7 @@ def _cut(tokens: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
 
 
 def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
-    """Return the number of operations of a forward pass plus a backward pass through the trained parts."""
+    """Return the number of operations of a forward pass and of a backward pass through the trained parts."""
     tower = encoder.tower
     head_passes = 3 if any(parameter.requires_grad for parameter in tower.head.parameters()) else 1
     if TRUNK_FEATURES in inputs:
@@ -148,7 +157,10 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> tuple[int, Tensor]:
-    """Return the operations of a forward pass, and its output; the module must be in evaluation mode and uncompiled."""
+    """Return the number of operations of a forward pass, and its output.
+
+    The module must be in evaluation mode and must not be compiled.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused layers of nn.MultiheadAttention would not be counted
     try:
@@ -161,10 +173,10 @@ def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named:
 
 
 def _passes(tower: Tower) -> float:
-    """Return the operations of a trunk as a multiple of its forward pass: 3 if the whole trunk is trained, 1 if frozen.
+    """Return the operations of a forward and a backward pass of a trunk, as a multiple of its forward pass.
 
-    The backward pass computes the gradients of the trained weights, and the gradients of the inputs of each block after
-    the first trained block.
+    The result is 3 if the whole trunk is trained, and 1 if it is frozen. The backward pass computes the gradients of
+    the trained weights, and the gradients of the inputs of each block after the first trained block.
     """
     parameters = dict(tower.trunk.named_parameters())
     shares = []

@@ -1,10 +1,9 @@
-"""Transfer of batches to the device: the next batch in a thread, or one micro-batch at a time if memory is short.
+"""Transfer of batches to the device.
 
-On a CPU, batches are not copied.
-
-`TowerInputs.batches` yields batches of tensors on the device or in CPU memory. Pixels are on the device if two batches
-of them use a small part of its memory, otherwise in CPU memory. Tokens are in CPU memory, so that their lengths are
-known without waiting for the device. In all cases, `MicroBatches` returns micro-batches on the device.
+On a GPU, a thread copies the pixels of the next batch while the current batch is used. If two batches would use much of
+the GPU's memory, pixels stay in CPU memory and are copied one micro-batch at a time. Tokens always stay in CPU memory,
+so that their lengths are known without waiting for the GPU. In all cases, `MicroBatches` returns micro-batches on the
+device. On a CPU, batches are not copied.
 """
 
 import queue
@@ -42,7 +41,9 @@ class Closed(Exception):
 
 
 class PixelMemory(BatchMemory):
-    """Memory for the pixels of two batches, used in turn. Chunks reach a GPU through pinned memory.
+    """Memory for the pixels of two batches, which are used in turn.
+
+    Pixels reach a GPU through pinned memory, in chunks.
 
     Args:
         device: the device of the model.
@@ -68,7 +69,10 @@ class PixelMemory(BatchMemory):
             used.synchronize()
 
     def release(self) -> None:
-        """Let the next batch overwrite the oldest one after the GPU has finished the work queued by this thread."""
+        """Allow the next batch to overwrite the oldest batch.
+
+        The next batch first waits until the GPU has finished the work that this thread has queued so far.
+        """
         if self.stream is None:
             self._free.put(None)
             return
@@ -104,7 +108,7 @@ class PixelMemory(BatchMemory):
         self._check()
 
     def close(self) -> None:
-        """End the thread that uses this memory: its next access raises `Closed`."""
+        """End the thread that uses this memory: the next access of the thread raises `Closed`."""
         self._closed = True
         self._free.put(None)
 
@@ -140,18 +144,23 @@ class PixelMemory(BatchMemory):
 
 
 def pixel_memory(device: torch.device) -> PixelMemory | None:
-    """Return the memory for batches on this device; None on a device to which batches are not copied."""
+    """Return the memory for batches on a GPU; None for other devices, to which batches are not copied ahead."""
     return PixelMemory(device) if device.type == "cuda" else None
 
 
 def _copy_bytes(target: Tensor, source: Tensor) -> None:
-    """Copy a tensor of the same layout in one thread: PyTorch's threads would use the cores of the loader workers."""
+    """Copy a tensor to another tensor of the same layout, in one thread."""
+    # NumPy uses one thread. The threads of PyTorch would use the cores of the loader workers.
     one, two = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value for value in (target, source))
     np.copyto(one.view(-1).view(torch.uint8).numpy(), two.reshape(-1).view(torch.uint8).numpy())
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin the memory of a tensor, so that copies to a GPU do not block; return whether that was possible."""
+    """Pin the memory of a tensor, so that copies to a GPU do not block.
+
+    Returns:
+        True if the memory could be pinned.
+    """
     if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
         return True
     with suppress(RuntimeError):  # CUDA reports the failure again at the next kernel, so run one
@@ -167,8 +176,8 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
     Args:
         batches: batches of a loader that uses `memory`.
         memory: memory of two batches: each batch is valid until the next one is requested.
-        in_thread: True to load further batches in a thread; False if the loader has no workers, because augmentation in
-            a thread could change the random state of this process at any time.
+        in_thread: True to load further batches in a thread. It must be False if the loader has no workers, because
+            augmentation in a thread could change the random state of this process at any time.
     """
     ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -204,7 +213,10 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
 
 
 def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:
-    """Copy inputs to the device, from pinned memory if they are small, so that this thread does not wait."""
+    """Copy inputs to the device.
+
+    Small inputs are copied from pinned memory, so that this thread does not wait.
+    """
     return {
         name: (value.pin_memory() if value.is_cpu and value.ndim < 3 and device.type == "cuda" else value).to(
             device, non_blocking=True
@@ -216,12 +228,12 @@ def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:
 class MicroBatches:
     """Micro-batches of the inputs of a tower, on the device.
 
-    Inputs in CPU memory are copied when their micro-batch is requested; the next micro-batch is copied while this one
-    runs.
+    Inputs in CPU memory are copied when their micro-batch is requested. The next micro-batch is copied while the
+    current one is used.
 
     Args:
         inputs: inputs by name, on the device or in CPU memory.
-        rows: the rows of each micro-batch; a slice needs no copy, an index tensor must be on the CPU.
+        rows: the rows of each micro-batch: a slice, which needs no copy, or an index tensor on the CPU.
         device: the device of the model.
         cut: function that is applied to the inputs of each micro-batch before they are copied to the device.
     """
@@ -244,7 +256,12 @@ class MicroBatches:
         return len(self.rows)
 
     def get(self, index: int, following: int | None = None) -> Inputs:
-        """Return the inputs of a micro-batch, and begin to copy the inputs of the next one."""
+        """Return the inputs of a micro-batch, and begin to copy the inputs of the next one.
+
+        Args:
+            index: number of the micro-batch.
+            following: number of the next micro-batch; None: there is none.
+        """
         if self.is_local or self.device.type != "cuda":
             return channels_last(send(self._rows(index), self.device))
         inputs, sent = self._under_way.pop(index) if index in self._under_way else self._send(index)
@@ -273,5 +290,5 @@ class MicroBatches:
 
 @cache
 def _copies(device: torch.device) -> Any:
-    """Return the stream for copies to the device."""
+    """Return the CUDA stream for copies to the device."""
     return torch.cuda.Stream(device)

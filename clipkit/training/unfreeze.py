@@ -15,9 +15,9 @@ Schedule = float | Mapping[str, float]
 
 
 def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> dict[str, int]:
-    """Return for each parameter the step, counted from 0, in which it starts to learn.
+    """Return the first step in which each parameter is trained, counted from 0.
 
-    Parameters that learn from the first step are left out.
+    Parameters that are trained from the first step on are left out.
 
     Args:
         model: the model; frozen parameters are ignored.
@@ -25,7 +25,7 @@ def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> di
         steps: number of steps of the whole run.
 
     Raises:
-        RecipeError: a trained block never starts, or nothing learns in the first step.
+        RecipeError: the recipe does not say when a trained block starts, or nothing is trained in the first step.
     """
     if unfreeze is None:
         return {}
@@ -45,7 +45,7 @@ def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> di
 
 
 def _shares(side: str, tower: Tower, trained: list[int], unfreeze: Schedule) -> dict[int, float]:
-    """Return the share of the run after which each trained block starts."""
+    """Return the share of the run after which each trained block starts to learn, by block number."""
     if not isinstance(unfreeze, Mapping):
         return {number: unfreeze * (len(trained) - index) / len(trained) for index, number in enumerate(trained)}
     first = {}
@@ -62,7 +62,13 @@ def _shares(side: str, tower: Tower, trained: list[int], unfreeze: Schedule) -> 
 
 @contextmanager
 def frozen_until(starts: Mapping[str, int], model: nn.Module, step: int) -> Iterator[None]:
-    """Context in which parameters that start after this step are frozen, so that they get no gradient."""
+    """Return a context in which parameters whose first step comes after `step` are frozen.
+
+    Args:
+        starts: first step in which a parameter is trained, by name.
+        model: the model.
+        step: number of the current step, from 0.
+    """
     names = [name for name, start in starts.items() if start > step]
     waiting = [model.get_parameter(name) for name in names]
     for parameter in waiting:

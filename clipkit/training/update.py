@@ -14,7 +14,7 @@ from clipkit.training.unfreeze import frozen_until
 
 
 class NotFinite(Exception):
-    """Exception for a loss, a gradient norm or updated weights that are infinite or not a number.
+    """Exception for a loss, a gradient norm or updated weights that are not finite.
 
     Args:
         loss: the loss of the step.
@@ -35,16 +35,16 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     Args:
         batch: this process's rows.
         gradients: computes the gradient.
-        plan: the model, its optimizer and schedule.
-        state: its step increases by one.
+        plan: the plan of the run, with the model, the optimizer and the schedule.
+        state: the state of the run; its step increases by one.
 
     Returns:
         This step's row of metrics.jsonl, without the batch statistics.
 
     Raises:
         Abandoned: a process received a stop signal; nothing has changed.
-        NotFinite: the loss or the gradient norm is not finite, and nothing has changed; or the updated weights are
-            not finite, and `updated` is True: they must not be saved.
+        NotFinite: the loss, the gradient norm or the updated weights are not finite. If `updated` is False, nothing
+            has changed. If `updated` is True, the weights must not be saved.
     """
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)

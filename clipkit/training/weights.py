@@ -1,4 +1,4 @@
-"""Weights that training changes: where they are in memory, their gradients, and their values in files."""
+"""Trained weights: their memory, their gradients, and their values in checkpoints."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,9 +12,9 @@ from clipkit.training.model import are_finite
 
 
 class Weights:
-    """Trained weights of a model that is whole on each process.
+    """Trained weights of a model that is complete on each process.
 
-    `Shards` is the same for a model whose trunks are distributed over the processes.
+    For a model whose trunks are distributed over the processes, use the subclass `Shards`.
 
     Args:
         model: the model.
@@ -29,18 +29,23 @@ class Weights:
         """Trained parameters by their name in the model; a distributed parameter is the part of this process."""
 
     def collect_gradients(self) -> None:
-        """Move the gradients of the batch to the parameters in `trained`."""
+        """Move the gradients of the batch to the parameters in `trained`.
+
+        In this class, the gradients are already there.
+        """
 
     def sum_of_squares(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Return the sum of all squared numbers of the whole model. All processes call it together.
+        """Return the sum of the squares of all values, over all processes.
+
+        All processes must call this method together.
 
         Args:
-            values: this process's values, by the names of their parameters; at least one.
+            values: this process's values, e.g. gradients, by parameter name; at least one.
         """
         return torch.stack(torch._foreach_norm(list(values.values()))).square().sum()
 
     def clip_gradients(self, accelerator: Accelerator, most: float) -> Float[Tensor, ""]:
-        """Scale the gradients of the batch so that their norm is at most `most`; return the norm before."""
+        """Scale the gradients so that their norm is at most `most`, and return their norm before scaling."""
         norm: Tensor = accelerator.clip_grad_norm_(list(self.trained.values()), most)
         return norm
 
@@ -49,21 +54,31 @@ class Weights:
         return are_finite(list(self.trained.values()))
 
     def to_file(self, name: str, value: Tensor) -> Tensor:
-        """Return the tensor that the main process writes to a checkpoint. All processes call it together.
+        """Return the tensor that the main process writes to a checkpoint.
+
+        All processes must call this method together.
 
         Args:
             name: name of the parameter.
-            value: this process's values, of the parameter, of its average or of its moments.
+            value: this process's values of the parameter, of its average or of one of its moments.
         """
         return value
 
     def from_file(self, name: str, value: Tensor) -> Tensor:
-        """Return this process's values of a tensor of a checkpoint; the opposite of `to_file`."""
+        """Return this process's part of a tensor from a checkpoint; the inverse of `to_file`.
+
+        Args:
+            name: name of the parameter.
+            value: the complete tensor.
+        """
         return value
 
     def model_is_whole(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has all its weights on each process, for encoding or saving."""
+        """Return a context in which the model has all its weights on each process, for encoding or saving.
+
+        All processes must enter the context together.
+        """
         return nullcontext()
 
     def end(self) -> None:
-        """Give each process the complete model permanently, after the last step."""
+        """Make the model permanently complete on each process, after the last step."""

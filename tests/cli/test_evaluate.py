@@ -194,7 +194,7 @@ def test_processes_give_the_result_of_one_process_and_share_the_cache(
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "does not exist"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "does not exist"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cache"),
-        (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "fewer --shots"),
+        (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "decrease --shots"),
         (["compositional", "--model", "{model}", "--data", "{captions}"], "negative_caption"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "{folder}"], "is a folder"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "{captions}"], "would overwrite"),

@@ -96,5 +96,5 @@ def test_formats_of_models_and_of_indexes_are_not_mixed_up(
     assert "numpy, parquet, lancedb" in said_here("export", index, "--to", "onnx", *out)
     assert "manifest.json" in said_here("export", model, "--to", "numpy", *out)
     assert "--int8" in said_here("export", index, "--to", "numpy", "--int8", *out)
-    assert "entry files" in said_here("export", index, "--to", "parquet", *out)
+    assert "'files'" in said_here("export", index, "--to", "parquet", *out)
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def test_a_run_that_cannot_be_pushed_does_not_begin(
     recipe_file: Path, tmp_path: Path, said_here: Callable[..., str]
 ) -> None:
     assert "log in with `hf auth login`" in said_here("train", recipe_file, "--push", "me/model")
-    assert "--private applies to --push" in said_here("train", recipe_file, "--private")
+    assert "--private was given without --push" in said_here("train", recipe_file, "--private")
     assert not (tmp_path / "run").exists()
 
 

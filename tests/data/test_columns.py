@@ -93,7 +93,7 @@ def test_flickr30k_as_it_is_distributed(folder: Path) -> None:
 
 def test_a_table_without_a_header_is_named(folder: Path) -> None:
     (folder / "cc3m.tsv").write_text("\n".join(f"{text}\t{url}" for text, url in zip(CAPTIONS, ADDRESSES, strict=True)))
-    with pytest.raises(DataError, match="has no header, its first line is data .*0.jpg"):
+    with pytest.raises(DataError, match="has no header, because its first line is data .*0.jpg"):
         read_pairs(str(folder / "cc3m.tsv"))
     write_csv(
         folder / "t.csv", [PATHS[0], CAPTIONS[0]], [[path, text] for path, text in zip(PATHS, CAPTIONS, strict=True)]
@@ -115,7 +115,7 @@ def test_the_advice_of_a_missing_column_works(name: str, folder: Path) -> None:
     (folder / name).write_text("\n".join(lines))
     with pytest.raises(DataError, match="its columns are wo, was") as caught:
         read_pairs(f"{folder / name}?image=wo")
-    advised = str(caught.value).rpartition("give its name with ")[2].strip("'")
+    advised = str(caught.value).rpartition(" with ")[2].strip("'")
     assert advised == f"{folder / name}?caption=COLUMN"
     assert list(read_pairs(advised.replace("COLUMN", "was"), images=False).captions) == CAPTIONS
 
@@ -231,7 +231,7 @@ def test_parquet_with_image_bytes_of_any_type_and_addresses(name: str, tmp_path:
     parquet.write_table(pa.table({**columns, "jpg": STRUCTS[name]}), tmp_path / "00000.parquet")
     pairs = read_pairs(str(tmp_path / "00000.parquet"))
     check(pairs)
-    assert "the image is the column jpg (image bytes), not url (addresses)" in notes(pairs)[0]
+    assert "the image is the column jpg (image bytes), not url (URLs)" in notes(pairs)[0]
 
 
 def test_a_column_of_image_bytes_with_any_name_is_the_image(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_errors_name_the_row_or_image(rows: list[list[str]], message: str, folde
 def test_unsupported_files_are_refused(folder: Path, tmp_path: Path) -> None:
     write_csv(folder / "one.csv", HEADER, [["images/0.png", "a", "b"]])
     write_csv(folder / "two.csv", ["image_0", "image_1", "caption_0", "caption_1"], [["0", "1", "a", "b"]])
-    with pytest.raises(DataError, match="with one image and instances with two images"):
+    with pytest.raises(DataError, match="one image .* two images"):
         read_near_misses(str(folder))
     with pytest.raises(DataError, match="not found"):
         read_near_misses("none.csv")

@@ -64,7 +64,7 @@ def test_a_larger_chunk_does_not_use_a_slot() -> None:
 def test_images_of_another_shape_are_an_error() -> None:
     stack = Stack(2)
     stack.put(0, {"a": {"x": torch.zeros(3)}})
-    with pytest.raises(ValueError, match=r"a: x has shape \(1,\), not \(3,\)"):
+    with pytest.raises(ValueError, match=r"a: x .*\(1,\).*\(3,\)"):
         stack.put(1, {"a": {"x": torch.zeros(1)}})
     stack.repeat(1, 0)
     assert stack.inputs["a"]["x"].shape == (2, 3)

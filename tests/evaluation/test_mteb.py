@@ -106,7 +106,7 @@ def test_a_damaged_image_names_its_task_and_row(model: clipkit.DualEncoder) -> N
     with pytest.raises(DataError, match=r"Tiny, row 1: .*gone.png"):
         encoder(model, cache=False).encode(loader(gone), task_metadata=TASK)
     missing = datasets.Dataset.from_dict({"text": ["a", None]})
-    with pytest.raises(DataError, match="Tiny, row 2: None"):
+    with pytest.raises(DataError, match="Tiny, row 2: .*None"):
         encoder(model, cache=False).encode(loader(missing), task_metadata=TASK)
 
 

@@ -244,7 +244,7 @@ def test_a_batch_without_a_negative_is_refused_with_its_counts(name: str) -> Non
     image, text = features(4, 3)
     options = {} if name == "supcon" else {"duplicates": "positive"}
     own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
-    with pytest.raises(BatchError, match="4 pairs of the batch have 1 images and 4 captions, which are all positives"):
+    with pytest.raises(BatchError, match="4 pairs .* 1 different images and 4 different captions"):
         getattr(losses, name)(
             image, text, **own, image_ids=torch.zeros(4).long(), caption_ids=torch.arange(4), **options
         )
@@ -262,10 +262,10 @@ def test_a_batch_of_one_pair_works_for_the_other_losses() -> None:
 def test_one_kind_of_ids_alone_is_refused() -> None:
     image, text = features(4, 3)
     for name in ("ntxent", "dcl", "supcon"):
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="only one of image_ids and caption_ids"):
             getattr(losses, name)(image, text, 1.0, image_ids=torch.arange(4))
     for name in ("triplet", "contrastive"):
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="only one of image_ids and caption_ids"):
             getattr(losses, name)(image, text, caption_ids=torch.arange(4))
 
 

@@ -42,7 +42,7 @@ def test_single_several_and_no_inputs(model: DualEncoder, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "a Tensor is not an image: give a path"),
+        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "a Tensor is not an image; give a path"),
         (lambda model: model.encode_image([3]), "an int is not an image"),
         (lambda model: model.encode_image(None), "None is not an image"),
         (lambda model: model.encode_image([draw("red", "circle")], batch_size=0), "batch_size 0"),

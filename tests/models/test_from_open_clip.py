@@ -247,7 +247,7 @@ def test_trainer_checkpoint_with_a_bias_loads(tmp_path: Path, images: list[Path]
 def test_weights_of_another_image_size_are_refused(tmp_path: Path) -> None:
     native = open_clip.create_model("tiny-clip", force_image_size=64)
     torch.save(native.state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ModelError, match=r"positional_embedding is \(65, 32\) in the file, \(17, 32\) in the model"):
+    with pytest.raises(ModelError, match=r"positional_embedding .*\(65, 32\) .*\(17, 32\)"):
         clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'w.pt'}")
 
 
@@ -288,7 +288,7 @@ class Evil:
 def test_pickle_with_code_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "epoch_1.pt"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Evil()}, file)
-    with pytest.raises(ModelError, match=f"{file}: .*it was not opened") as caught:
+    with pytest.raises(ModelError, match=f"{file}: .*not opened") as caught:
         clipkit.load(f"open_clip:tiny-clip?weights={file}")
     assert "\n" not in str(caught.value)
     assert "code has run" not in capfd.readouterr().out
@@ -342,7 +342,7 @@ def test_activation_and_preprocessing_come_from_the_tag(
     ("name", "message"),
     [
         ("open_clip:ViT-B-23", "has no architecture ViT-B-23; did you mean ViT-B-32?"),
-        ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; its weights are: openai, "),
+        ("open_clip:ViT-B-32/openia", "openia; did you mean openai?; .*: openai, "),
         ("open_clip:tiny-clip?weight=x", "give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
         ("open_clip:tiny-clip?weights=", "give open_clip:ARCH/TAG"),
         ("open_clip:tiny-clip?/no/such.pt", "give open_clip:ARCH/TAG"),

@@ -17,9 +17,9 @@ from clipkit.models import loading
         ("no/such/folder", "no/such/folder: .*not found"),
         ("./missing", "./missing: folder not found"),
         ("nobody/nothing", "nobody/nothing: .*HF_HUB_OFFLINE"),
-        ("my--model", "not a valid Hub repository name"),
+        ("my--model", "my--model: .* valid Hub repository name"),
         ("~nosuchuser/x", "~nosuchuser/x: folder not found"),
-        ("x" * 300, "folder not found"),
+        ("x" * 300, "x{300}: .*folder"),
         ("open_clip:none", "no architecture none"),
     ],
 )
@@ -46,9 +46,7 @@ def test_truncated_weights_are_refused_in_one_line(tiny_clip: Path, tmp_path: Pa
     shutil.copytree(tiny_clip, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(
-        ModelError, match=f"{weights}: is not a complete safetensors file .*download it again"
-    ) as caught:
+    with pytest.raises(ModelError, match=f"{weights}: is not a complete safetensors file") as caught:
         clipkit.load(broken)
     assert "\n" not in str(caught.value)
 

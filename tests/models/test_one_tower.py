@@ -52,7 +52,7 @@ def test_what_needs_the_other_tower_is_refused(
         (f"{tiny_clip}.*only='text'", lambda: text.save(tmp_path / "saved")),
         (f"{tiny_clip}.*only='image'", lambda: export(image, "onnx", tmp_path / "exported")),
         (f"{tiny_clip}.*only='text'", lambda: make_plan(recipe(), given=Given(model=text))),
-        ("only is 'words'", lambda: clipkit.load(tiny_clip, only="words")),  # type: ignore[arg-type]
+        ("only='words'", lambda: clipkit.load(tiny_clip, only="words")),  # type: ignore[arg-type]
     ]
     for named, call in refused:
         with pytest.raises(ModelError, match=named):

@@ -103,7 +103,7 @@ def test_missing_and_truncated_files_are_named(model: Path) -> None:
     index.write_text("{")
     assert f"{index}: is not a valid weight index" in refused(model)
     index.unlink()
-    assert f"{model}: has no weights; it needs the file model.safetensors or pytorch_model.bin" in refused(model)
+    assert f"{model}: has no weights; the folder needs the file model.safetensors" in refused(model)
 
 
 def test_code_in_a_model_folder_is_never_run(model: Path) -> None:

@@ -80,9 +80,9 @@ def test_another_source_does_not_replace_an_index(
         (tmp_path / name).write_text("\n".join(taken) + "\n")
     embed(str(tmp_path / "a.csv"), model, folder)
     before = (folder / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=r"a.csv.*images would remove 32 of its 32 distinct captions"):
+    with pytest.raises(UserError, match=r"a.csv.*images would remove 32 of the 32 distinct captions"):
         embed(str(shapes / "images"), model, folder)
-    with pytest.raises(UserError, match=r"b.csv would remove \d+ of its 16 images"):
+    with pytest.raises(UserError, match=r"b.csv would remove \d+ of the 16 images"):
         embed(str(tmp_path / "b.csv"), model, folder)
     assert (folder / "manifest.json").read_bytes() == before
     assert embed(str(tmp_path / "renamed.csv"), model, folder).removed

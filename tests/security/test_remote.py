@@ -169,7 +169,7 @@ def test_a_redirect_to_an_address_is_followed_and_retries_help(server: Server) -
 def test_silent_addresses_are_tried_at_once_and_reported_once(server: Server, tmp_path: Path) -> None:
     addresses = [f"{server.url}/silent/{number}.jpg" for number in range(200)]
     started = time.monotonic()
-    with pytest.raises(DataError, match="200 of its 200 images cannot be downloaded, the first is .*silent") as caught:
+    with pytest.raises(DataError, match=r"200 of its 200 images cannot be downloaded, e\.g\. .*silent") as caught:
         read_pairs(table(tmp_path, addresses))
     assert time.monotonic() - started < 4
     assert len(str(caught.value).splitlines()) == 1
@@ -183,7 +183,7 @@ def test_no_network_is_noticed_although_every_host_is_another(
     monkeypatch.setattr(remote, "BACK_OFF", 0.2)
     addresses = [f"http://127.0.{number // 200}.{number % 200 + 1}:9/{number}.jpg" for number in range(600)]
     started = time.monotonic()
-    with pytest.raises(DataError, match="600 of its 600 images cannot be downloaded, the first is .*refused"):
+    with pytest.raises(DataError, match=r"600 of its 600 images cannot be downloaded, e\.g\. .*refused"):
         read_pairs(table(tmp_path, addresses))
     assert time.monotonic() - started < 2
     assert "there seems to be no network" in fetch_ahead([Remote("http://127.0.0.1:9/1.jpg")])[0]

@@ -200,8 +200,8 @@ def test_out_of_memory_halves_the_micro_batch(
     monkeypatch.setattr(Tower, "forward", lambda self, inputs: device(self, inputs))
     result = clipkit.train(recipe(changes))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "step 1: out of memory; repeated with micro-batch size 4 instead of 8" in log
-    assert "step 1: out of memory; repeated with micro-batch size 2 instead of 4" in log
+    assert "step 1: out of memory; the step is repeated with micro-batch size 4, not 8" in log
+    assert "step 1: out of memory; the step is repeated with micro-batch size 2, not 4" in log
     assert result["settings"]["micro_batch_size"] == 2
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "small" / "metrics.jsonl").read_text()
     device.rows = 0
@@ -214,7 +214,7 @@ def test_out_of_memory_on_one_process_halves_the_micro_batch_on_all(recipe: Buil
     changes = {**CHANGES, "train.epochs": 2, "train.micro_batch_size": 3, "optim.name": "sgd", "optim.lr": 0.05}
     file = write(recipe(changes), tmp_path / "r.yaml")
     output, _ = together(2, second_runs_out.__file__, str(file))
-    assert output.count("step 1: out of memory; repeated with micro-batch size 1 instead of 3") == 1
+    assert output.count("step 1: out of memory; the step is repeated with micro-batch size 1, not 3") == 1
     clipkit.train(recipe({**changes, "train.micro_batch_size": 5, "output": str(tmp_path / "whole")}))
     for one, two in zip(
         read_lines(tmp_path / "run" / "metrics.jsonl"), read_lines(tmp_path / "whole" / "metrics.jsonl"), strict=True

@@ -118,7 +118,7 @@ def test_a_resumed_run_leaves_out_the_same(recipe: Build, tmp_path: Path) -> Non
     changes = {"data.min_score": "25%", "train.epochs": 1}
     clipkit.train(recipe(changes))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.index("data.min_score leaves out 8 of 32 captions") < log.index("epoch 1/1")
+    assert log.index("data.min_score removes 8 of 32 captions") < log.index("epoch 1/1")
     clipkit.train(recipe(changes), resume=True)  # compares the data
     with pytest.raises(RecipeError, match="data.min_score: 25% → 50%"):
         clipkit.train(recipe({**changes, "data.min_score": "50%"}), resume=True)

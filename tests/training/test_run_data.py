@@ -47,8 +47,8 @@ def test_sources_with_weights_and_a_share_for_validation(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.validation": 1.5}, "validation is 1.5: give a path, or a share"),
-        ({"data.validation": 3}, "validation is 3: give a path, or a share"),
+        ({"data.validation": 1.5}, "validation is 1.5; give a path, or a share"),
+        ({"data.validation": 3}, "validation is 3; give a path, or a share"),
         ({"data.train": []}, "data.train"),
         ({"data.train": [{"source": "a.csv", "weight": 0}]}, "data.train.0.weight"),
         ({"data.train": [{"sauce": "a.csv"}]}, r"data.train.0.sauce is not a valid key; did you mean"),

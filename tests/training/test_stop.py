@@ -140,7 +140,7 @@ def test_second_ctrl_c_ends_the_process_at_once(recipe: Build, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     _, output = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert "clipkit: interrupted again" in output
+    assert "clipkit: interrupted twice" in output
     clipkit.train(recipe({**CHANGES, "checkpoint.every_steps": 2, "train.epochs": 3}), resume=True)
     assert "resuming after step 4" in (tmp_path / "run" / "log.txt").read_text()
 

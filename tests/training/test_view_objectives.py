@@ -258,7 +258,7 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
             DataError,
             "pink",
         ),
-        ({"model.image.tune": "frozen"}, RecipeError, "nothing would learn"),  # but a head that is dropped
+        ({"model.image.tune": "frozen"}, RecipeError, "no trainable parameter"),  # but a head that is dropped
         ({"data.validation": "{one}"}, DataError, "one.csv: 1 validation"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Checks of data before training, and a cleaned copy."""
+"""Checks of data before training, and a writer of a cleaned copy."""
 
 from clipkit.data.checks.drop_list import read_drop_list
 from clipkit.data.checks.fix import check_output_folder, fix

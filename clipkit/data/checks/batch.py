@@ -1,4 +1,4 @@
-"""Estimate of the false negatives in a batch: pairs with the same caption or image as another pair of the batch."""
+"""Estimate of the false negatives in a batch: rows with the same caption or the same image as another row."""
 
 import math
 from math import lgamma
@@ -20,20 +20,22 @@ _MANY = 0.5
 
 
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
-    """Estimate how many pairs of rows in one batch have the same caption or image.
+    """Estimate how many rows of a random batch have the same caption or image as another row.
 
-    No image occurs twice in a batch, but two of its images may be duplicates of each other. Each image has one of its
+    A batch contains each image at most once, but two different images may be duplicates. Each image has one of its
     captions, as in training. Two given images are both in the batch with probability G (G - 1) / (N (N - 1)).
 
     Args:
         pairs: N images with captions.
-        duplicates: groups of duplicate images; None: unknown.
+        duplicates: duplicate images; None: unknown.
         batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        `size`: G. `same_caption`: expected number of combinations of two rows with equal captions. `same_image`:
-        expected number of combinations of two rows whose images are duplicates of each other. `rows`: expected number
-        of rows that have the same caption or image as another row.
+        A dict of estimates:
+        `size`: G.
+        `same_caption`: expected number of pairs of rows with equal captions.
+        `same_image`: expected number of pairs of rows with duplicate images.
+        `rows`: expected number of rows that have the same caption or image as another row.
     """
     count = len(pairs.images)
     size = min(batch_size, count)
@@ -52,12 +54,12 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return the probability that a batch with a given image also contains at least one of the k matches of this image.
+    """Return the probability that a batch contains a match of a given image, if the image has k matches in the data.
 
-    It is 1 − C(N−1−k, G−1) / C(N−1, G−1). A number k that is an expected value need not be an integer.
+    The batch contains the given image itself. The probability is 1 − C(N−1−k, G−1) / C(N−1, G−1).
 
     Args:
-        partners: the numbers k, one for each probability to return.
+        partners: values of k, one for each probability to return. An expected value need not be an integer.
         count: number of images, N.
         size: number of images in the batch, G.
     """
@@ -72,10 +74,10 @@ def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64
 
 
 def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two arrays with an entry for each image and each distinct caption of this image.
+    """Return two arrays with one entry for each (image, distinct caption of this image).
 
-    The first contains the probability that the image is drawn with this caption. The second contains the sum of the
-    first over all images with the same caption: the expected number of images that are drawn with it.
+    The first array is the probability that training draws this caption for the image. The second array is the expected
+    number of images, including this image, for which training draws an equal caption.
     """
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
@@ -97,12 +99,12 @@ def batch_too_large(data: CheckedData) -> Finding | None:
         "batch_too_large", "note" if assumed else "warning",
         f"a batch of {data.batch['size']:,}{' (the default of a recipe)' * assumed} is larger than the data "
         f"({images:,} images)",
-        "training needs at least one batch: use a smaller train.batch_size, or more data", count=images, share=1.0,
+        "training needs at least one full batch: lower train.batch_size, or use more data", count=images, share=1.0,
     )  # fmt: skip
 
 
 def false_negatives(data: CheckedData) -> Finding | None:
-    """Report false negatives: many rows of a batch have the same caption or image as another row."""
+    """Report that many rows of a batch have the same caption or image as another row."""
     if data.batch is None:
         return None
     size = max(1, min(data.batch["size"], len(data.pairs.images)))
@@ -114,9 +116,8 @@ def false_negatives(data: CheckedData) -> Finding | None:
         None: "use a loss that counts equal captions as positives (loss.duplicates: positive, the default), and merge "
         "duplicate images (--fix)",
         "negative": "set loss.duplicates: positive",
-        "positive": "the loss counts them as positives, but varied captions are more informative; if the "
-        "captions are class "
-        "names, use a smaller batch",
+        "positive": "the loss counts such rows as positives, but varied captions are more informative; if the captions "
+        "are class names, use a smaller batch",
     }
     return Finding(
         "false_negatives", "warning",

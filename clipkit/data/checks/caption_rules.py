@@ -34,10 +34,10 @@ def url_captions(data: CheckedData) -> Finding | None:
 
 
 def stock_captions(data: CheckedData) -> Finding | None:
-    """Report captions without information, which could describe any image, e.g. 'photo of'."""
+    """Report captions that could describe any image, e.g. 'photo of'."""
     what, advice = (
         "uninformative captions, which could describe any image, e.g. 'photo of'",
-        "drop the rows: the captions contain no information about their images",
+        "drop the rows, because such a caption contains no information about its image",
     )
     return _report(data, data.captions.stock, "stock_captions", what, advice)
 
@@ -64,10 +64,10 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for many different images; the most frequent ones are given as examples."""
+    """Report captions that are used for many different images. The examples are the most frequent captions."""
     index = data.captions
     most = (
-        ", one of these captions for most of the images"
+        " (one of these captions is used for most of the images)"
         if index.image_counts.max(initial=0) > len(data.pairs.images) / 2
         else ""
     )
@@ -84,7 +84,7 @@ def boilerplate_captions(data: CheckedData) -> Finding | None:
 
 
 def shared_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for at least two images, but for too few to be boilerplate."""
+    """Report captions that are used for several images, but for fewer images than boilerplate captions."""
     shared = data.captions.shared
     return _report(
         data, shared, "shared_captions", "captions that are also used for another image",
@@ -98,13 +98,13 @@ def repeated_captions(data: CheckedData) -> Finding | None:
     """Report captions that occur more than once for the same image."""
     what, advice = (
         "captions repeated for the same image",
-        "each repetition counts again in training: drop the repetitions (--fix)",
+        "training uses such a caption more often than the other captions: drop the repetitions (--fix)",
     )
     return _report(data, data.captions.repeated, "repeated_captions", what, advice)
 
 
 def cut_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are longer than the model's context length, the longest first."""
+    """Report captions that are longer than the model's context length, longest first."""
     if data.context_length is None:
         return None
     counts = data.token_counts
@@ -119,7 +119,7 @@ def cut_captions(data: CheckedData) -> Finding | None:
 
 
 def leaked_captions(data: CheckedData) -> Finding | None:
-    """Report captions that also occur in the data `against`, usually the validation data."""
+    """Report captions that also occur in the data `against`, which is usually the validation data."""
     if data.against is None or not data.against.has_captions:
         return None
     captions = normalized(data.pairs.captions)

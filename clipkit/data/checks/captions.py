@@ -1,4 +1,4 @@
-"""Measurements of captions, computed on Arrow columns: fast even for a million captions."""
+"""Fast measurements of captions, computed on Arrow columns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,9 @@ _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Return captions in lower case without spaces and punctuation; a caption of punctuation only stays unchanged.
+    """Return captions in lower case, without spaces and punctuation, to compare captions.
+
+    A caption that contains only punctuation keeps its punctuation.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()
@@ -45,7 +47,7 @@ def normalized(captions: Sequence[str]) -> pa.Array:
 
 
 def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArray[np.int64]:
-    """Return (M,) lengths of captions in tokens, or in words if `token_counts` is None."""
+    """Return (M,) lengths of captions in tokens. If `token_counts` is None, the lengths are in words."""
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
@@ -58,7 +60,7 @@ def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArra
 
 
 class CaptionIndex:
-    """Finds which of the M captions are empty, uninformative, or equal after normalization.
+    """Statistics of M captions, e.g. which captions are empty, uninformative or used for several images.
 
     Args:
         pairs: N images and M captions, or captions without images.
@@ -67,7 +69,7 @@ class CaptionIndex:
     def __init__(self, pairs: Pairs) -> None:
         self._column = Strings.of(pairs.captions).column
         self.distinct, self.first = first_positions(normalized(pairs.captions))
-        """(M,) number of each caption among the K distinct normalized captions, and (K,) first row of each of these."""
+        """(M,) number of each caption among the K distinct normalized captions, and (K,) first row of each number."""
         self.empty = as_mask(pc.equal(self._column, ""))
         """(M,) True for empty captions."""
         self.url = ~self.empty & self._matches(_URL)
@@ -86,7 +88,7 @@ class CaptionIndex:
         counts = self.image_counts[self.distinct]
         share = int(_BOILERPLATE_SHARE * len(pairs.images))
         self.boilerplate_images = max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, share))
-        """Smallest number of different images for which a caption counts as boilerplate."""
+        """Smallest number of different images that makes a caption boilerplate."""
         self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
         """(M,) True for captions that are used for many different images."""
         self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images
@@ -115,5 +117,5 @@ class CaptionIndex:
 
 
 def as_mask(column: Any) -> NDArray[np.bool_]:
-    """Return an Arrow column of booleans as a NumPy array."""
+    """Convert an Arrow column of booleans to a NumPy array."""
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)

@@ -1,4 +1,4 @@
-"""Input of the rules about data: pairs of images and captions with their measurements."""
+"""Input of the data rules: images and captions with their measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,10 @@ Scope = Literal["quick", "sampled", "full"]
 
 @dataclass(frozen=True)
 class CheckedData:
-    """N images and M captions with their measurements. A rule reports nothing if its measurement is missing."""
+    """N images and M captions, with the measurements that the rules need.
+
+    Measurements are optional. A rule whose measurement is missing reports nothing.
+    """
 
     pairs: Pairs
     broken: Mapping[int, str] = field(default_factory=dict)
@@ -51,40 +54,43 @@ class CheckedData:
 
     @cached_property
     def captions(self) -> CaptionIndex:
-        """Caption statistics: empty captions, URLs, file names, stock phrases and duplicates (see `CaptionIndex`)."""
+        """Statistics of the captions, e.g. which captions are empty."""
         return CaptionIndex(self.pairs)
 
     @property
     def short_sides(self) -> NDArray[np.int32]:
-        """(K,) short sides of the measured images in pixels; 0 if unknown."""
+        """(K,) short side of each measured image in pixels; 0 if unknown."""
         return self.sizes.min(axis=1, initial=np.iinfo(np.int32).max)
 
     def sized_name(self, number: int) -> str:
-        """Return the name of an image with its width and height; `number` is its position among the measured images."""
+        """Return the name of an image with its width and height, for messages.
+
+        `number` is the position among the measured images, not among all images.
+        """
         width, height = self.sizes[number]
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
+        """Return the name of an image for messages: the path in the source, or e.g. "data.parquet, row 5"."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:
-        """Return the name of a caption's image, or the row number if there are no images."""
+        """Return the name of a caption's image for messages. If there are no images, return e.g. "row 5"."""
         return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
-        """Return a caption, shortened to 100 characters, and the name of its image."""
+        """Return a caption, shortened to 100 characters, followed by the name of its image."""
         return f"{shortened(repr(self.pairs.captions[row]), 100)} ({self.row_name(row)})"
 
 
 @dataclass(frozen=True)
 class DataRule(Rule[CheckedData]):
-    """A rule about data, and the conditions under which it applies.
+    """Rule about data, and when it is applied.
 
     Args:
-        needs: images or captions; the rule is skipped if the data has none.
-        scope: full: only `clipkit data check` applies the rule; quick: training also applies it at the start, without
-            opening images; sampled: training also applies it at the start, to a sample of the images.
+        needs: "images" or "captions"; the rule is skipped if the data has none.
+        scope: "full": only `clipkit data check` applies the rule. "quick": training also applies the rule at the start,
+            without opening images. "sampled": training also applies the rule at the start, to a sample of the images.
     """
 
     needs: Literal["images", "captions"]

@@ -1,4 +1,4 @@
-"""List of images and captions to drop from a dataset, in the format that `clipkit browse` writes."""
+"""Reader of a list of images and captions to drop from a dataset. `clipkit browse` writes such lists."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _KEYS = {"image", "caption", "reason"}
 
 @dataclass(frozen=True)
 class DropList:
-    """Images and captions that a user wants to drop, with reasons."""
+    """Images and captions to drop from a dataset, with reasons."""
 
     images: Mapping[int, str] = field(default_factory=dict)
     """Reason for each image to drop, by position of the image."""
@@ -25,7 +25,8 @@ class DropList:
 def read_drop_list(file: Path, pairs: Pairs) -> DropList:
     """Read a list of images and captions to drop.
 
-    Each line is a JSON object with an `image` and a `reason`. If it has a `caption`, only this caption is dropped.
+    Each line of the file is a JSON object with an `image`, a `reason` and optionally a `caption`. Without `caption`,
+    the image is dropped with all its captions. With `caption`, only this caption is dropped.
 
     Args:
         file: a .jsonl file.
@@ -36,7 +37,8 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
     """
     if file.suffix.lower() != ".jsonl":
         raise DataError(
-            f"{file}: is not a list of images to drop; give the .jsonl file that clipkit browse or data doubtful wrote"
+            f"{file}: is not a .jsonl file; give a list of images to drop, as clipkit browse or "
+            "clipkit data doubtful writes it"
         )
     position_of = {image_name(pairs, position): position for position in range(len(pairs.images))}
     known: set[tuple[int, str]] = set()
@@ -47,7 +49,8 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
         reason = reason or f"is in {file.name}"
         if entry.keys() - _KEYS or not isinstance(name, str) or not isinstance(caption, str | None):
             raise DataError(
-                f"{file}: entry {number} is not valid; write image and reason, and caption to drop only this caption"
+                f"{file}: entry {number} is invalid; write an object with image and reason, and "
+                "with caption to drop only one caption"
             )
         if name not in position_of:
             raise DataError(f"{file}: {pairs.name} has no image {name[:200]}; give a list that was made for this data")

@@ -36,40 +36,40 @@ _CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Duplicates among N images: groups with the same bytes, and pairs that look the same."""
+    """Duplicates among N images. Exact duplicates have the same bytes; near duplicates only look the same."""
 
     first: NDArray[np.int64]
     """(N,) position of the first image with the same bytes, which can be the image itself."""
     near_pairs: NDArray[np.int64]
-    """(K, 2) pairs of images that look the same, the lower position first. Of equal files, only the first is listed."""
+    """(K, 2) pairs of images that look the same, lower position first. Only the first of equal files is listed."""
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) number of images with the same bytes, including this image; 0 if an earlier image has the same bytes."""
+        """(N,) for the first image of each group with the same bytes: the size of the group. For other images: 0."""
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
     def pairs(self) -> int:
-        """Number of pairs of images that have the same bytes or look the same."""
+        """Number of pairs of images that are exact or near duplicates."""
         copies = self.copies
         exact = int((copies * (copies - 1) // 2).sum())
         return exact + int((copies[self.near_pairs[:, 0]] * copies[self.near_pairs[:, 1]]).sum())
 
     @property
     def degrees(self) -> NDArray[np.int64]:
-        """(N,) number of other images that have the same bytes or look the same, for each image."""
+        """(N,) for each image, the number of its exact and near duplicates."""
         copies, (one, other) = self.copies, self.near_pairs.reshape(-1, 2).T
         near = np.bincount(one, copies[other], len(copies)) + np.bincount(other, copies[one], len(copies))
         return (copies - 1 + near.astype(np.int64))[self.first]
 
     def representatives(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Choose the images to keep, so that no two of them look the same.
+        """Choose which images to keep, so that no two of the kept images are duplicates.
 
         Args:
-            rank: (N,) rank of each image; among images that look the same, the image with the lowest rank is kept.
+            rank: (N,) rank of each image. Among near duplicates, the image with the lowest rank is kept.
 
         Returns:
-            (N,) position of the kept image that represents each image; a kept image represents itself.
+            (N,) for each image, the position of the image that is kept in its place. A kept image represents itself.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}
@@ -89,9 +89,9 @@ class Duplicates:
 
 
 def find_duplicates(scan: ImageScan) -> Duplicates:
-    """Find the duplicates among the images of a scan.
+    """Find exact and near duplicates among the images of a scan. Images that cannot be opened are ignored.
 
-    The time grows almost linearly with the number of images. Images that cannot be opened are not duplicates.
+    The time grows almost linearly with the number of images.
     """
     count = len(scan)
     readable = np.ones(count, bool)
@@ -122,7 +122,10 @@ def _near_pairs(scan: ImageScan, positions: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of distinct hashes that differ in at most `_DISTANCE` bits; some pairs are yielded more than once."""
+    """Yield pairs of hashes that differ in at most 7 bits, as two arrays of positions.
+
+    A pair may be yielded several times. The given hashes must be distinct.
+    """
     for band in range(_BANDS):
         keys = ((hashes >> np.uint64(band * _BAND_BITS)) & np.uint64((1 << _BAND_BITS) - 1)).astype(np.int64)
         order = np.argsort(keys, kind="stable")
@@ -141,19 +144,24 @@ def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the concatenated ranges 0 … count − 1 of all counts, and for each element the index of its count.
+    """Concatenate the ranges 0 … count − 1 for all counts. Also return the index of the count for each element.
 
-    For the counts 2 and 3, the arrays are 0 1 0 1 2 and 0 0 1 1 1.
+    For the counts 2 and 3, the results are 0 1 0 1 2 and 0 0 1 1 1.
     """
     index = np.repeat(np.arange(len(counts)), counts)
     return np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts), index
 
 
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the pairs (one, other) whose thumbnails are similar, as arrays with two positions per row.
+    """Yield the pairs of images whose thumbnails are similar, as arrays (P, 2) of positions.
 
-    Pairs with an image of very low contrast are left out, because such thumbnails always look similar. Images of a
-    single color are compared.
+    Pairs with an image of very low contrast are dropped, because thumbnails of such images always look similar. Images
+    of a single color are not dropped.
+
+    Args:
+        scan: scan of the images.
+        one: position of the first image of each pair.
+        other: position of the second image of each pair.
     """
     tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
     both = tells[one] & tells[other]

@@ -27,14 +27,14 @@ from clipkit.images import Stored, read_image
 
 
 def check_output_folder(out: Path, data: str | None = None) -> None:
-    """Raise an error if a cleaned copy cannot be written to a folder; call this before the data is read.
+    """Check that a cleaned copy can be written to a folder. Call this before the data is read.
 
     Args:
         out: folder of the copy.
-        data: source as given by the user; if it is a folder, the copy must not be inside it.
+        data: source as given by the user. If the source is a folder, the copy must be outside of it.
 
     Raises:
-        OutputError: the folder exists and is not empty, its parent does not exist, or it lies within the data.
+        OutputError: the folder exists and is not empty, its parent does not exist, or the folder is inside the data.
     """
     folder = out.absolute()
     try:
@@ -42,7 +42,7 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder") from None
     if taken:
-        raise OutputError(f"{out}: already exists; give a new or empty folder")
+        raise OutputError(f"{out}: already exists and is not an empty folder; give a new or empty folder")
     if not folder.parent.is_dir():
         raise OutputError(f"{out}: the folder {folder.parent} does not exist; create it first")
     source = None if data is None else Path(split_options(data)[0]).expanduser()
@@ -55,30 +55,35 @@ def fix(
 ) -> dict[str, int]:
     """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
-    Broken images, leaked images and empty captions are dropped. If images have equal bytes, or differ only in size and
-    encoding, the largest image is kept, with the captions of all these images. If captions of one image are equal, the
-    first is kept. Image files are not copied; images from archives and tables are written to OUT/images.
+    - Broken images, leaked images and empty captions are dropped.
+    - Of images that have equal bytes, or that differ only in size and encoding, only the largest image is kept. This
+      image gets the captions of the dropped images.
+    - Of equal captions of one image, only the first caption is kept.
+
+    Image files are not copied; the table contains their paths. Images from archives and tables are saved in OUT/images.
 
     Args:
         pairs: the data that was checked.
         report: result of `check`.
         out: a new or empty folder.
-        drop_most: allow dropping half of the images or captions, or more.
+        drop_most: allow dropping half or more of the images or captions.
         drop: further images and captions to drop.
 
     Returns:
-        `images` and `captions`: their numbers in the copy; `dropped`: number of entries in dropped.jsonl.
+        `images` and `captions`: their numbers in the copy. `dropped`: number of lines in dropped.jsonl.
 
     Raises:
-        OutputError: the folder is not empty or cannot be written.
-        DataError: nothing would be left, at least half would be dropped without `drop_most`, or an image can no longer
+        OutputError: the folder is not empty or cannot be written to.
+        DataError: nothing would be left; half or more would be dropped without `drop_most`; or an image can no longer
             be read.
     """
     check_output_folder(out)
     listed = drop or DropList()
     rows, dropped = _select_rows(pairs, report, listed)
     if not rows:
-        raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
+        raise DataError(
+            f"{pairs.name}: every row has an error, so no row is left to copy; correct the data as the findings advise"
+        )
     if not drop_most:
         _check_share_kept(pairs, len(report.broken.keys() | report.leaked.keys() | listed.images.keys()), dropped)
     try:
@@ -95,7 +100,7 @@ def fix(
 
 
 def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
-    """Return for each image the position of the copy that is kept; it can be the image itself."""
+    """Return for each image the position of the image that is kept in its place; usually this is the same image."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     rank = report.rank.copy()
@@ -110,7 +115,7 @@ def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
 
 
 def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
-    """Raise an error if half of the images or captions, or more, would be dropped."""
+    """Raise an error if half or more of the images or captions would be dropped."""
     captions = sum("caption" in entry for entry in dropped)
     for lost, total, noun in (
         (lost_images, len(pairs.images) if pairs.has_images else 0, "images"),
@@ -119,14 +124,14 @@ def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[
         if total and 2 * lost >= total:
             reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
             raise DataError(
-                f"{pairs.name}: the copy would leave out {lost:,} of the {total:,} {noun}, most of them "
-                f"because of: {reasons[0][0]}; check that columns, folder and file names are correct, or add "
-                "--drop-most to allow this"
+                f"{pairs.name}: the copy would leave out {lost:,} of the {total:,} {noun} (most frequent "
+                f"reason: {reasons[0][0]}); check that columns, folder and file names are correct, or add "
+                "--drop-most to drop them"
             )
 
 
 def _select_rows(pairs: Pairs, report: Report, drop: DropList) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Return the rows to keep as (image, row of the caption), and the dropped images and captions with reasons."""
+    """Select the rows to keep. Return (image, row of the caption) of these rows, and the dropped items with reasons."""
     unusable = {**drop.images} | {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
@@ -161,7 +166,10 @@ def _select_rows(pairs: Pairs, report: Report, drop: DropList) -> tuple[list[tup
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """Write the table, and save images from archives and tables as files; return the number of images in the table."""
+    """Write the table captions.csv, and return the number of its images.
+
+    Images from archives and tables are saved as files.
+    """
     texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -175,7 +183,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path of an image for the table; an image from an archive or table is first written to a file."""
+    """Return the path of an image for the table. An image from an archive or table is first saved as a file."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
@@ -195,7 +203,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Return a folder without symbolic links: in a path, `..` after a link leads to the parent of the link's target."""
+    """Return the path of a folder with symbolic links resolved, because `..` after a link leads to another folder."""
     return folder.resolve()
 
 

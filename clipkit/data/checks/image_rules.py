@@ -30,7 +30,7 @@ def broken_images(data: CheckedData) -> Finding | None:
         sorted(image for image, reason in data.broken.items() if reason != MISSING), len(data.pairs.images),
         name="broken_images", severity="error", what="images that cannot be opened",
         describe=lambda image: f"{data.image_name(image)} ({data.broken[image]})",
-        advice="download them again, or drop the rows (--fix)",
+        advice="replace these files, or drop the rows (--fix)",
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def tiny_images(data: CheckedData) -> Finding | None:
     return finding_about(
         np.flatnonzero((short > 0) & (short < _TINY)).tolist(), len(short),
         name="tiny_images", what=f"images with a side of less than {_TINY} pixels", describe=data.sized_name,
-        advice="replace them with larger ones, or drop the rows",
+        advice="replace these images with larger images, or drop the rows",
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
         np.flatnonzero(first != np.arange(len(first))).tolist(), len(first),
         name="duplicate_images", what="images with the same bytes as an earlier image",
         describe=lambda image: f"{data.image_name(image)} = {data.image_name(int(first[image]))}",
-        advice="in one batch, equal images are false negatives, and they count twice in training: merge them (--fix)",
+        advice="equal images in one batch are false negatives, and training uses them more often: merge them (--fix)",
     )  # fmt: skip
 
 
@@ -108,13 +108,13 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier image",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
-        advice="compare such images: re-encoded copies are false negatives that no loss can detect; --fix merges "
-        "images that differ only in size and encoding",
+        advice="look at these images: copies of one image are false negatives that no loss can detect; use --fix to "
+        "merge copies that differ only in size and encoding",
     )  # fmt: skip
 
 
 def leaked_images(data: CheckedData) -> Finding | None:
-    """Report images with the same bytes as an image of the data `against`, usually the validation data."""
+    """Report images with the same bytes as an image of the data `against`, which is usually the validation data."""
     return _leaked(data, exact=True, name="leaked_images", what="images with the same bytes as an image of")
 
 

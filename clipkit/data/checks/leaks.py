@@ -1,4 +1,4 @@
-"""Detection of images that occur in two datasets, for example in the training and the validation data."""
+"""Detection of images that occur in two datasets, e.g. in the training and the validation data."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _UNKNOWN = -1  # size of an image at a URL, which is unknown before the download
 
 @dataclass(frozen=True)
 class Leak:
-    """Occurrence of an image in another dataset."""
+    """An image of another dataset that equals an image of the checked dataset."""
 
     position: int
     """Position of the image in the other dataset."""
@@ -25,17 +25,23 @@ class Leak:
     """True if the files have the same bytes, False if the images only look the same."""
 
     def describe(self, against: Pairs) -> str:
-        """Return the name of the image in the other dataset, after `=` (same bytes) or `~` (looks the same)."""
+        """Return the name of the image in the other dataset, for messages.
+
+        The name follows "= " if the images have the same bytes, and "~ " if they only look the same.
+        """
         return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
 
 
 def image_name(pairs: Pairs, position: int) -> str:
-    """Return the name of an image for messages: its path as given in the source, or e.g. "data.parquet, row 5"."""
+    """Return the name of an image for messages: the path in the source, or e.g. "data.parquet, row 5"."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Return the duplicates within a scan, and its images that also occur in another scan (position -> `Leak`)."""
+    """Find the duplicates among the images of `scan`, and the images of `scan` that also occur in the scan `other`.
+
+    The second result maps the position of an image in `scan` to a `Leak`.
+    """
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
     exact: dict[int, int] = {}  # first image with some content -> position of this content in the other dataset
@@ -57,9 +63,9 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Return the images of `pairs` with the same bytes as an image of `against` (position -> `Leak`).
+    """Find the images of `pairs` that have the same bytes as an image of `against` (position -> `Leak`).
 
-    Files are read only if a file of the other dataset has the same size.
+    Only files that have the same size as a file of the other dataset are read.
     """
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}

@@ -1,4 +1,4 @@
-"""Complete check of a dataset: reads all images and captions once, and reports problems and statistics."""
+"""Complete check of a dataset: opens all images, measures all captions, and reports problems and statistics."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ _USUAL_BATCH = TrainRecipe().batch_size
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `check`: statistics of the data, and findings about problems."""
+    """Result of `check`: statistics of the data, and the problems that were found."""
 
     data: str
     against: Pairs | None
@@ -49,7 +49,10 @@ class Report:
     """(N,) rank of each image, used by `fix`: among duplicates, the image with the lowest rank is kept."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
+        """Return the report as a dict for JSON.
+
+        The keys are task, data, against, facts (statistics), counts (number of findings by severity), and findings.
+        """
         return {
             "task": "check",
             "data": self.data,
@@ -70,17 +73,16 @@ def check(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Report:
-    """Read every image and caption once and report problems.
+    """Check all images and captions, and return a report of statistics and problems.
 
     Args:
-        pairs: N images and M captions, read with `broken=("images", "captions")`, so that problems become findings, not
-            errors.
+        pairs: N images and M captions. Read them with `broken=("images", "captions")`, so that missing images and empty
+            captions become findings instead of errors.
         against: data that must not contain the same images, usually the validation set.
-        token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
+        token_counts: function that counts the tokens of each string before truncation; None: count words.
         context_length: maximum number of tokens that the model reads.
-        image_size: side of the model's input in pixels; None: images under 224 pixels are counted, but are not a
-            finding.
-        batch_size: pairs in a global batch, to estimate the number of false negatives; None: the default of a recipe.
+        image_size: side of the model's input in pixels. None: no finding about small images; the statistics use 224.
+        batch_size: pairs in a global batch, to estimate the number of false negatives; None: the default of recipes.
         workers: threads; None: one per core, at most 16.
 
     Example:
@@ -129,7 +131,7 @@ def check(
 
 
 def quick_findings(pairs: Pairs) -> list[Finding]:
-    """Report missing files, empty files and poor captions without opening any image: a million rows take seconds.
+    """Report missing files, empty files and poor captions. No image is opened, so a million rows take only seconds.
 
     Example:
         >>> from clipkit.data.sequences import Files
@@ -141,7 +143,7 @@ def quick_findings(pairs: Pairs) -> list[Finding]:
 
 
 def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
-    """Yield the positions of images whose file does not exist or is empty, each with the reason."""
+    """Yield (position, reason) for each image whose file does not exist or is empty."""
     images: Iterable[str | Path | Stored] = pairs.images if pairs.has_images else ()
     if pairs.has_images and isinstance(pairs.images, Files):
         folder = str(pairs.images.folder)  # for a million images, strings take seconds, but Paths half a minute

@@ -1,6 +1,7 @@
-"""Collection of all rules about data.
+"""List of all rules about data.
 
-To add a rule, write a function and a table row in `batch.py`, `caption_rules.py` or `image_rules.py`, and a test.
+To add a rule, write a function and add it to the table in `batch.py`, `caption_rules.py` or `image_rules.py`. Also
+write a test.
 """
 
 from collections.abc import Collection
@@ -15,6 +16,6 @@ RULES = (*IMAGE_RULES, *CAPTION_RULES, *BATCH_RULES)
 
 
 def apply_rules(data: CheckedData, scopes: Collection[Scope] = ("quick", "sampled", "full")) -> list[Finding]:
-    """Apply the rules with the given scopes (see `DataRule`); return their findings, the most severe first."""
+    """Apply the rules that have one of the given scopes (see `DataRule`). Return the findings, most severe first."""
     has = {"images": data.pairs.has_images, "captions": data.pairs.has_captions}
     return most_severe_first(apply([rule for rule in RULES if rule.scope in scopes and has[rule.needs]], data))

@@ -1,4 +1,4 @@
-"""Scan of images: each is opened once; its size, hashes and a small thumbnail are kept to compare it with others."""
+"""Scan of images: each image is opened once, to measure it and to make a hash and a thumbnail for comparisons."""
 
 import hashlib
 import os
@@ -37,7 +37,10 @@ _IGNORED = 0.001
 
 @dataclass(frozen=True)
 class ImageScan:
-    """Sizes, hashes and thumbnails of N images; they are 0 for an image that cannot be opened."""
+    """Measurements of N images: sizes, hashes and thumbnails.
+
+    Values that could not be measured, e.g. because the image is broken, are 0 (-1 for the file size).
+    """
 
     broken: dict[int, str]
     """Reason why an image cannot be opened, by position."""
@@ -58,7 +61,7 @@ class ImageScan:
         return len(self.hashes)
 
     def followed_by(self, other: "ImageScan") -> "ImageScan":
-        """Return the concatenation of this scan and another scan."""
+        """Concatenate this scan and another scan."""
         return ImageScan(
             self.broken | {len(self) + position: reason for position, reason in other.broken.items()},
             np.concatenate([self.contents, other.contents]),
@@ -71,7 +74,7 @@ class ImageScan:
 
 
 def scan_images(images: Sequence[Path | Stored], workers: int | None = None, name: str = "images") -> ImageScan:
-    """Open each image once and return sizes, hashes and thumbnails; a terminal shows a progress bar.
+    """Open each image once, and return sizes, hashes and thumbnails. A progress bar is shown in a terminal.
 
     Args:
         images: N images.
@@ -117,7 +120,10 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 
 
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
-    """Open an image and fill in its row of the scan. Return the reason if it cannot be opened, otherwise None."""
+    """Open an image, and write its measurements to the row `position` of the scan.
+
+    Return the reason if the image cannot be opened, otherwise None.
+    """
     from imagehash import phash  # imported here because it imports SciPy, which loader workers do not need
 
     try:
@@ -154,7 +160,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
 
 
 def _spread(image: Image.Image) -> int:
-    """Return the range of pixel values (0 to 255) in the channel with the largest range.
+    """Return the difference between the largest and the smallest pixel value, in the channel where it is largest.
 
     The lowest and highest 0.1 % of the values are ignored.
     """

@@ -1,4 +1,4 @@
-"""Choice of the column for a role (such as image or caption) among several columns: by values, then by name."""
+"""Choice of the column for each role, e.g. image or caption, if a source has several possible columns."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ PEEKED = 20
 Peek = Callable[[str], Sequence[Any]]
 """Function from the name of a column to the values of its first rows; b"" in place of image bytes."""
 
-_OF_IMAGES = ("image bytes", "image paths", "paths of missing images", "addresses", "other texts", "no images")
+_OF_IMAGES = ("image bytes", "image paths", "paths of missing images", "URLs", "other texts", "no images")
 _OF_TEXTS = ("texts", "numbers", "no texts")
 _OF_LABELS = ("labels", "no labels")
 CERTAIN = 2
@@ -23,7 +23,7 @@ CERTAIN = 2
 
 
 def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
-    """Return the rank of a column for a role, judged by its values (0 is best), and a description of the values.
+    """Return how well the values of a column fit a role: a rank (0 is best) and the kind of the values as text.
 
     For images, bytes are best, then paths, then URLs, which need the network.
 
@@ -34,7 +34,7 @@ def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
 
     Example:
         >>> rank_of("image", ["https://host/1.jpg"], Path()), rank_of("image", [7], Path())
-        ((3, 'addresses'), (5, 'no images'))
+        ((3, 'URLs'), (5, 'no images'))
     """
     kinds = {"image": _OF_IMAGES, "label": _OF_LABELS}.get(role, _OF_TEXTS)
     filled = [value for value in values if value not in (None, "", [])]
@@ -82,7 +82,16 @@ def _is_number(text: str) -> bool:
 
 
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
-    """Return the column with the best rank for a role (the first of equal ranks), and a description of the choice."""
+    """Return the column that fits a role best (see `rank_of`), and a sentence about the choice for messages.
+
+    Ties go to the first candidate.
+
+    Args:
+        role: role of the column, e.g. image.
+        candidates: names of the possible columns.
+        peek: function from a column name to the first values of the column.
+        folder: folder to which paths are relative.
+    """
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
     described = [f"{name} ({ranks[name][1]})" for name in (best, *(name for name in candidates if name != best))]
@@ -100,7 +109,7 @@ def choice_finding(source: str, choices: Sequence[str], advice: str) -> Finding:
 
 
 def of_table(table: Any) -> Peek:
-    """Return a function from a column name of an Arrow table to the first values of the column (see `Peek`)."""
+    """Return a function that maps the name of a column of an Arrow table to the first values of the column."""
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)
@@ -110,11 +119,11 @@ def of_table(table: Any) -> Peek:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; an empty list if it is damaged, which the reader of the source reports."""
+    """Return the values of an Arrow column; an empty list if the column is damaged."""
     try:
         column.validate(full=True)  # without this check, a wrong offset in a memory-mapped file would crash the process
         return list(column.to_pylist())
-    except (pa.ArrowException, UnicodeDecodeError):
+    except (pa.ArrowException, UnicodeDecodeError):  # the reader of the source reports a damaged column
         return []
 
 

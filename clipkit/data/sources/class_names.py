@@ -1,4 +1,4 @@
-"""Class names that are stored in the metadata of a table, as by ClassLabel of the library `datasets`."""
+"""Class names in the metadata of a table, where the library `datasets` stores the names of a ClassLabel column."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.parsing import parse_json
 
 
 def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
-    """Return the classes of a column that an Arrow or Parquet schema contains as metadata; None if it contains none."""
+    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if they are missing."""
     try:
         feature: Any = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, ValueError, TypeError):
@@ -26,9 +26,9 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
 
 
 def whole_numbers(column: Any) -> Any:
-    """Convert floats to integers, with null for NaN; a column with fractions or of another type is unchanged.
+    """Convert a column of floats to integers, with null for NaN; return other columns unchanged.
 
-    pandas stores integers with missing values as floats.
+    A column with fractions is also returned unchanged. pandas stores integers with missing values as floats.
     """
     if not pa.types.is_floating(column.type):
         return column
@@ -39,10 +39,15 @@ def whole_numbers(column: Any) -> Any:
 
 
 def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
-    """Replace class numbers, or lists of them, by class names; null and negative numbers become null.
+    """Replace class numbers, or lists of class numbers, by class names; null and negative numbers become null.
+
+    Args:
+        name: name of the source, for messages.
+        column: class numbers, counted from 0; lists of class numbers if `classes.is_multilabel`.
+        classes: classes with their names.
 
     Raises:
-        DataError: there are fewer class names than the highest number requires.
+        DataError: a class number has no class name.
     """
     whole = column.combine_chunks()
     whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
@@ -53,8 +58,8 @@ def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
     highest = pc.max(numbers).as_py()
     if highest is not None and highest >= len(classes.labels):
         raise DataError(
-            f"{name}: has the class number {highest}, but only {len(classes.labels)} class names; correct the "
-            "numbers, or add the missing names"
+            f"{name}: has the class number {highest}, but only {len(classes.labels)} class names; correct the class "
+            "numbers (the first class has number 0), or add the missing class names"
         )
     names = pa.array(classes.labels, pa.large_string()).take(numbers)
     if not is_list:

@@ -46,7 +46,7 @@ class ClassList:
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows of a source, with columns by role (such as caption or label)."""
+    """R rows of a source: images, and columns by role (such as caption or label)."""
 
     name: str
     columns: dict[str, pa.Array]
@@ -66,11 +66,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Roles (such as image or caption) for which a reader must or may read a column.
+    """Roles (such as image or caption) that a reader looks for in a source, and the options of the source.
 
     Args:
         source: source as given by the user, for messages.
-        options: options that the user wrote after `?`.
+        options: options that the user wrote after `?`, e.g. {"image": "file"} for `?image=file`.
         needed: roles that the source must have.
         optional: roles that are read if they are present.
         names: accepted column names of each role.
@@ -92,7 +92,7 @@ class Wanted:
     def needs(self, role: str, present: Collection[str]) -> bool:
         """Return whether the source must have a column for a role.
 
-        Labels can replace captions: if labels are read and present, a caption column is not needed.
+        Labels can replace captions. If labels are read and a label column is present, no caption column is needed.
 
         Args:
             role: the role.
@@ -105,15 +105,16 @@ class Wanted:
         return role in self.needed
 
     def columns_among(self, source: object, header: Sequence[str], peek: Peek, folder: Path = Path()) -> dict[str, str]:
-        """Return the column name of each role, for roles that have a column.
+        """Find the column of each role; return role -> column name, without roles that have no column.
 
-        If several columns have an accepted name, their values decide (see `rank_of`), and a finding reports the choice.
-        If none has an accepted name for images, but exactly one contains images, it is the image column.
+        If several columns have an accepted name for a role, the values of the columns decide (see `rank_of`), and a
+        finding reports the choice. If images are needed and no column has an accepted name for images, the reader uses
+        the column that contains images, if there is exactly one.
 
         Args:
             source: name of the source, for messages.
             header: names of the columns.
-            peek: function from a column's name to its first values.
+            peek: function from a column name to the first values of the column.
             folder: folder to which image paths are relative.
 
         Raises:
@@ -140,24 +141,25 @@ class Wanted:
                 choices += [choice] * (len(candidates) > 1 or not matches)
             elif self.needs(role, lower):
                 raise ColumnError(
-                    f"{source}: has no {role} column (accepted names: {', '.join(self.names[role])}); its "
-                    f"columns are {columns}: rename the {role} column, or give its name with "
-                    f"{self.advice(role)}"
+                    f"{source}: has no {role} column (accepted names: {', '.join(self.names[role])}), and "
+                    f"its columns are {columns}; rename the column that contains the {role}, or give the name "
+                    f"of this column with {self.advice(role)}"
                 )
         if not found:
             raise DataError(
-                f"{source}: has none of the columns {', '.join(self.roles)}; its columns are {columns}: give "
+                f"{source}: has none of the columns {', '.join(self.roles)}, and its columns are {columns}; give "
                 f"the name of a column with {self.advice(self.roles[0])}"
             )
         if choices:
-            advice = f"to use another column, give its name with {self.advice(next(iter(found)))}"
+            advice = f"to use another column, give the name of this column with {self.advice(next(iter(found)))}"
             self.choices.append(choice_finding(str(source), choices, advice))
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user named for a role (as in `?image=file`), in lower case, or None.
+        """Return the column that the user named for a role, in lower case; None if the user named none.
 
-        URL escapes such as %20 are decoded, unless a column name contains them.
+        Example: `file` for the option `?image=file`. If no column has the name as written, URL escapes such as %20 are
+        decoded.
         """
         given = self.options.get(role)
         if given is None:
@@ -165,7 +167,7 @@ class Wanted:
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return an example of a source with the option that names the column of a role, quoted for a shell."""
+        """Return an example of how to name the column of a role: `'photos.csv?image=COLUMN'`, quoted for a shell."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 
@@ -178,10 +180,10 @@ def _listed(header: Sequence[str]) -> str:
 def split_options(source: str) -> tuple[str, dict[str, str]]:
     """Split a source such as `photos.csv?image=file&caption=title` into its name and its options.
 
-    If a file or folder has a name with a question mark, this question mark is part of the name.
+    A question mark in the name of an existing file or folder belongs to the name.
 
     Raises:
-        DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
+        DataError: the part after the question mark is not NAME=VALUE&NAME=VALUE, or contains an option twice.
     """
     if _exists_in_source(source):
         return source, {}
@@ -200,7 +202,7 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
 
 
 def exists(name: str) -> bool:
-    """Return whether a file or folder with this name exists; the name may contain any characters."""
+    """Return whether a file or folder with this name exists; False for a URL or an invalid path."""
     try:
         return bool(name) and "://" not in name and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
@@ -208,9 +210,9 @@ def exists(name: str) -> bool:
 
 
 def _exists_in_source(source: str) -> bool:
-    """Return whether the file or folder exists that a source string names, e.g. "wds:shards:train" names "shards".
+    """Return whether a source names an existing file or folder, e.g. the folder "shards" in "wds:shards:train".
 
-    The prefixes `hf:` and `wds:` and the split are removed from the string first.
+    The prefixes `hf:` and `wds:` and the split do not belong to this name.
     """
     prefix, _, rest = source.partition(":")
     return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
@@ -219,7 +221,7 @@ def _exists_in_source(source: str) -> bool:
 def name_revision_and_split(given: str) -> tuple[str, str, str]:
     """Split `NAME[@REVISION][:SPLIT]` into its three parts; a missing part is "".
 
-    If a file or folder has a name with `@` or `:`, this character is part of the name.
+    The characters `@` and `:` in the name of an existing file or folder belong to the name.
 
     Example:
         >>> name_revision_and_split("me/data@v1:test"), name_revision_and_split("me/data")

@@ -1,4 +1,4 @@
-"""Identity of images that are stored in a table: images are the same if their names and bytes are equal."""
+"""Keys of images that are stored in a table; images with equal names and equal bytes have equal keys."""
 
 import hashlib
 from collections import Counter
@@ -12,10 +12,9 @@ _PART = 256
 
 
 def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
-    """Return (R,) strings that are equal for rows with equal bytes and equal names.
+    """Return a key for each of R rows; rows with equal bytes and equal names have equal keys.
 
-    Names often lack the folder, so equal names are not enough. Rows without bytes are compared by name only. An image
-    is read completely only if another image has the same name, the same size and the same bytes in three places.
+    Equal names are not enough, because names often lack the folder. Rows without bytes are compared by name only.
 
     Args:
         contents: (R,) column of bytes; null for an image that is not in the table.
@@ -34,6 +33,7 @@ def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
         if content is None:
             keys.append(f"path {path}" if path else f"row {row}")
         else:
+            # All bytes are hashed only if another image has the same name, size and bytes in three places.
             digest = hashlib.sha256(content).hexdigest() if counts[sample] > 1 else ""
             keys.append(f"content {digest} {path}" if digest else f"row {row}")
     return pa.array(keys, pa.large_string())

@@ -86,10 +86,10 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the format of a file; the delimiter is the one that gives the most columns with known names.
+    """Return the format of a file. The delimiter is the one that gives the most columns with accepted names.
 
-    If several delimiters give equally many, the total number of columns decides, then the extension of the file. A
-    first line such as `sep=;`, which Excel writes, names the delimiter.
+    Ties go to the delimiter that gives more columns, and then to the usual delimiter of the file extension. However, a
+    first line such as `sep=;`, which Excel writes, sets the delimiter.
     """
     with open_text(path, newline="") as file:
         first = file.readline()
@@ -128,8 +128,8 @@ def _check_header(path: Path, header: list[str]) -> None:
     image = next(images, None)
     if image is not None:
         raise DataError(
-            f"{path}: has no header, its first line is data ({image.strip()[:60]}); add a first line with the names of "
-            "the columns, for example image,caption"
+            f"{path}: has no header, because its first line is data ({image.strip()[:60]}); add a first line with the "
+            "names of the columns, for example image,caption"
         )
 
 
@@ -154,7 +154,10 @@ def _check_quotes(path: Path, form: _Form, columns: dict[str, pa.Array]) -> None
 
 
 def _first_problem(path: Path, form: _Form) -> str | None:
-    """Return a message about the first malformed line, or None. This reader is slow, but knows the line number."""
+    """Return a message about the first malformed line of a file; None if all lines are correct.
+
+    This check is slower than the reader of Arrow, but knows the number of the line.
+    """
     line = 0
     with open_file(path) as raw:
         for line, content in enumerate(raw, 1):
@@ -175,7 +178,9 @@ def _first_problem(path: Path, form: _Form) -> str | None:
             for row in rows:
                 if row and width is not None and len(row) != width:
                     named = _DELIMITERS[form.delimiter] if form.delimiter in _DELIMITERS else repr(form.delimiter)
-                    advice = f"; put quotation marks around a field with {named}" if len(row) > width else ""
+                    advice = (
+                        f", e.g. put quotation marks around a field that contains {named}" if len(row) > width else ""
+                    )
                     return (
                         f"{path}: line {begins} has {len(row)} fields, but the header has {width}; fix the line{advice}"
                     )
@@ -183,14 +188,14 @@ def _first_problem(path: Path, form: _Form) -> str | None:
                 if longest > LONGEST_TEXT:
                     return (
                         f"{path}: line {begins} has a field of {longest:,} characters, more than the limit of "
-                        f"{LONGEST_TEXT:,}; shorten it"
+                        f"{LONGEST_TEXT:,}; shorten the field"
                     )
                 width = width or len(row)
                 begins = rows.line_num + 1 + form.skipped
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 return (
-                    f"{path}: line {begins} has an opening quotation mark without a closing one; add or remove a "
-                    "quotation mark"
+                    f"{path}: line {begins} has an opening quotation mark without a closing quotation mark; add or "
+                    "remove a quotation mark"
                 )
     return None

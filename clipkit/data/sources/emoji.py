@@ -1,6 +1,6 @@
-"""Source `twemoji:`: Twemoji images with CLDR names or Unicode groups, from packages that pip installs.
+"""Source `twemoji:`: Twemoji images with CLDR names or Unicode groups, read from installed Python packages.
 
-python -m clipkit.data.sources.emoji emoji [--held-out 0.15]    # write the demo's files and class folders
+python -m clipkit.data.sources.emoji OUT [--held-out 0.15]    # write the demo's files and class folders to OUT
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Code points without skin tone and gender; they are equal for all variants of an emoji."""
+        """Code points without skin tone and gender. All variants of an emoji have the same family."""
         kept = [
             one
             for code in self.codes
@@ -85,7 +85,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Paths of the files of the emoji dataset, and numbers of its families (an emoji with all its variants)."""
+    """Files of the emoji dataset, with its number of families (a family is an emoji with all its variants)."""
 
     folder: Path
     families: int
@@ -107,8 +107,9 @@ class EmojiData:
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
     """Write the emoji dataset to a folder: images, and CSV files with one English name per image.
 
-    A family is an emoji with all its skin tones and genders. A share of the families is held out; training contains no
-    image of them. The held-out data has one image per family: the image with the fewest code points.
+    A family is an emoji with all its skin tones and genders. A share of the families is held out, so the training data
+    contains no image of these families. The held-out data has one image per family: the image with the fewest code
+    points.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
@@ -149,14 +150,17 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
 
 def copy_image(emoji: Emoji, folder: Path) -> None:
-    """Copy the image of an emoji to the dataset in `folder`, unless it is there."""
+    """Copy the image of an emoji to the dataset in `folder`, unless the copy exists."""
     copy = folder / emoji.file
     if size_of(copy) != size_of(emoji.image):  # do not rewrite a file that another process may be reading
         shutil.copyfile(emoji.image, copy)
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of a CSV file of emoji with names in another language (e.g. de or fr) from CLDR; return its path."""
+    """Write a copy of an emoji CSV file with names in another language, e.g. de or fr; return the path of the copy.
+
+    The names are from Unicode's CLDR database. Emoji without a name in this language are left out.
+    """
     import emoji
 
     emoji.config.load_language(language)  # the package loads only English by itself
@@ -252,7 +256,9 @@ def main() -> None:
     """Write the files of the emoji dataset without training a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--held-out", type=float, default=0.15, help="share of the families to hold out")
+    parser.add_argument(
+        "--held-out", type=float, default=0.15, help="share of the emoji families to hold out, from 0 to 1"
+    )
     arguments = parser.parse_args()
     try:
         data = build_emoji_data(arguments.out, arguments.held_out)

@@ -1,4 +1,4 @@
-"""Sources `twemoji:near_misses`, `twemoji:associations` and `twemoji:landmarks`: small tests of tasks on emoji."""
+"""Sources `twemoji:near_misses`, `twemoji:associations` and `twemoji:landmarks`: small emoji datasets for tests."""
 
 import csv
 import json
@@ -42,7 +42,10 @@ def emoji_test(source: str) -> Path:
 
 
 def _near_misses(data: EmojiData) -> Path:
-    """Write a test of held-out emoji, each with a correct name ("green apple") and a wrong one ("green square")."""
+    """Write a test in which each held-out emoji has a correct name ("green apple") and a wrong name ("green square").
+
+    The two names differ in one word.
+    """
     names = _column(data.held_out, "caption")
     alike: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names.values()):
@@ -79,10 +82,10 @@ def _associations(data: EmojiData) -> Path:
 
 
 def _landmarks(data: EmojiData) -> Path:
-    """Write queries with each held-out emoji that has skin tones, searched among all variants of held-out emoji.
+    """Write an image retrieval test. The queries are held-out emoji, and the gallery contains their variants.
 
-    Easy are the other skin tones of the query, hard are the other genders with a skin tone; the other genders without
-    skin tone are ignored.
+    A variant with the gender of the query and another skin tone is an easy match. A variant with another gender and a
+    skin tone is a hard match. A variant with another gender and no skin tone is ignored.
     """
     held_out = set(_column(data.held_out, "caption"))
     emoji = read_emoji()

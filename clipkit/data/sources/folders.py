@@ -33,14 +33,19 @@ _SPLITS = {
 
 
 def read_folder(name: str, wanted: Wanted) -> Rows:
-    """Read a folder: its metadata tables or, if it has none, its images with captions in .txt files or class folders.
+    """Read a folder of images, with captions or labels from tables, text files or class folders.
 
-    Hidden files are ignored (see `walk`). Metadata tables (.csv, .jsonl or .parquet) may be in subfolders; their image
-    paths are relative to the table. Each nonempty line of a .txt file is a caption of the image with the same name. The
-    class of an image is the top-level folder of its path. If neither captions nor labels are needed, some images may be
-    outside of class folders; then no image has a class. Next to class folders, `classnames.txt` may contain one class
-    name per line (see `paired_names`), and `zeroshot_classification_templates.txt` prompt templates. If there are
-    several splits (folders such as train and test), `?split=` chooses one.
+    The captions or labels are from the first of these that the folder contains:
+
+    - metadata tables (metadata.csv, .jsonl or .parquet) in the folder or its subfolders. Image paths are relative to
+      the table.
+    - a .txt file per image, with the name of the image. Each nonempty line is a caption.
+    - class folders. The class of an image is the top-level folder of its path, e.g. `cat` for `cat/1.jpg`.
+
+    Beside class folders, `classnames.txt` may contain one class name per line (see `paired_names`). The file
+    `zeroshot_classification_templates.txt` may contain prompt templates. If neither captions nor labels are needed,
+    images may be outside of class folders; then no image has a class. If there are several splits, e.g. folders `train`
+    and `test`, the option `?split=` chooses one. Hidden files are ignored (see `walk`).
 
     Raises:
         DataError: there are no images, the needed captions or labels are missing, or no split is chosen.
@@ -98,7 +103,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
     """Return the rows of a metadata table whose images are in the folder of a split.
 
-    If `split` is None, return all rows, with a finding if they are of several splits.
+    If `split` is None, return all rows. If their images are in folders of several splits, add a finding.
     """
     if not isinstance(rows.images, Files):
         return rows

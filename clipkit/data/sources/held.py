@@ -24,7 +24,7 @@ class ObjectImages(Items[Path | Stored]):
 
     Args:
         source: name of the object, for messages.
-        fetch: function from a row to its image.
+        fetch: function from a row number to the image of the row.
         paths: path or URL of the image of each row; "" for an image that is not a file.
     """
 
@@ -44,7 +44,7 @@ class ObjectImages(Items[Path | Stored]):
         return InObject(self, position)
 
     def image(self, row: int) -> ImageLike | bytes:
-        """Return the image of a row. Only one thread reads at a time: datasets of users may not be thread-safe."""
+        """Return the image of a row. Only one thread reads at a time, because the dataset may not be thread-safe."""
         with self._lock:
             return image_value(self._fetch(row))
 
@@ -82,7 +82,7 @@ class InObject(Held):
 
 
 def image_value(value: Any) -> ImageLike | bytes:
-    """Convert an image of a Python object to a type that `open_image` accepts, or to the bytes of an image file.
+    """Convert an image from a Python object to a type that `open_image` accepts, or to the bytes of an image file.
 
     Raises:
         DataError: the value is not an image.
@@ -105,15 +105,15 @@ def image_value(value: Any) -> ImageLike | bytes:
 
 
 def path_of(value: Any) -> str:
-    """Return the path of an image that is a file; "" for other images.
+    """Return the path of the file that contains an image; "" for an image in memory.
 
-    A PIL image that was opened from a file, but not yet decoded, counts as a file. It is then decoded from the path, so
-    that the user's object stays small and worker processes do not read from the same open file.
+    For a PIL image that was opened from a file, but not yet decoded, return the path of this file.
     """
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")
     if isinstance(value, str | Path):
         return str(value)
+    # Decoding from the path keeps the object of the user small, and worker processes do not share an open file.
     if isinstance(value, ImageFile.ImageFile) and value.tile and not value.tell():
         name = str(getattr(value, "filename", ""))
         return name if name and Path(name).is_file() else ""

@@ -32,7 +32,7 @@ class _Position:
 
 
 def read_json_lines(name: str, wanted: Wanted) -> Rows:
-    """Read a JSONL file with one object per line, whose values are strings or lists of strings.
+    """Read a JSONL file with one object per line. The values of an object are strings or lists of strings.
 
     Image paths are relative to the file.
 
@@ -71,7 +71,7 @@ def all_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSONL file, and set `position` to the line of the row."""
+    """Yield the rows of a JSONL file. Before each row, set `position` to the line number of the row."""
     with open_file(position.path) as file:
         for position.number, content in enumerate(file, 1):
             if content.strip():
@@ -79,7 +79,7 @@ def _lines(position: _Position) -> Iterator[Any]:
 
 
 def _listed(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSON file, and set `position` to the number of the row."""
+    """Yield the rows of a JSON file. Before each row, set `position` to the number of the row."""
     content = parse_json(read_text(position.path))
     rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -133,7 +133,9 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
 def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) for each row, after a check that the row is a JSON object.
 
-    The iterator `rows` sets `position` to the row that it yields.
+    Args:
+        position: file and number of the current row; `rows` updates the number.
+        rows: iterator such as `_lines` or `_listed`.
     """
     for row in rows:
         if not isinstance(row, dict):
@@ -156,7 +158,9 @@ def _value(position: _Position, row: dict[str, Any], name: str) -> str | list[st
     if not all(isinstance(part, str) for part in parts):
         raise DataError(f"{position}: {name} is {str(value)[:60]}; give a string, or a list of strings")
     if any(_has_surrogates(part) for part in parts):
-        raise DataError(f"{position}: {name} contains half of a surrogate pair, which is not text; fix this value")
+        raise DataError(
+            f"{position}: {name} contains half of a surrogate pair, which is not valid text; fix this value"
+        )
     return value
 
 

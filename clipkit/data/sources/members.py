@@ -1,4 +1,4 @@
-"""Size limits for the files in a tar file. They are read into memory, and a damaged header can state any size."""
+"""Size limits for files in a tar file. The files are read into memory, and a damaged header can give any size."""
 
 import tarfile
 from typing import Any, Self
@@ -20,11 +20,11 @@ _HEADERS = (
 
 
 class BoundedMember(tarfile.TarInfo):
-    """Header of a file in a tar file; long names and extended headers are limited to one megabyte of memory."""
+    """Header of a file in a tar file. A long name or an extended header may have at most 1 MiB."""
 
     def _proc_member(self, archive: Any) -> Self:
         if self.size > _MOST_HEADER and self.type in _HEADERS:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, more than the limit of {_MOST_HEADER:,}")
         return super()._proc_member(archive)  # type: ignore[misc]
 
 

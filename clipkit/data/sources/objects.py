@@ -40,8 +40,8 @@ def name_of_object(data: object) -> str:
 def read_object(data: object, wanted: Wanted) -> Rows:
     """Return the rows of a Python object. Columns are found by name; paths are relative to the working directory.
 
-    Images are not copied; each is decoded when it is used. If an object creates its rows on access, as a torch Dataset
-    does, the texts of all rows are read once.
+    Images are not copied; each image is decoded when it is used. If an object creates its rows on access, e.g. a torch
+    Dataset, the texts of all rows are read once in advance.
 
     Raises:
         DataError: the type of the object is unsupported, a column is missing, or a value is neither a text nor an
@@ -76,10 +76,10 @@ def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
 
     Args:
         data: the object.
-        second: name of the column for the second item of each pair; the first is the image.
+        second: column name for the second item of each pair, e.g. caption. The first item is the image.
 
     Returns:
-        Values by column name; None for other objects.
+        Column name -> values; None if the object is not such a table.
     """
     if isinstance(data, Mapping):
         return {str(column): list(values) for column, values in data.items()}
@@ -144,7 +144,16 @@ def _rows(
     keys: list[str],
     fetch: Callable[[int], Any],
 ) -> Rows:
-    """Return rows with the given columns of texts; `fetch` returns the image of a row when it is used."""
+    """Return rows with the given texts and images.
+
+    Args:
+        name: name of the object, for messages.
+        names: role -> column name.
+        texts: column name -> texts.
+        paths: path of each image; "" for an image that is not a file.
+        keys: values that are equal for rows with the same image.
+        fetch: function from a row number to the image of the row, called when the image is used.
+    """
     of_texts = {role: column for role, column in names.items() if role != "image"}
     if paths and all(paths):
         return of_table(name, Path(), pa.table({**texts, names["image"]: paths}), names)
@@ -154,7 +163,7 @@ def _rows(
 
 
 def _peeked(values: Sequence[Any]) -> list[Any]:
-    """Return values as `rank_of` expects them: b"" for images, strings for paths."""
+    """Return values as `rank_of` expects them: b"" instead of an image, and a string instead of a Path."""
     return [_peeked_value(value) for value in values]
 
 
@@ -170,7 +179,7 @@ def _row(item: Any, second: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _ImageOf:
-    """Function that returns the image of a row. It can be pickled for worker processes if the dataset can."""
+    """Function that returns the image of a row. Worker processes can use it if the dataset can be pickled."""
 
     data: Any
     second: str

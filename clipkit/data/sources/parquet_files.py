@@ -33,7 +33,8 @@ def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
 def read_parquet(path: str, wanted: Wanted) -> Rows:
     """Read Parquet files that contain image paths or the bytes of the images.
 
-    Image bytes stay on disk: `datasets` writes them once to its cache, and reads the cache through a memory map.
+    Image bytes are not loaded into memory. The library `datasets` copies them once to its cache and maps the cache into
+    memory.
 
     Args:
         path: a file, or a pattern for several files, e.g. part-*.parquet. The type of a column may differ between
@@ -135,7 +136,8 @@ def _reads_large_binary() -> bool:
 def _plain_file(file: Path, schema: pa.Schema, columns: Sequence[str]) -> str:
     """Return the path of a file that `datasets` can read: the given file, a link to it, or a converted copy.
 
-    A link has a plain name: `datasets` would read characters such as `*` and `:` in a path as a pattern or a URL.
+    A link avoids characters such as `*` and `:` in the path, which `datasets` would read as a pattern or a URL. A copy
+    avoids types of columns that `datasets` does not support.
     """
     kinds = [schema.field(name).type for name in columns]
     is_plain = all(kind in (_plain_type(kind), pa.string(), pa.binary()) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Folders in which one dataset is divided into several files: Parquet files or tar shards."""
+"""Folders that contain one dataset in several files: Parquet files or tar shards."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,13 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 
 
 def files_of_folder(name: str, ending: str) -> list[Path]:
-    """Return the files with an extension in a folder; if it has none, in its subfolder `data`.
+    """Return the files with an extension in a folder; if there are none, the files of the subfolder `data`.
 
-    The list is empty if images or folders are next to Parquet files, because this is a folder of images with tables.
+    Return an empty list for Parquet files beside images or folders, because such a folder is read as an image folder.
+
+    Args:
+        name: path of the folder.
+        ending: extension of the files, e.g. `.tar`.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):
@@ -30,9 +34,9 @@ def files_of_folder(name: str, ending: str) -> list[Path]:
 
 
 def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
-    """Return the files whose names contain the split that the option `?split=` names.
+    """Return the files of a folder whose names contain the split that the option `?split=` gives.
 
-    Without the option, return all files, if their names contain the same split or none.
+    Without the option, return all files. Then all names must contain the same split, or none may contain a split.
 
     Raises:
         DataError: the file names contain several splits and none is chosen, or the given split is missing.
@@ -53,7 +57,7 @@ def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
 
 
 def _report_others(name: str, of_split: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
-    """Add a finding about files in the folder that do not belong to the dataset."""
+    """Add a finding that lists the files of the folder that are ignored, e.g. a README."""
     parts = {file for files in of_split.values() for file in files}
     others = sorted(file.name for file in next(iter(parts)).parent.iterdir() if file not in parts)
     if others:

@@ -59,7 +59,7 @@ SOURCES = (
     Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub, has_splits=True),
     Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds, has_splits=True),
     Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji, has_splits=True),
-    Source("folders saved by datasets", is_saved, read_saved, has_splits=True),
+    Source("folders written by save_to_disk", is_saved, read_saved, has_splits=True),
     Source("folders of .tar shards", _holds(".tar"), read_tar_folder, has_splits=True),
     Source("folders of .parquet files", _holds(".parquet"), read_parquet_folder, has_splits=True),
     Source("folders of images", lambda name: Path(name).is_dir(), read_folder, has_splits=True),
@@ -75,7 +75,7 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
     """Read the rows of any source.
 
     Args:
-        source: source as given by the user, with options after `?`; or a Python object, as `read_object` takes it.
+        source: source as given by the user, with options after `?`, or a Python object (see `read_object`).
         needed: roles that the source must have.
         optional: roles that are read if they are present.
 
@@ -104,7 +104,7 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 
 def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
-    """Return the rows, and add a finding for each column that was chosen although others were possible too."""
+    """Add the findings in `wanted.choices` to the rows, e.g. about a column that was chosen among several."""
     choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of each name
     return replace(rows, findings=[*rows.findings, *choices.values()])
 
@@ -134,8 +134,8 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     """
     if is_address(name):
         raise DataError(
-            f"{wanted.source}: is a remote address; it can only be training data (.tar shards, and data.samples set "
-            "to their number of samples); download the data for other uses"
+            f"{wanted.source}: is a URL, but URLs are supported only for training on .tar shards, with data.samples "
+            "set to the number of samples; download the data and give its path"
         )
     if "\0" in name:
         raise DataError(f"{wanted.source[:200]}: is not a valid file name; check the path")
@@ -145,9 +145,9 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     except OSError as error:
         raise DataError(f"{wanted.source[:200]}: cannot be opened ({error.strerror}); check the path") from None
     if source is None:
-        missing = "" if Path(name).exists() else "no such file or folder; "
+        missing = "not a supported source" if Path(name).exists() else "no such file or folder"
         raise DataError(
-            f"{wanted.source}: {missing}give a supported source; supported sources: "
+            f"{wanted.source}: {missing}; give one of the supported sources: "
             f"{', '.join(source.written for source in SOURCES)}"
         )
     if "split" in wanted.options and not source.has_splits:
@@ -163,7 +163,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
 
 
 def _check_is_finished(manifest: Path) -> None:
-    """Raise an error if `clipkit data prepare` has not finished writing these shards."""
+    """Raise an error if `manifest` states that `clipkit data prepare` has not written all shards of its folder."""
     try:
         finished = parse_json(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Remote file that a thread reads in advance, up to a number of bytes; a lost connection is opened again."""
+"""Remote file that a thread reads in advance. If the connection is lost, the thread opens the file again."""
 
 import threading
 import time
@@ -19,13 +19,13 @@ MOST = 1 << 25
 class ReadAhead:
     """Remote file that a thread reads in advance, from beginning to end.
 
-    If the connection is lost, the thread opens the file again and continues at the same byte. Before each new attempt
-    it waits twice as long; after `ATTEMPTS` attempts without success, reading fails.
+    If the connection is lost, the thread opens the file again and continues at the same byte. The waiting time doubles
+    with each new attempt. After `ATTEMPTS` attempts without success, `read` raises the last error.
 
     Args:
         opened: function that opens the file and returns it.
-        most: number of bytes to read in advance, at least one block.
-        reopened: function that is called after each lost connection that was opened again.
+        most: maximum number of bytes to read in advance, at least `BLOCK`.
+        reopened: function that is called each time a lost connection has been opened again.
 
     Example:
         >>> import io
@@ -62,7 +62,7 @@ class ReadAhead:
         """Return the next bytes, at most `size`; b"" at the end of the file.
 
         Raises:
-            Exception: the error of the last attempt, of any type.
+            Exception: the file cannot be read. This is the error of the last attempt, which can have any type.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._blocks or self._is_complete or self._failure is not None)
@@ -117,7 +117,7 @@ class ReadAhead:
         raise AssertionError("unreachable")
 
     def _skip(self, count: int) -> None:
-        """Move to byte `count`. If the server does not support this, the bytes before it are downloaded again."""
+        """Move to byte `count`. If the server cannot seek, read and discard all bytes before this position."""
         try:
             self._file.seek(count)
         except (OSError, ValueError):

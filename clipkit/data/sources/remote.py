@@ -53,7 +53,7 @@ _failing: dict[str, float] = {}
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """Image at an http or https URL. Its `size` is -1, because it is unknown before the download."""
+    """Image at an http or https URL. `size` is -1, because the size is unknown before the download."""
 
     address: str
 
@@ -79,9 +79,9 @@ class Remote(Stored):
 
 
 def begin() -> Path:
-    """Return the folder for downloaded images of this run; when it is created, log that images come from the network.
+    """Return the folder for the images that this run downloads. The first call creates the folder and logs a warning.
 
-    Call this before processes are forked, so that all processes use the same folder.
+    Call this function before processes are forked, so that all processes use the same folder.
     """
     existing = os.environ.get(_VARIABLE)
     if existing:
@@ -108,7 +108,7 @@ def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, s
         progress: show a progress bar on a terminal.
 
     Returns:
-        Position of each image that cannot be downloaded -> reason.
+        Position of an image that cannot be downloaded -> reason.
     """
     remote = [(position, image) for position, image in enumerate(images) if isinstance(image, Remote)]
     if not remote:
@@ -147,16 +147,16 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
     if failed:
         position, reason = next(iter(failed.items()))
         raise DataError(
-            f"{name}: {len(failed)} of its {len(images)} images cannot be downloaded, the first is "
-            f"{images[position]} ({reason}); check the addresses and the network, or drop their rows"
+            f"{name}: {len(failed)} of its {len(images)} images cannot be downloaded, e.g. "
+            f"{images[position]} ({reason}); check the URLs and the network, or remove the rows of these images"
         )
 
 
 def _kept(address: str, file: Path) -> bytes:
-    """Return the content at a URL from `file`; if the file is missing, download the content and store it there.
+    """Return the content at a URL. Read the content from `file`, or download it and store it in `file`.
 
     Raises:
-        OSError: the download fails, or failed before.
+        OSError: the download fails, or an earlier download of this URL failed.
     """
     failed = file.with_name(file.name + _FAILED)
     try:
@@ -196,7 +196,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Error response that a repeated request would not change, e.g. 404."""
+    """Error after which a download is not repeated, because it would fail again, e.g. status 404."""
 
 
 def _fetched(address: str) -> bytes:
@@ -208,7 +208,7 @@ def _fetched(address: str) -> bytes:
         )
     count, last = _silent.get(host, (0, 0.0))
     if count >= _SILENT_AFTER and time.monotonic() - last < _SILENT_SECONDS:
-        raise _SilentHostError(f"{host} does not answer; {count} other addresses on this host failed before")
+        raise _SilentHostError(f"{host} does not answer; {count} other URLs on this host failed before")
     attempts = 1 if count >= _SILENT_AFTER else ATTEMPTS
     for attempt in range(attempts):
         if attempt and len(_failing) >= AT_ONCE:
@@ -257,11 +257,11 @@ def _get(address: str) -> bytes:
         with opener.open(_request(address), timeout=TIMEOUT) as response:
             expected = response.headers.get("Content-Length", "")
             if most is not None and expected.isdecimal() and int(expected) > most:
-                raise _HttpError(f"has {expected} bytes, more than the limit of {most}")
+                raise _HttpError(f"the file has {expected} bytes, more than the limit of {most}")
             while part := response.read1(1 << 16):
                 content += part
                 if most is not None and len(content) > most:
-                    raise _HttpError(f"has more bytes than the limit of {most}")
+                    raise _HttpError(f"the file has more bytes than the limit of {most}")
                 if time.monotonic() > deadline:
                     raise TimeoutError
     except HTTPError as error:

@@ -63,7 +63,7 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
 
 @contextmanager
 def as_data_errors(name: str) -> Iterator[None]:
-    """Context that turns errors of `datasets` into DataError or, for a source on the Hub, into UnreachedError."""
+    """Context manager that replaces errors of `datasets` by DataError, or by UnreachedError for data on the Hub."""
     try:
         yield
     except DataError:
@@ -87,7 +87,14 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
-    """Return the rows of a dataset; `names` maps roles to columns, or is None if the columns are not chosen yet."""
+    """Return the rows of a dataset of the library `datasets`.
+
+    Args:
+        name: name of the source, for messages.
+        dataset: the dataset.
+        wanted: roles to read.
+        names: role -> column name; None: find the columns by name.
+    """
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
     names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))
@@ -170,7 +177,7 @@ class TableImages(Items[Stored | Path]):
 
     Args:
         source: name of the dataset, for messages.
-        column: dataset with this column alone, in Arrow format.
+        column: dataset in Arrow format that contains only this column.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
         keys: values that are equal for rows with the same image (see `content_keys`).
@@ -201,7 +208,7 @@ class InTable(Stored):
 
     @classmethod
     def all_of(cls, source: str, column: "Dataset") -> TableImages:
-        """Return the images of all rows of a dataset in Arrow format that has only the image column."""
+        """Return the images of all rows of a dataset in Arrow format that contains only the image column."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")

@@ -36,14 +36,14 @@ _MANY_DOTTED = 0.01  # largest share of samples without an image because of a se
 
 
 def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
-    """Return the index of a shard, with one row per sample: name, offset and size of the image, and texts by role.
+    """Return the index of a shard: for each sample, the name, offset and size of the image, and the texts by role.
 
     The files of a sample may be at any position in the shard. The index is stored on disk for the next call. If the
     shard is damaged, the DataError is returned, not raised.
 
     Args:
         path: the shard.
-        given: file ending or JSON key by role, as named by the user.
+        given: role -> file ending or JSON key that the user named for this role.
     """
     file = path.stat()
     state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}".encode()
@@ -108,15 +108,19 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
         example = Path(dotted[0]).name
         stem, _, ending = example.partition(".")
         raise DataError(
-            f"{path}: {len(dotted):,} of its {len(samples):,} samples have a file name with a dot before the ending, "
-            f"such as {example}, but a sample's name ends at the first dot, here {stem!r}; rename the files in the "
-            f"tar, or give '{path.name}?image={ending}' if each sample has a file {ending!r}"
+            f"{path}: {len(dotted):,} of its {len(samples):,} samples have no image, because their file names have a "
+            f"second dot, e.g. {example}, and the name of a sample ends at the first dot ({stem!r}); rename the "
+            f"files in the tar, or give '{path.name}?image={ending}' if each sample has a file with the ending "
+            f"{ending!r}"
         )
     return pa.table(rows, _SCHEMA.with_metadata({_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)}))
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the file endings and JSON keys that contain captions in several shard indexes; only the first is used."""
+    """Return the file endings and JSON keys that contain captions in the given shard indexes, each name once.
+
+    Readers use only the first.
+    """
     return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 
@@ -135,7 +139,10 @@ def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
 
 
 def _check_end(path: Path) -> None:
-    """Raise an error if a tar file has no end marker; tarfile accepts a tar file that is truncated between files."""
+    """Raise an error if a tar file has no end marker.
+
+    Without this check, `tarfile` accepts a tar file that is truncated between two files.
+    """
     with open_file(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
@@ -146,15 +153,17 @@ def _check_end(path: Path) -> None:
 
 
 def _check_rest(path: Path, start: int) -> None:
-    """Raise an error if data follows the last file of a tar file: tarfile stops reading at a damaged header."""
+    """Raise an error if a tar file contains data after byte `start`, at which `tarfile` stopped reading.
+
+    `tarfile` stops without an error at a damaged header.
+    """
     with open_file(path) as file:
         file.seek(start)
         while block := file.read(1 << 20):
             if any(block):
                 raise DataError(
                     f"{path}: is a damaged tar file (no header at byte {start}, but more data follows); download "
-                    "or create "
-                    "it again, or leave it out"
+                    "or create the file again, or leave it out"
                 )
 
 
@@ -162,7 +171,7 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.Ta
     end = path.stat().st_size
     for member in tar:
         if member.size < 0:  # the next header would be before this one, so the loop would not end
-            raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
+            raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
         if member.offset_data + member.size > end:
             raise DataError(
                 f"{path}: is truncated within {member.name}; download or create the file again, or leave it out"

@@ -49,7 +49,7 @@ class Stream:
 
     Args:
         name: source as given by the user, without options.
-        parts: URLs of shards, or numbers of the parts of a Hub dataset.
+        parts: URLs or paths of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
         reopened: number of lost connections that were opened again, one counter per loader worker.
     """
@@ -61,7 +61,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names of the source and its parts; it does not depend on their content."""
+        """Hash of the names of the source and of its parts, not of their content."""
         return hashlib.sha256("\0".join([self.name, *self.parts]).encode()).hexdigest()
 
     def samples(self, part: str) -> Iterator[StreamSample]:
@@ -88,10 +88,10 @@ class Stream:
 
 
 def stream_of(source: str) -> Stream | None:
-    """Return the stream of a source that is a URL of .tar shards or has ?stream=true; None for other sources.
+    """Return the stream for a URL of .tar shards or a source with the option `?stream=true`; None for other sources.
 
     Raises:
-        DataError: an option is unknown, the source cannot be streamed, or the Hub does not have it.
+        DataError: an option is unknown, the source cannot be streamed, or the Hub has no such dataset.
     """
     name, options = split_options(source)
     asked = options.get("stream", "false").lower() == "true"
@@ -100,8 +100,8 @@ def stream_of(source: str) -> Stream | None:
     unknown = [option for option in options if option not in (*_ROLES, "stream", "split")]
     if unknown:
         raise DataError(
-            f"{source}: a stream does not support the option {unknown[0]}; remove it (supported options: image, "
-            "caption, split, stream)"
+            f"{source}: a stream does not support the option {unknown[0]}; remove this option (supported options: "
+            "image, caption, split, stream)"
         )
     if name.startswith("hf:"):
         stream = Stream(name, [], options)
@@ -115,7 +115,9 @@ def stream_of(source: str) -> Stream | None:
                 protocol_of(part, STREAMS)
         return Stream(without_credentials(name), parts, options)
     except ValueError:
-        raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
+        raise DataError(
+            f"{source}: the braces in its name do not match; write, for example, shards-{{000..099}}.tar"
+        ) from None
 
 
 def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], None]) -> Iterator[StreamSample]:
@@ -127,13 +129,20 @@ def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], Non
         while block := file.read(1 << 20):
             padding += len(block)
             if padding > _MOST_PADDING:
-                raise DataError(f"{address}: has {padding:,} or more bytes after the end of the tar; create it again")
+                raise DataError(
+                    f"{address}: has {padding:,} or more bytes after the end of the tar; create the tar again"
+                )
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
             raise DataError(f"{address}: is truncated; download or create the file again, or leave it out")
 
 
 def _open(address: str) -> Any:
-    """Open a shard at a URL. Chains of protocols, which fsspec would accept, raise a DataError."""
+    """Open a shard at a URL.
+
+    Raises:
+        DataError: the protocol is not allowed (see `protocol_of`).
+        Exception: the shard cannot be opened. The type of the error depends on the protocol.
+    """
     protocol = protocol_of(address, STREAMS)
     import fsspec
 
@@ -159,7 +168,7 @@ def _open(address: str) -> Any:
 
 
 class _Tailed:
-    """File that remembers the last bytes that were read: the two blocks that end a complete tar file."""
+    """File that remembers the last two blocks that were read, in which a complete tar file has its end marker."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -182,9 +191,8 @@ def _of_open_tar(address: str, file: _Tailed, options: Mapping[str, str]) -> Ite
                 missing = "image" if image is None else "caption"
                 raise DataError(
                     f"{address}: sample {key} has no {missing} among its files "
-                    f"{', '.join(list(members)[:5])}; in a stream, the files of a sample (same name up to the "
-                    "first dot) must directly follow each other: sort the files of the shard by name, add "
-                    "the missing file, or remove the sample"
+                    f"{', '.join(list(members)[:5])}; sort the files of the shard by name (in a stream, the files of "
+                    "a sample must directly follow each other), add the missing file, or remove the sample"
                 )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)
 
@@ -220,7 +228,7 @@ def _peek(row: dict[str, Any]) -> Peek:
 
 
 def _hub(stream: Stream) -> Any:
-    """Return a dataset of the Hub as a stream, with images as undecoded files."""
+    """Return a dataset of the Hub as a stream. Its images are not decoded."""
     import datasets
 
     repository, revision, split = name_revision_and_split(stream.name.removeprefix("hf:"))

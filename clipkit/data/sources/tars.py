@@ -1,4 +1,4 @@
-"""Reader of local WebDataset shards: tar files in which files with the same name up to the first dot form a sample.
+"""Reader of local WebDataset shards (tar files). Files with the same name up to the first dot form a sample.
 
 Each tar file is scanned once. The positions of its files are stored in the user's cache folder, so that samples can be
 read in any order.
@@ -43,7 +43,9 @@ def shards_of(pattern: str) -> list[Path]:
     try:
         names = list(braceexpand(pattern))
     except ValueError:
-        raise DataError(f"{pattern}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
+        raise DataError(
+            f"{pattern}: the braces in its name do not match; write, for example, shards-{{000..099}}.tar"
+        ) from None
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
@@ -51,8 +53,10 @@ def shards_of(pattern: str) -> list[Path]:
         paths += (matching(path) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
-        count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
-        raise DataError(f"{pattern}: {count}{missing[0]}: file not found; check the pattern")
+        count = (
+            f"{len(missing)} of its {len(paths)} shards are missing, e.g. " if len(paths) > 1 else "file not found: "
+        )
+        raise DataError(f"{pattern}: {count}{missing[0]}; check the path or pattern")
     return paths
 
 
@@ -114,7 +118,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
             named = f" {given[role]!r}" if role in given else ""
             raise DataError(
                 f"{pattern}: none of its {len(table)} samples has a {role}{named}; add files with the ending "
-                f"{endings}, or give the ending of the existing files, or the key in the JSON files, with "
+                f"{endings}, or name the ending of the existing files or the key in the JSON files with "
                 f"{wanted.advice(role)}"
             )
     images = None
@@ -149,9 +153,9 @@ def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
     if not (has_image & has_caption).any():
         image, caption = images.names[int(has_image.argmax())], images.names[int(has_caption.argmax())]
         raise DataError(
-            f"{pattern}: no sample has both an image and a caption; the files of a sample must have the same "
-            f"folder and the same name up to the first dot, unlike the image {image} and the caption "
-            f"{caption}; rename the files"
+            f"{pattern}: no sample has both an image and a caption, e.g. the image {image} and the caption "
+            f"{caption} belong to different samples; rename the files so that all files of a sample have the same "
+            "folder and the same name up to the first dot"
         )
 
 

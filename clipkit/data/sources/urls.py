@@ -27,7 +27,7 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     """Return the protocol of a URL after a check that it is allowed.
 
     Raises:
-        DataError: the protocol is not allowed, or the URL is a chain, has no host, or has unprintable characters.
+        DataError: the protocol is not allowed, or the URL contains `::`, has no host, or has unprintable characters.
 
     Example:
         >>> protocol_of("https://example.org/a.jpg", IMAGES)
@@ -36,12 +36,11 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     protocol = address.partition("://")[0].lower()
     if "::" in _IPV6.sub("", address, count=1):
         raise DataError(
-            f"{_shown(address)}: contains ::, which chains several addresses and is not supported; "
-            "give a single address"
+            f"{_shown(address)}: contains ::, which chains several URLs and is not supported; give a single URL"
         )
     if protocol not in allowed:
         raise DataError(
-            f"{_shown(address)}: addresses of this kind are not supported, only "
+            f"{_shown(address)}: URLs of this kind are not supported, only "
             f"{', '.join(f'{name}://' for name in allowed)}; download the file and give its path"
         )
     try:
@@ -49,7 +48,7 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     except ValueError:
         host = ""
     if not host or _UNPRINTABLE.search(address):
-        raise DataError(f"{_shown(address)}: is not a valid address; correct the address")
+        raise DataError(f"{_shown(address)}: is not a valid URL; correct the URL")
     return protocol
 
 

@@ -29,7 +29,7 @@ class Walk:
 
     root: Path
     files: list[str]
-    """All files that are not ignored. A link to a missing file counts as a file."""
+    """All files that are not ignored. A link to a missing file is listed, too."""
     empty: list[str]
     """Folders directly below the root that contain no files."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -47,10 +47,10 @@ class Walk:
         return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
 
     def findings(self, used: Collection[str]) -> list[Finding]:
-        """Report the files that are ignored, e.g. hidden files and files that are neither images nor in `used`.
+        """Return a finding that lists the ignored files, e.g. hidden files; [] if no file is ignored.
 
         Args:
-            used: files other than images that a reader uses.
+            used: files that the reader uses besides the images, e.g. text files with captions.
         """
         read = {*self.images, *used}
         others = [file for file in self.files if file not in read]
@@ -82,10 +82,10 @@ def _some(names: list[str]) -> str:
 
 
 def walk(root: Path) -> Walk:
-    """List the files in a folder and its subfolders. A link to a folder that contains the link is ignored.
+    """List the files in a folder and its subfolders. A link that leads back to a parent folder is ignored.
 
-    Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored,
-    and so are all files in folders with such names.
+    Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored.
+    All files in folders with such names are ignored, too.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -122,13 +122,13 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files that match a path whose last part is a pattern, sorted. `*` does not match hidden files."""
+    """Return the files that match a path such as `data/*.csv`, sorted by name. `*` does not match hidden files."""
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 
 
 def _is_text(name: str) -> bool:
-    """Return whether the bytes of a name are UTF-8; tables and messages cannot contain other names."""
+    """Return whether a name can be encoded as UTF-8. Tables and messages cannot contain other names."""
     try:
         name.encode()
     except UnicodeEncodeError:

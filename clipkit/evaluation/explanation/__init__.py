@@ -1,4 +1,4 @@
-"""Explanations of single matches: relevance maps of images with their scores, and effects of words."""
+"""Explanations of image-text matches: relevance maps of the image, scores of the maps, and effects of single words."""
 
 from clipkit.evaluation.explanation.explain import Explained, Explanation, Word, explain
 from clipkit.evaluation.explanation.over_data import score_explanations

@@ -1,4 +1,4 @@
-"""Drawing of an explanation as one image file."""
+"""Drawing of relevance maps on images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ Panel = tuple[str, Float[Tensor, "R C"] | None]
 
 
 def draw(pixels: UInt8[np.ndarray, "H W 3"], rows: Sequence[Sequence[Panel]], file: Path) -> None:
-    """Write rows of panels, each the image with a map on it.
+    """Write a PNG file with rows of panels. A panel shows the image, alone or with a relevance map on it.
 
     Raises:
         OSError: the file cannot be written.
@@ -45,7 +45,7 @@ def draw(pixels: UInt8[np.ndarray, "H W 3"], rows: Sequence[Sequence[Panel]], fi
 
 
 def overlaid(pixels: UInt8[np.ndarray, "H W 3"], map: Float[Tensor, "R C"]) -> Image.Image:
-    """Return the image with a map on it."""
+    """Return the image with a relevance map drawn on it as a color overlay."""
     from matplotlib import colormaps
 
     colors = colormaps[_COLORS](_heat(map, *pixels.shape[:2]).numpy(), bytes=True)[..., :3]
@@ -53,7 +53,7 @@ def overlaid(pixels: UInt8[np.ndarray, "H W 3"], map: Float[Tensor, "R C"]) -> I
 
 
 def _heat(map: Float[Tensor, "R C"], height: int, width: int) -> Float[Tensor, "H W"]:
-    """Return a map in the size of the image, between 0 (lowest relevance) and 1 (highest)."""
+    """Resize a relevance map to the size of the image, and scale it to [0, 1], where 1 is the highest relevance."""
     large = F.interpolate(map[None, None], size=(height, width), mode="bilinear")[0, 0]
     low, high = large.amin(), large.amax()
     return (large - low) / (high - low).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Function `explain`: which parts of an image and which words of a text made a model match them."""
+"""Function `explain`: show which parts of an image and which words of a text explain their similarity."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,18 +27,18 @@ _DRAWN_WORDS = 3  # largest number of maps of words beside the map of a text
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """A word of a text, its effect on the cosine, and its relevance map."""
+    """One word of an explained text, with its effect on the cosine and its relevance map."""
 
     word: str
     drop: float
     """Cosine of the image and the whole text minus the cosine without this word."""
     map: Float[Tensor, "R C"]
-    """Relevance of each part of the image for the word alone."""
+    """Relevance map of the word, encoded as a text of one word."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """A text with its cosine, its relevance map, its words, and the scores of the map."""
+    """Explanation for one text: its cosine with the image, its relevance map, the scores of the map, and its words."""
 
     text: str
     cosine: float
@@ -64,10 +64,10 @@ class Explanation:
     """The image as the model sees it, after resizing and cropping."""
     texts: list[Explained]
     against: list[str]
-    """Texts against which these texts are explained; empty: each text is explained by itself."""
+    """Texts with which each text is contrasted; empty: no contrast."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pixels as plain values."""
+        """Return the explanation without the pixels, as a dict that JSON can represent."""
         return {
             "model": self.model,
             "image": self.image,
@@ -86,7 +86,10 @@ class Explanation:
         }
 
     def save(self, file: str | Path) -> None:
-        """Write an image file (PNG): the image, and the maps of each text and of its most important words."""
+        """Write a PNG file with one row per text: the image, the map of the text, and the maps of up to three words.
+
+        The words whose removal lowers the cosine most are shown.
+        """
         from clipkit.evaluation.explanation.draw import Panel, draw
 
         rows = []
@@ -106,22 +109,27 @@ def explain(
     against: str | Iterable[str] = (),
     score: bool = True,
 ) -> Explanation:
-    """Show which parts of an image and which words of a text made a model match them.
+    """Show which parts of an image and which words of a text explain their cosine similarity.
+
+    The methods compute the relevance of a part of the image as follows:
+
+    - gradient (for every image tower): the gradient of the cosine times the features of the part.
+    - patches (only for vision transformers): the cosine of the patch and the text.
+    - occlusion (for every image tower): the drop of the cosine when the part is hidden. The tower encodes 37 copies of
+      the image.
 
     Args:
         model: returned by `clipkit.load`.
         image: path, PIL image or uint8 array.
-        texts: a text, or several.
-        method: `gradient`: gradient of the cosine times the features of each part, for every image
-            tower; `patches`: cosine of each patch and the text, for vision transformers; `occlusion`: drop of the
-            cosine when the part is hidden, for every image tower, with 37 forward passes for all texts.
-        against: other texts; the maps and their scores then explain the difference between the cosine with the text and
-            the mean cosine with these. A text of this list is not compared with itself.
-        score: measure how faithful the maps are, with about 140 forward passes per text.
+        texts: one or several texts.
+        method: how relevance maps are computed; see above.
+        against: texts to contrast with, e.g. "a photo of a cat". The maps then explain how much larger the cosine with
+            the text is than the mean cosine with these texts. A text is not contrasted with itself.
+        score: measure how faithful the maps are. This encodes about 140 copies of the image per text.
 
     Raises:
         DataError: the image is unreadable, or there are no texts.
-        ModelError: the model lacks a tower, its image inputs are not pixels, or the method does not suit it.
+        ModelError: the model lacks a tower, its image inputs are not pixels, or the method does not support the model.
 
     Example:
         >>> shown = explain(clipkit.load("runs/a"), "dog.jpg", "a dog with a ball")  # doctest: +SKIP
@@ -160,7 +168,14 @@ def explain(
 def _contrasted(
     model: DualEncoder, texts: Sequence[str], features: Float[Tensor, "M D"], against: Sequence[str]
 ) -> Float[Tensor, "T D"]:
-    """Return the features of each text minus the mean features of the texts in `against` that differ from the text."""
+    """Return the features of each text minus the mean feature of the other texts in `against`.
+
+    Args:
+        model: the model, which encodes `against`.
+        texts: the T texts.
+        features: features whose first T rows belong to `texts`; further rows are ignored.
+        against: texts to contrast with. A text is not contrasted with itself.
+    """
     features = features[: len(texts)]
     if not against:
         return features
@@ -178,10 +193,10 @@ def model_features(model: DualEncoder, seen: Seen) -> Float[Tensor, " D"]:
 
 
 def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], method: Method) -> Float[Tensor, "T R C"]:
-    """Return the relevance map of each text.
+    """Return one relevance map of the image per text.
 
     Raises:
-        ModelError: the method does not suit the image tower.
+        ModelError: the method does not support the image tower.
     """
     if method == "occlusion":
         return occlusion_maps(model, seen, features)
@@ -197,6 +212,6 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
         if method == "gradient" and blocks:
             return token_maps(model.image, blocks[-1], seen, features)
     raise ModelError(
-        f"{model.name}: its image tower does not support the method {method}; use another method (gradient, "
+        f"{model.name}: the image tower does not support the method {method}; use another method (gradient, "
         "patches or occlusion)"
     )

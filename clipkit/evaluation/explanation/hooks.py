@@ -8,11 +8,11 @@ from torch import nn
 
 
 class NoValuesError(Exception):
-    """Error for an image tower from which a method of relevance maps cannot get the activations that it needs."""
+    """A method of relevance maps cannot read the activations that it needs from the image tower."""
 
 
 def outermost_members(trunk: nn.Module) -> set[nn.Module]:
-    """Return the stages or blocks: members of `nn.ModuleList` and `nn.Sequential` that are inside no other member."""
+    """Return the outermost modules in `nn.ModuleList` and `nn.Sequential`, i.e. the stages or blocks of a tower."""
     stacks = [module for module in trunk.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     members = {member for stack in stacks for member in stack}
     return members - {part for member in members for part in member.modules() if part is not member}
@@ -20,7 +20,11 @@ def outermost_members(trunk: nn.Module) -> set[nn.Module]:
 
 @contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
-    """Context that removes the hooks of `handles` at its end."""
+    """Context manager that removes hooks when the context ends.
+
+    Args:
+        handles: handles that `register_forward_hook` or a similar method returned.
+    """
     try:
         yield
     finally:

@@ -1,11 +1,13 @@
-"""Relevance maps of image towers that are not vision transformers: integrated gradients of several layers.
+"""Relevance maps of image towers that are not vision transformers, by integrated gradients of several layers.
 
-The tower encodes copies of the image that are only partly shown: mixtures of the image and its mean color, and copies
-in which a random half of the cells has the mean color (Petsiuk et al. 2018, "RISE"). The map of a layer is the gradient
-of the cosine, averaged over these copies, times the difference of the layer's outputs for the image and for the mean
-color (integrated gradients of Sundararajan et al. 2017, "Axiomatic attribution for deep networks"; of layers in
-Dhamdhere et al. 2018, "How important is a neuron?"). Only positive gradients count, and the maps of layers with finer
-and coarser grids are added (Jiang et al. 2021, "LayerCAM").
+The tower encodes partly hidden copies of the image. Some copies are mixtures of the image and its mean color. In the
+others, a random half of the grid cells has the mean color (Petsiuk et al. 2018, "RISE").
+
+The map of a layer is a product. One factor is the gradient of the cosine with respect to the layer's output, averaged
+over the copies. The other factor is the change of this output from the mean color to the image. This is integrated
+gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks"), applied to layers (Dhamdhere et al.
+2018, "How important is a neuron?"). Negative gradients are set to 0, and the maps of fine and coarse layers are added
+(Jiang et al. 2021, "LayerCAM").
 """
 
 from collections.abc import Sequence
@@ -27,14 +29,15 @@ _FINER = 4  # layers with a grid finer than this, relative to the last layer, ar
 
 
 def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return the relevance map of each text, with the rows and columns of the tower's last feature map.
+    """Return one relevance map per text, computed by integrated gradients.
 
-    The maps of several layers are added with equal weights.
+    A map has the rows and columns of the tower's last feature map. It is the sum of the normalized maps of several
+    layers.
 
     Args:
         tower: the image tower, in evaluation mode.
-        seen: the image.
-        texts: unit features.
+        seen: the preprocessed image.
+        texts: unit features of the texts.
 
     Raises:
         NoValuesError: no layer of the tower returns a feature map.
@@ -55,7 +58,10 @@ def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) 
 
 
 def _weights() -> Float[Tensor, "K R C"]:
-    """Return the weights of the image in each cell for the mean color, the partly shown images, and the whole image."""
+    """Return the weight of the image in each grid cell of each copy; the rest is the mean color.
+
+    The first copy is the mean color alone. The last copy is the whole image. The copies between them are partly hidden.
+    """
     mixtures = (torch.arange(_MIXTURES) + 0.5) / _MIXTURES
     shown = (torch.rand(_HALVES, CELLS, CELLS, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     alike = torch.tensor([0.0, *mixtures.tolist()])[:, None, None].expand(-1, CELLS, CELLS)
@@ -63,7 +69,14 @@ def _weights() -> Float[Tensor, "K R C"]:
 
 
 def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R S"]]) -> Float[Tensor, "R S"]:
-    """Return the sum of the maps of all layers, each divided by the sum of its absolute values."""
+    """Return the relevance map of one text: the sum of the maps of all layers.
+
+    The map of each layer is divided by the sum of its absolute values, so that all layers have equal weights.
+
+    Args:
+        gradients: gradients of the cosine with respect to the output of each layer.
+        changes: difference of each layer's outputs for the image and for the mean color.
+    """
     rows, columns = changes[-1].shape[2:]
     total = torch.zeros(rows, columns, device=changes[-1].device)
     for gradient, change in zip(gradients, changes, strict=True):
@@ -74,7 +87,11 @@ def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R
 
 
 def _layers(tower: ImageTower, seen: Seen) -> list[nn.Module]:
-    """Return the layer with the last feature map, and blocks whose feature maps have up to 4 times as many rows."""
+    """Return the layers whose maps are added: the layer with the last feature map, and earlier stages or blocks.
+
+    An earlier stage or block is included if its feature map has at least as many rows as the last one, and at most 4
+    times as many.
+    """
     blocks = outermost_members(tower.trunk)
     reached: dict[int, tuple[nn.Module, Tensor]] = {}  # one layer for each output, although containers return it again
 

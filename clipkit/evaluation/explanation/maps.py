@@ -1,11 +1,14 @@
 """Relevance maps of vision transformers: how well each patch of an image matches a text.
 
-The value of a token is what attention returns for the token alone, i.e. its value after the output projection. The
-method `gradient` multiplies the values of patches by the gradient of the cosine with respect to the output of
-attention, and sums over channels and blocks (Zhao et al. 2024, "Gradient-based visual explanation for CLIP",
-Grad-ECLIP, without its spatial weights). The method `patches` passes the value of each patch through the rest of the
-tower and compares it with the text (Zhou et al. 2022, "Extract free dense labels from CLIP", without the last block's
-residual connection and MLP, as Lan et al. 2024, ClearCLIP).
+The value of a token is the output of attention if the token attends only to itself.
+
+The method `gradient` multiplies the values of patches by the gradient of the cosine with respect to the output of
+attention. It sums the products over channels and blocks (Zhao et al. 2024, "Gradient-based visual explanation for
+CLIP", Grad-ECLIP, without its spatial weights).
+
+The method `patches` passes the value of each patch through the rest of the tower, and compares the result with the text
+(Zhou et al. 2022, "Extract free dense labels from CLIP"). The residual connection and the MLP of the last block are
+left out (Lan et al. 2024, ClearCLIP).
 """
 
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ _MOST_PREFIX = 16  # largest number of tokens before the patches: class token an
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a vision transformer whose input is one token per patch (1, L, W), and its attention."""
+    """A block of a vision transformer and its attention layer. The input is special tokens and one token per patch."""
 
     whole: nn.Module
     attention: nn.Module
@@ -41,7 +44,7 @@ class Block:
 
 
 def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
-    """Return the blocks of a vision transformer from input to output; an empty list for other towers."""
+    """Return the blocks of a vision transformer, from input to output. The list is empty for other image towers."""
     found: list[Block] = []
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -60,9 +63,9 @@ def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
 
 
 def _grid(tokens: Tensor, seen: Seen) -> tuple[int, int] | None:
-    """Return the numbers of rows and columns of patches.
+    """Return the numbers of rows and columns of patches that correspond to tokens.
 
-    The result is None if the tokens are not a few special tokens followed by one token per patch.
+    The result is None if the tensor is not a few special tokens followed by one token per patch.
     """
     if tokens.ndim != 3 or len(tokens) > 1:
         return None
@@ -74,13 +77,16 @@ def _grid(tokens: Tensor, seen: Seen) -> tuple[int, int] | None:
 def gradient_maps(
     tower: ImageTower, blocks: Sequence[Block], seen: Seen, texts: Float[Tensor, "T D"]
 ) -> Float[Tensor, "T R C"]:
-    """Return the maps of the method `gradient`.
+    """Return one relevance map per text, computed by the method `gradient`.
 
     Args:
         tower: the image tower.
-        blocks: blocks of a vision transformer, over which the maps are summed.
-        seen: the image.
-        texts: unit features.
+        blocks: the blocks of a vision transformer; the maps are summed over the blocks with the last block's grid.
+        seen: the preprocessed image.
+        texts: unit features of the texts.
+
+    Raises:
+        NoValuesError: the attention layers do not accept single tokens.
     """
     blocks = [block for block in blocks if block.grid == blocks[-1].grid]  # earlier stages may have finer grids
     held: dict[nn.Module, _Held] = {}
@@ -104,7 +110,7 @@ def gradient_maps(
 
 
 class _Held:
-    """Arguments and output of an attention layer, stored by hooks. Autograd gives gradients for the stored output."""
+    """Hooks that store the arguments and the output of an attention layer, to compute gradients for the output."""
 
     def __init__(self) -> None:
         self.output: list[Tensor] = []
@@ -120,10 +126,10 @@ class _Held:
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     def values(self, attention: nn.Module) -> Float[Tensor, "L W"]:
-        """Return the value of each token.
+        """Return the value of each token: the output of attention if the token attends only to itself.
 
         Raises:
-            NoValuesError: the attention does not accept single tokens.
+            NoValuesError: the attention layer does not accept single tokens.
         """
         args, kwargs = self.given
         tokens = first_tensor(args, kwargs)
@@ -139,9 +145,13 @@ class _Held:
 def _alone(
     args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, tokens: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of an attention layer, with `tokens` as its input and None as its mask (1, 1, L, L).
+    """Return the arguments of an attention layer with another input and without the attention mask.
 
-    The input is the argument whose shape is `shape`.
+    Args:
+        args: positional arguments of the layer.
+        kwargs: keyword arguments of the layer.
+        shape: shape of the original input; each argument of this shape is replaced by `tokens`.
+        tokens: the new input.
     """
 
     def changed(value: Any) -> Any:
@@ -153,9 +163,10 @@ def _alone(
 
 
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return the maps of `gradient` for a tower whose attention does not accept single tokens.
+    """Return one relevance map per text, for a tower whose attention layers do not accept single tokens.
 
-    A map is the gradient of the cosine with respect to the input of the last block, times this input.
+    A map is the gradient of the cosine with respect to the input of the last block, times this input, summed over
+    channels.
     """
     held = _Held()
 
@@ -172,7 +183,15 @@ def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
 def _gradients(
     tower: ImageTower, seen: Seen, texts: Tensor, hooks: list[Any], outputs: Sequence[list[Tensor]]
 ) -> list[Float[Tensor, "T ..."]]:
-    """Return for each text the gradients of the cosine with respect to the outputs that the hooks store."""
+    """Return the gradients of the cosine of the image and each text with respect to stored activations.
+
+    Args:
+        tower: the image tower.
+        seen: the preprocessed image.
+        texts: unit features of the texts.
+        hooks: hooks that store activations; they are removed at the end.
+        outputs: lists that the hooks fill with one activation each.
+    """
     with hooked(hooks), torch.enable_grad():
         features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
         kept = [output[0] for output in outputs]
@@ -181,13 +200,13 @@ def _gradients(
 
 
 def patch_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return the maps of the method `patches`: the cosine of each patch and each text.
+    """Return one relevance map per text, computed by the method `patches`: the cosine of each patch with the text.
 
     Args:
         tower: the image tower.
-        block: its last block.
-        seen: the image.
-        texts: unit features.
+        block: the last block of the tower.
+        seen: the preprocessed image.
+        texts: unit features of the texts.
 
     Raises:
         NoValuesError: the tower does not accept single patches.

@@ -1,5 +1,7 @@
-"""Occlusion: the drop of the cosine when a part of the image is hidden (Zeiler and Fergus 2014, "Visualizing and
-understanding convolutional networks")."""
+"""Relevance maps by occlusion: the drop of the cosine when a part of the image is hidden.
+
+The method is from Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks".
+"""
 
 from collections.abc import Iterator
 
@@ -18,9 +20,10 @@ _ROWS = 16  # number of copies of an image in one forward pass
 
 
 def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T K K"]:
-    """Return for each text and cell the mean drop of the cosine over the windows of 2 × 2 cells that hide the cell.
+    """Return one relevance map per text: for each grid cell, the mean drop of the cosine when the cell is hidden.
 
-    The tower encodes 37 images, the same for all texts: the whole image, and one copy for each of the 36 windows.
+    Windows of 2 × 2 cells are hidden, one at a time. The value of a cell is the mean over the windows that contain it.
+    The tower encodes 37 images: the whole image, and one copy for each of the 36 windows.
     """
     windows = square_windows(_WINDOW)
     values = cosines(model, seen, texts, torch.cat([torch.ones_like(windows[:1]), ~windows]))
@@ -29,7 +32,13 @@ def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) 
 
 
 def square_windows(size: int) -> Bool[Tensor, "W K K"]:
-    """Return a mask of the grid for each window of `size` × `size` cells, from left to right and top to bottom."""
+    """Return one mask per position of a square window on the K × K grid. The mask is True inside the window.
+
+    Positions are ordered from left to right, then from top to bottom.
+
+    Args:
+        size: rows and columns of the window, in cells.
+    """
     starts = range(CELLS - size + 1)
     windows = torch.zeros(len(starts) ** 2, CELLS, CELLS, dtype=torch.bool)
     for number, (row, column) in enumerate((row, column) for row in starts for column in starts):
@@ -40,7 +49,14 @@ def square_windows(size: int) -> Bool[Tensor, "W K K"]:
 def cosines(
     model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"], keep: Bool[Tensor, "N K K"]
 ) -> Float[Tensor, "N T"]:
-    """Return the cosines of each text with copies of an image of which only some cells are shown."""
+    """Return the cosine of each text with each of N partly hidden copies of an image.
+
+    Args:
+        model: the model.
+        seen: the preprocessed image.
+        texts: unit features of the texts.
+        keep: grid cells that each copy shows; all other cells get the mean color of the image.
+    """
 
     def parts() -> Iterator[Tensor]:
         for some in keep.split(_ROWS):

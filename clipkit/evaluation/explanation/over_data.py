@@ -24,21 +24,22 @@ from clipkit.models.absent import check_present
 def score_explanations(
     model: DualEncoder, data: object, *, method: Method = "gradient", images: int = 100, progress: bool = False
 ) -> Result:
-    """Measure how faithful the explanations of a model are, on images with their first captions.
+    """Measure how faithful the relevance maps of a model are, averaged over images with captions.
 
-    The chance level of `deletion_auc` and `insertion_auc` is the value of random maps on the same images.
-    `…_gain_over_…` are paired differences from random and center maps; above 0, the explanations are better.
+    Each image is explained with its first caption. The chance level of `deletion_auc` and `insertion_auc` is the value
+    of random maps. `…_gain_over_random` and `…_gain_over_center` compare the maps with random maps and with a map of
+    the image center. A positive gain means that the maps of the model are better.
 
     Args:
         model: returned by `clipkit.load`.
         data: images with captions, as for `retrieval`.
-        method: as for `explain`.
-        images: number of images, evenly spaced among those of the data.
+        method: method of `explain`.
+        images: number of images to explain, chosen at regular intervals.
         progress: show a progress bar on the terminal.
 
     Raises:
         DataError: the data cannot be read, or has no captions.
-        ModelError: as for `explain`.
+        ModelError: `explain` does not support the model with this method.
     """
     started = time.perf_counter()
     check_present(model.name, image=model.image, text=model.text)

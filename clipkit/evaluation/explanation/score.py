@@ -1,7 +1,7 @@
-"""Scores of relevance maps: deletion, insertion, and agreement with occlusion, all on the same grid of cells.
+"""Scores of relevance maps: deletion, insertion, and rank correlation with occlusion, on one grid of cells.
 
-Deletion and insertion follow Petsiuk et al. 2018 ("RISE: Randomized input sampling for explanation"). The score is the
-cosine, and hidden cells get the mean color of the image.
+Deletion and insertion follow Petsiuk et al. 2018 ("RISE: Randomized input sampling for explanation"). Both measure the
+cosine of image and text. Hidden cells get the mean color of the image.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,28 +24,29 @@ _WINDOW = 3  # rows and columns of the windows of `occlusion`
 
 @dataclass(frozen=True)
 class Areas:
-    """Areas under the curves of one map: mean cosine while parts of the image are hidden or shown."""
+    """Deletion and insertion of one map: the mean cosine while more and more of the image is hidden or shown."""
 
     deletion: float
-    """Area when cells are hidden, the most relevant ones first; lower is better."""
+    """Mean cosine while cells are hidden, the most relevant cells first; lower is better."""
     insertion: float
-    """Area when cells are shown, the most relevant ones first; higher is better."""
+    """Mean cosine while cells are shown, the most relevant cells first; higher is better."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a relevance map, and of a random and a center map for comparison."""
+    """Scores of a relevance map and, for comparison, of random maps and of a map of the image center."""
 
     map: Areas
     random: Areas
-    """Mean areas of random maps."""
+    """Mean over several random maps."""
     center: Areas
-    """Areas of the map that decreases with the distance from the center."""
+    """Values of a map that decreases with the distance from the center of the image."""
     occlusion: float | None
-    """Spearman's rank correlation of the map, summed over each of the 25 windows of 3 × 3 cells, with the drop of the
-    cosine when the window is hidden; 0 for random maps on average, and None if the sums or the drops are constant."""
+    """Spearman's rank correlation between two values of each window of 3 × 3 cells. The values are the sum of the map
+    over the window, and the drop of the cosine when the window is hidden. Random maps have a mean correlation of 0.
+    None: one of the two values is equal for all windows."""
     center_occlusion: float | None
-    """Rank correlation of the center map with the same drops: how well the position alone predicts them."""
+    """Rank correlation of the center map with the drops of the cosine, for comparison."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain values."""
@@ -53,13 +54,13 @@ class Scores:
 
 
 def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float[Tensor, "R C"]) -> Scores:
-    """Measure how well a map shows the parts of the image that determine the cosine.
+    """Measure how well a relevance map shows which parts of the image determine the cosine.
 
     Args:
         model: the model.
-        seen: the image.
+        seen: the preprocessed image.
         text: unit features of the text.
-        map: relevance of parts of the image.
+        map: the relevance map.
     """
     cells = on_grid(map)
     generator = torch.Generator().manual_seed(0)
@@ -76,31 +77,35 @@ def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float
 
 
 def on_grid(map: Float[Tensor, "R C"]) -> Float[Tensor, "K K"]:
-    """Return a map on the grid of K × K cells, on which maps are scored: its mean over each cell."""
+    """Average a relevance map over each cell of the K × K grid on which maps are scored."""
     return F.adaptive_avg_pool2d(map[None].float(), CELLS)[0]
 
 
 def center() -> Float[Tensor, "K K"]:
-    """Return the map that decreases with the distance from the center."""
+    """Return a map whose relevance decreases with the distance from the center of the image."""
     steps = torch.arange(CELLS) - (CELLS - 1) / 2
     return -(steps[:, None] ** 2 + steps**2)
 
 
 def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
-    """Return the sum over each window of 3 × 3 cells, for the W = K − 2 positions in each direction.
-
-    Windows that cross the border are left out. They have fewer cells, so the sum over them is smaller, and so is the
-    drop of the cosine when they are hidden. Every map would agree with these drops, even a constant map.
-    """
+    """Return the sum over each window of 3 × 3 cells that lies inside the K × K grid, with W = K − 2."""
+    # Windows across the border are left out. They have fewer cells, so their sums are smaller, and so are the drops of
+    # the cosine when they are hidden. Every map would agree with these drops, even a constant map.
     return _WINDOW**2 * F.avg_pool2d(cells[None, None], _WINDOW, stride=1)[0, 0]
 
 
 def curves(
     model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], cells: Float[Tensor, "K K"]
 ) -> tuple[list[float], list[float]]:
-    """Return two curves: the cosines while more and more cells are hidden, and while more and more are shown.
+    """Return two curves: the cosines while more and more cells are hidden, and while more and more cells are shown.
 
     The most relevant cells are hidden or shown first. Each curve has eleven points, from no cell to all cells.
+
+    Args:
+        model: the model.
+        seen: the preprocessed image.
+        text: unit features of the text.
+        cells: relevance of each cell.
     """
     order = cells.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
@@ -120,7 +125,9 @@ def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Floa
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Return Spearman's rank correlation; tied values share their mean rank. None if `first` or `second` is constant.
+    """Return Spearman's rank correlation of two tensors, or None if one of them is constant.
+
+    Tied values share their mean rank.
 
     Example:
         >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0]))

@@ -1,4 +1,4 @@
-"""An image as the image tower sees it, with some of its parts hidden."""
+"""A preprocessed image, of which parts can be hidden."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +20,18 @@ _MASKS = {"pixel_attention_mask"}  # inputs that are set to None, because there 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The inputs of one image, on the device of the model, with the settings for hiding parts of the image."""
+    """A preprocessed image: the inputs of the image tower, on the device of the model."""
 
     inputs: dict[str, Any]
     preprocess: Preprocess
 
     @classmethod
     def by(cls, model: DualEncoder, image: ImageLike) -> "Seen":
-        """Return an image as the image tower of `model` sees it.
+        """Preprocess an image for the image tower of a model.
 
         Raises:
             DataError: the image is unreadable.
-            ModelError: the tower's inputs are neither pixels (3, H, W) nor rows of patches.
+            ModelError: the inputs of the tower are neither pixels (3, H, W) nor rows of patches.
         """
         tower = model.image
         inputs = tower.ready(tower.preprocess(open_image(image)))
@@ -41,8 +41,8 @@ class Seen:
             inputs = {name: value if name == _SHAPE else value[:count] for name, value in inputs.items()}
         elif inputs.get("pixel_values", torch.zeros(0)).ndim != 3:
             raise ModelError(
-                f"{model.name}: its image inputs are {', '.join(inputs)}, but an explanation needs the single "
-                "input pixel_values (3, H, W); use another model"
+                f"{model.name}: the inputs of the image tower are {', '.join(inputs)}, but an explanation needs the "
+                "single input pixel_values of shape (3, H, W); use another model"
             )
         moved = {name: value[None].to(model.device) for name, value in inputs.items()}
         typed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}
@@ -50,20 +50,21 @@ class Seen:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Rows and columns of patches, if the inputs are patches."""
+        """Numbers of rows and columns of patches; None if the inputs are pixels."""
         return tuple(self.inputs[_SHAPE][0].tolist()) if _SHAPE in self.inputs else None
 
     @property
     def aspect(self) -> float:
-        """Height divided by width."""
+        """Height of the image divided by its width."""
         height, width = self.shape or self.inputs["pixel_values"].shape[-2:]
         return height / width
 
     def mixed(self, weights: Float[Tensor, "K R C"]) -> dict[str, Any]:
-        """Return the inputs of K copies of the image whose cells are mixed with the mean color of the image.
+        """Return the inputs of K partly hidden copies of the image. Hidden parts have the mean color of the image.
 
         Args:
-            weights: weight of the image in each cell of a grid, from 0 (the cell has the mean color) to 1.
+            weights: weight of the image in each cell of an R × C grid. With weight 1, the cell is shown. With weight 0,
+                it has the mean color.
         """
         values = self.inputs["pixel_values"]
         size = self.shape or tuple(values.shape[-2:])
@@ -77,7 +78,7 @@ class Seen:
 
     @property
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Pixels after resizing and cropping, without the normalization."""
+        """Pixels after resizing and cropping, before normalization."""
         values: Float[Tensor, "3 H W"] = self.inputs["pixel_values"][0].float().cpu()
         if self.shape is not None:
             rows, columns = self.shape

@@ -1,4 +1,4 @@
-"""Suites: evaluation on many datasets in one command; an unfinished evaluation can be resumed."""
+"""Suites: evaluation on many datasets in one command, which can be resumed."""
 
 from clipkit.evaluation.suites.entries import DataSet, Suite, read_suite
 from clipkit.evaluation.suites.leaderboard import leaderboard

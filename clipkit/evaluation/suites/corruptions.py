@@ -1,8 +1,8 @@
-"""Corruptions of images, applied when an image is read. The same image and level always give the same bytes.
+"""Deterministic corruptions of images, e.g. blur, applied each time an image is read.
 
 The four kinds are from Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions and
-perturbations"). The levels differ from ImageNet-C and are relative to the image size, so the metrics cannot be compared
-with ImageNet-C.
+perturbations"). The levels are relative to the image size and differ from ImageNet-C. So metrics cannot be compared
+with published metrics on ImageNet-C.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 class Corrupted(Changed):
-    """Image that is corrupted each time it is read."""
+    """An image that is corrupted each time it is read."""
 
     __slots__ = ("corruption",)
 
@@ -42,12 +42,12 @@ class Corrupted(Changed):
 
 
 def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
-    """Return the corrupted image.
+    """Return a corrupted copy of an image.
 
     Args:
         image: an RGB image.
-        corruption: kind and level.
-        seed: the name of the image; it determines the noise, together with the level.
+        corruption: kind and level of the corruption.
+        seed: text that determines the random noise, e.g. the name of the image.
 
     Example:
         >>> gray = Image.new("RGB", (8, 8), (100, 100, 100))

@@ -1,4 +1,4 @@
-"""Cost of a suite for one model: items to encode, and time and disk that they need on this machine."""
+"""Cost of evaluating one model on a suite: images and captions to encode, time, and disk space."""
 
 import hashlib
 import time
@@ -31,14 +31,14 @@ _FLOAT = 4
 
 @dataclass
 class Work:
-    """Numbers of images and captions that one model must encode for one dataset.
+    """Numbers of images and captions that a model must encode for one dataset.
 
     Args:
         entry: the dataset.
-        state: "to evaluate", "measured before", "unavailable" or "not downloaded". If it is not downloaded, the numbers
-            are those in the suite's file.
+        state: "to evaluate", "measured before", "unavailable" or "not downloaded". For a dataset that is not
+            downloaded, the numbers come from the suite's file.
         total: numbers of images and captions (or prompts) in the dataset.
-        new: numbers of images and captions that are neither in the cache nor in an earlier dataset of the suite.
+        new: numbers of images and captions that are neither cached nor part of an earlier dataset of the suite.
     """
 
     entry: DataSet
@@ -48,14 +48,14 @@ class Work:
 
 
 class Cost:
-    """Items that one model must encode for a suite, with the time and disk they need.
+    """Cost of evaluating one model on a suite.
 
     Args:
         suite: the datasets.
-        opened: data of the datasets that are on this machine.
+        opened: data of each dataset that is on this machine, by name of the dataset.
         kept: names of datasets that already have a result.
-        unavailable: names of datasets that cannot be measured.
-        features: encoder of the model, which uses the cache and all processes.
+        unavailable: names of datasets that cannot be evaluated.
+        features: encoder of the model.
     """
 
     def __init__(
@@ -100,17 +100,23 @@ class Cost:
         return work
 
     def _hashes(self, entry: DataSet, images: Sequence[Path | Stored]) -> list[bytes]:
-        """Return a key for each image, with which its features are looked up in the cache.
+        """Return one cache key per image, for looking up the cached features of the image.
 
-        Corrupted images get keys that are not in the cache, as if they were new: hashing their content would take as
-        long as reading them.
+        The keys of corrupted images are never in the cache, so corrupted images are always new. Their correct keys
+        would need a hash of their content, which takes as long as reading the images.
         """
         if entry.corruption is None:
             return self.features.content_hashes(images)
         return [hashlib.sha256(f"{entry.corruption} {image}".encode()).digest() for image in images]
 
     def measure(self, remaining: Remaining) -> None:
-        """Measure the speed of the model on some of the new items; their features are cached for the evaluation."""
+        """Measure the encoding speed of the model on some images and captions without cached features.
+
+        The features are cached, so the evaluation does not compute them again.
+
+        Args:
+            remaining: receives the measured speed.
+        """
         sizes = _ACCELERATOR_ROUNDS if is_accelerator(self.features.model.device) else _ROUNDS
         for kind, encode in (("images", self.features.images), ("captions", self.features.texts)):
             found = list(self._items[kind].values())
@@ -141,11 +147,15 @@ class Cost:
                 left -= taken
 
     def after(self, position: int) -> dict[str, int]:
-        """Return the numbers of new images and captions in all datasets from this position on."""
+        """Return how many images and captions must be encoded for the dataset at `position` and all later datasets."""
         return {kind: sum(work.new[kind] for work in self.works[position:]) for kind in KINDS}
 
     def lines(self, remaining: Remaining) -> list[str]:
-        """Return the description for the terminal: a line per dataset with work, and the sums."""
+        """Return the cost as lines of text: the total, then one line per dataset that must be evaluated.
+
+        Args:
+            remaining: contains the measured speed.
+        """
         lines = []
         for work in self.works:
             if work.state in ("to evaluate", "not downloaded"):
@@ -164,9 +174,9 @@ class Cost:
         if speeds:
             total += f"; measured here: {', '.join(speeds)}"
         if seconds is not None:
-            total += f"; about {duration(seconds)}, without downloads and metrics"
+            total += f"; about {duration(seconds)} for encoding, without downloads and metrics"
         if disk:
-            total += f"; features {readable_size(disk)}"
+            total += f"; {readable_size(disk)} on disk for the features"
         return [f"{self.features.model.name}: {total}", *lines]
 
 

@@ -1,4 +1,4 @@
-"""Suite files: datasets with their tasks. A suite defines datasets or names those of other files."""
+"""Suite files: YAML files that define the datasets of a suite, with their tasks."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _SUGGESTED = 3  # number of names to suggest for an unknown name
 
 
 class Published(Section):
-    """A published metric value, for comparison."""
+    """A published value of a metric, e.g. from a paper."""
 
     model: str
     """Name of the model, if possible as `clipkit.load` accepts it, e.g. open_clip:ViT-B-32/openai."""
@@ -33,14 +33,14 @@ class Published(Section):
 
 
 class Corruption(Section):
-    """A corruption that is applied to each image when it is read."""
+    """Kind and level of a corruption that is applied to each image of a dataset."""
 
     name: Literal["blur", "noise", "jpeg", "brightness"]
     level: int = Field(ge=1, le=5)
 
 
 class DataSet(Section):
-    """A dataset and the task that is evaluated on it."""
+    """A dataset of a suite, and the task that is evaluated on it."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
@@ -59,30 +59,30 @@ class DataSet(Section):
     templates: str | list[str] | None = None
     """Prompts: the name of a built-in set, a file, or the prompts themselves. Default: the prompts of the data."""
     ignored_groups: list[str] = Field(default=[])
-    """Groups of images (`source: …?group=COLUMN`) that do not count as the worst group."""
+    """Groups of images (`source: …?group=COLUMN`) that are left out when the worst group is determined."""
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
-    """Expected numbers of images and captions; data with other numbers is refused."""
+    """Expected numbers of classes, images and captions. Data with other numbers is an error."""
     metric: str | None = None
-    """Metric in the table. Default: the main metric of the task (acc1, mean_recall, acc or lp_acc1)."""
+    """Metric that the table of a suite shows. Default: the main metric of the task, e.g. acc1."""
     corruption: Corruption | None = None
     version_of: str | None = None
-    """The original dataset if this is a shifted version of it; ignored unless a suite contains both."""
+    """Name of the original dataset, if this dataset is a shifted version of another dataset of the suite."""
     published: list[Published] = Field(default=[])
     license: str = ""
     """License of the data; "unknown" if no document was found."""
     checked: str = ""
-    """Documents in which source, license and numbers were looked up, and what was not verified."""
+    """Documents that state the source, the license and the numbers, and what was not verified."""
 
     @property
     def main_metric(self) -> str:
-        """Metric that the table of a suite shows."""
+        """Name of the metric that the table of a suite shows."""
         return self.metric or TASKS[self.task].main_metric
 
     @property
     def is_downloaded_when_read(self) -> bool:
-        """True if reading the source may download it."""
+        """True if the source is on the Hub or at a URL, so that reading it may download it."""
         return bool(_HUB_SOURCE.fullmatch(self.source)) or self.source.startswith(("hf:", "http://", "https://"))
 
     @field_validator("task")
@@ -96,7 +96,7 @@ class DataSet(Section):
     def _fits_its_task(self) -> Self:
         learns = TASKS[self.task].learns
         if self.train is not None and not learns:
-            raise ValueError(f"train does not apply to the task {self.task} of {self.name}; remove train")
+            raise ValueError(f"{self.name} has the task {self.task}, which uses no training data; remove train")
         if learns and self.train is None:
             raise ValueError(f"{self.name} has the task {self.task}, which needs training data; add train: SOURCE")
         if self.source.startswith("wds:") and not _HUB_SOURCE.fullmatch(self.source):
@@ -105,19 +105,19 @@ class DataSet(Section):
 
 
 class Suite(Section):
-    """Several datasets that are evaluated together."""
+    """A named list of datasets that are evaluated together."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     datasets: list[DataSet] = Field(min_length=1)
     mean: bool = False
-    """Add the mean of the metrics in the table, for models with a result on every dataset."""
+    """True: the table also shows the mean over all datasets, for models with a result on every dataset."""
     baseline: str | list[str] = Field(default=[])
     """Names of the baseline models, from which effective robustness is computed. Default: the first evaluated model."""
 
     @property
     def baselines(self) -> list[str]:
-        """Names of the baseline models as a list."""
+        """Names of the baseline models, always as a list."""
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
     @model_validator(mode="after")
@@ -129,8 +129,8 @@ class Suite(Section):
         for entry in self.datasets:
             if entry.version_of is not None and entry.version_of not in names:
                 raise ValueError(
-                    f"{entry.name} is a version_of {entry.version_of}, which is not a dataset of the suite; "
-                    "add that dataset, or remove version_of"
+                    f"{entry.name} has version_of: {entry.version_of}, which is not a dataset of the suite; "
+                    f"add the dataset {entry.version_of}, or remove version_of"
                 )
         return self
 
@@ -139,13 +139,13 @@ Kind = TypeVar("Kind", DataSet, Suite)
 
 
 def read_suite(name: str) -> Suite:
-    """Return a suite; a single dataset is returned as a suite of one.
+    """Read a suite by name or from a YAML file. A single dataset becomes a suite with one dataset.
 
     Args:
-        name: name of a built-in suite or dataset, or a YAML file.
+        name: name of a built-in suite or dataset, or path of a YAML file.
 
     Raises:
-        DataError: the name is unknown, or the file is invalid; the message names the file and the key.
+        DataError: the name is unknown, or the file is invalid.
 
     Example:
         >>> read_suite("offline").name
@@ -158,8 +158,8 @@ def read_suite(name: str) -> Suite:
         path, values = _built_in()[name]
     else:
         raise DataError(
-            f"{name}: is not a built-in suite or dataset; {closest(name, _built_in(), _SUGGESTED)} (your own "
-            "suite: give a .yaml file)"
+            f"{name}: is not a built-in suite or dataset; {closest(name, _built_in(), _SUGGESTED)} (for your own "
+            "suite, give a .yaml file)"
         )
     if "datasets" not in values:
         entry = _checked(DataSet, {key: value for key, value in values.items() if key != "version_of"}, path)
@@ -172,9 +172,10 @@ def read_suite(name: str) -> Suite:
 
 @cache
 def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Return the file and the content of each built-in suite and dataset, by name.
+    """Return the file and the content of each built-in suite and dataset, keyed by name.
 
-    The name is the file name without `.yaml`, or the key `name` of a dataset that is defined in a suite's file.
+    The name is the file name without `.yaml`. A dataset that is defined inside a suite's file has the name in its key
+    `name`.
     """
     found = {file.stem: (file, _values(file)) for file in sorted(suites_folder().glob("*.yaml"))}
     for file, values in [*found.values()]:
@@ -185,9 +186,10 @@ def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
-    """Return the datasets of a suite; a name is replaced by the definition of the built-in dataset.
+    """Replace each dataset that is given by name with its definition.
 
-    Its key `version_of` is dropped if the suite does not contain the dataset that it is a version of.
+    A suite may use a shifted dataset without the original dataset. Then the key `version_of` is removed from the
+    definition.
     """
     entries = [_named(given, path) if isinstance(given, str) else given for given in datasets]
     names = {entry.get("name") for entry in entries if isinstance(entry, dict)}
@@ -200,7 +202,7 @@ def _with_named(datasets: list[Any], path: Path) -> list[Any]:
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:
-    """Return the content of a dataset that is in a file beside the suite's file, or built in."""
+    """Return the definition of a dataset from a file next to the suite's file, or of a built-in dataset."""
     beside = path.parent / f"{name}.yaml"
     if is_file(beside):
         return _values(beside)
@@ -208,7 +210,7 @@ def _named(name: str, path: Path) -> dict[str, Any]:
         return _built_in()[name][1]
     known = [*(file.stem for file in path.parent.glob("*.yaml")), *_built_in()]
     raise DataError(
-        f"{path}: {name} is not a built-in dataset, and {beside.name} is not in this folder; "
+        f"{path}: {name} is not a built-in dataset, and the folder of this file does not contain {beside.name}; "
         f"{closest(name, known, _SUGGESTED)}"
     )
 

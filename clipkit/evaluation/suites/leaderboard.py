@@ -1,4 +1,4 @@
-"""Results of a suite as flat rows, for leaderboards and data frames."""
+"""Results of a suite as one flat row per model and dataset, for leaderboards and data frames."""
 
 from typing import Any
 
@@ -11,13 +11,19 @@ FORMAT = "clipkit-suite-1"
 
 
 def leaderboard(result: SuiteResult) -> dict[str, Any]:
-    """Return one row per model and dataset, whose keys do not change between releases.
+    """Return the results of a suite as one flat row per model and dataset, with keys that are stable between releases.
 
     Returns:
-        `format`, `suite`, `rows`, `means` (by model, if the suite has a mean), `missing` (reasons by dataset or model)
-        and `versions`. A row has `model`, `dataset`, `title`, `task`, `task_type` (the Hub's name), `metric` and
-        `value` (the main metric), `low`, `high`, `chance`, `metrics` (all values by name), `images`, `captions`,
-        `data_sha256`, `captions_cut` (share of captions that are truncated; null if unknown) and `seconds`.
+        A dict with these keys:
+
+        - format: version of the keys.
+        - suite: name of the suite.
+        - rows: one dict per model and dataset. `metric` is the name of the main metric, and `value`, `low`, `high` and
+          `chance` belong to it. `metrics` contains the values of all metrics. `task_type` is the Hub's name of the
+          task. `captions_cut` is the share of truncated captions, or None.
+        - means: mean of each model over the datasets, if the suite has a mean.
+        - missing: reason of each missing result, keyed by dataset or model.
+        - versions: versions of the installed packages.
 
     Example:
         >>> rows = leaderboard(run_suite(read_suite("offline"), ["runs/a"], Path("suite")))["rows"]   # doctest: +SKIP

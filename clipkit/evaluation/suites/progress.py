@@ -1,4 +1,4 @@
-"""Progress of a suite: items that are still to be encoded, speed, and time left."""
+"""Progress of a suite: images and captions that remain to be encoded, encoding speed, and time left."""
 
 import time
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ KINDS = ("images", "captions")
 
 
 class Remaining(Bars):
-    """Work that one model has left in a suite.
+    """Numbers of images and captions that one model must still encode for a suite, and the time left.
 
-    The time left counts encoding only, at the speed measured so far.
+    The time left includes only encoding, at the mean speed so far.
 
     Args:
         shown: show progress bars on the terminal.
@@ -38,34 +38,45 @@ class Remaining(Bars):
         """Begin a dataset.
 
         Args:
-            new: number of items to encode by kind.
-            after: number of items to encode in all later datasets, by kind.
+            new: numbers of images and captions to encode for this dataset.
+            after: numbers of images and captions to encode for all later datasets together.
         """
         self._new = dict(new)
         self._after = dict(after)
         self._before = dict(self.encoded), dict(self.busy)
 
     def start(self, kind: str, total: int) -> Bar:
-        """Return a bar that counts the items of a kind."""
+        """Return a progress bar for the items of one kind.
+
+        Args:
+            kind: "images" or "captions".
+            total: number of items to encode for the current dataset.
+        """
         self._new[kind] = total  # replaces the estimate that `begin` received
         return _SuiteBar(self, kind, total, shown=self.shown)
 
     def count(self, kind: str, items: int, seconds: float) -> None:
-        """Count encoded items, and the seconds they took."""
+        """Record that some items were encoded.
+
+        Args:
+            kind: "images" or "captions".
+            items: number of encoded items.
+            seconds: time that the encoding took.
+        """
         self.encoded[kind] += items
         self.busy[kind] += seconds
         self._new[kind] = max(0, self._new[kind] - items)
 
     def left(self, kind: str) -> int:
-        """Return the number of items of a kind that are still to be encoded."""
+        """Return how many images or captions remain to be encoded."""
         return self._new[kind] + self._after[kind]
 
     def speed(self, kind: str) -> float | None:
-        """Return items per second; None before an item of this kind was encoded."""
+        """Return the mean number of images or captions encoded per second; None if none were encoded yet."""
         return self.encoded[kind] / self.busy[kind] if self.encoded[kind] and self.busy[kind] else None
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until everything is encoded; None if a speed is unknown."""
+        """Return the estimated seconds until all items are encoded; None if a necessary speed is unknown."""
         total = 0.0
         for kind in KINDS:
             speed = self.speed(kind)
@@ -75,7 +86,9 @@ class Remaining(Bars):
         return total
 
     def summary(self) -> str:
-        """Return what was encoded for this dataset, the speed, and the time left in total; "" if nothing was encoded.
+        """Describe the encoding for the current dataset: number of items, speed, and time left for the suite.
+
+        The text is empty if nothing was encoded.
 
         Example:
             >>> remaining = Remaining(shown=False)
@@ -95,7 +108,7 @@ class Remaining(Bars):
 
 
 class _SuiteBar(Bar):
-    """Bar of one dataset that also shows the time left for all datasets."""
+    """Progress bar of one dataset that also shows the time left for the suite."""
 
     def __init__(self, remaining: Remaining, kind: str, total: int, **options: Any) -> None:
         super().__init__(kind, total, **options)

@@ -10,19 +10,24 @@ from clipkit.evaluation.suites.entries import Suite
 def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
     """Return the relative drop and the effective robustness of each model on each shifted dataset.
 
-    Effective robustness is the metric on the shifted dataset minus the value expected from the metric on the original
-    (Taori et al. 2020, "Measuring robustness to natural distribution shifts", section 2). The expected value lies on a
-    line through the baselines in logit space: with two or more baselines, their least-squares line; with one, the line
-    with slope 1.
+    Effective robustness is the metric on the shifted dataset minus the expected metric (Taori et al. 2020, "Measuring
+    robustness to natural distribution shifts", section 2). `expected` computes the expected metric from the metric on
+    the original dataset and from the baseline models.
 
     Args:
-        suite: its datasets name their originals, and may contain published values of a baseline.
+        suite: the suite, which names the original of each shifted dataset and may contain published values of
+            baselines.
         rows: rows of a `SuiteResult`.
-        models: the measured models; the first is the baseline if the suite names none.
+        models: names of the evaluated models. The first one is the baseline if the suite names no baseline.
 
     Returns:
-        Rows with dataset, version_of, model, original, value, relative_drop (a share of the original), and
-        effective_robustness; it is None for a baseline, and if no baseline has both values.
+        One dict per shifted dataset and model:
+
+        - dataset, version_of: names of the shifted dataset and of the original dataset.
+        - model: name of the model.
+        - original, value: the metric on the original dataset, and on the shifted dataset.
+        - relative_drop: (original − value) / original.
+        - effective_robustness: None for a baseline, or if no baseline has a value on both datasets.
     """
     value = {(row["dataset"], row["model"]): row["value"] for row in rows}
     for entry in suite.datasets:
@@ -56,13 +61,14 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
 
 
 def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per original dataset and model, with means over the shifted versions of the dataset.
-
-    A row has the number of versions, the mean relative drop and the mean effective robustness. A mean is None if no
-    version has a value.
+    """Return the mean robustness of each model over the shifted versions of each original dataset.
 
     Args:
         drops: the result of `robustness`.
+
+    Returns:
+        One dict per original dataset and model: `version_of`, `model`, `versions` (number of shifted datasets), and the
+        means of `relative_drop` and `effective_robustness`. A mean is None if no version has a value.
     """
     pairs = dict.fromkeys((drop["version_of"], drop["model"]) for drop in drops)
     means = []
@@ -84,11 +90,14 @@ def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def expected(original: float, baselines: Sequence[tuple[float, float]]) -> float:
-    """Return the metric that the baselines predict for a model on a shifted dataset.
+    """Return the metric on a shifted dataset that is expected from a model's metric on the original dataset.
+
+    The expected metric is on a line in logit space. The line is fitted to the baseline models by least squares. With
+    one baseline, the line has slope 1.
 
     Args:
-        original: a model's metric on the original dataset.
-        baselines: each baseline's metric on the original and on the shifted dataset.
+        original: the model's metric on the original dataset.
+        baselines: for each baseline, the metrics on the original dataset and on the shifted dataset.
 
     Example:
         >>> round(expected(0.7, [(0.7, 0.5)]), 6)

@@ -1,4 +1,4 @@
-"""Function `run_suite`: evaluate every model on every dataset of a suite, and resume an unfinished suite."""
+"""Function `run_suite`: evaluate several models on all datasets of a suite."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ _ERRORS = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 @dataclass
 class SuiteResult:
-    """Results of a suite, and the reasons why datasets or models have no result."""
+    """Results of a suite, and the reason of each missing result."""
 
     suite: Suite
     models: list[str]
@@ -79,23 +79,25 @@ def run_suite(
     progress: bool = False,
     dry_run: bool = False,
 ) -> SuiteResult:
-    """Evaluate all models on all available datasets; existing results in `out` for the same model and data are reused.
+    """Evaluate all models on all available datasets of a suite.
 
-    All tasks share the features: each image and each caption is encoded once per model, even without a cache.
+    If `out` already contains a result for the same model, data and settings, the result is reused. All tasks share the
+    features, so each image and each caption is encoded once per model.
 
     Args:
         suite: returned by `read_suite`.
-        models: names as `clipkit.load` accepts them.
-        out: folder for one result file per dataset and model, and `results.json`.
-        cache: folder for features, shared by all datasets; None: the user's cache folder; False: no cache.
-        processes: processes that share each dataset; all get the result, only the main process writes files.
+        models: names of the models, in any form that `clipkit.load` accepts.
+        out: folder for one result file per dataset and model, and for `results.json`.
+        cache: folder in which features are cached. None: the user's cache folder. False: a temporary folder.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
         log: called with one line per dataset and model.
-        note: called with lines about work and speed: before each model, and after each dataset.
+        note: called with lines about work and speed, before each model and after each dataset.
         progress: show progress bars on the terminal.
-        dry_run: only measure the speed and describe the work; nothing is written except features to the cache.
+        dry_run: only measure the speed and describe the work. No files are written, except to the cache.
 
     Raises:
-        UserError: the only model cannot be loaded or lacks a tower, or a model is given twice.
+        UserError: a model is given twice, or the only model cannot be loaded or lacks a tower.
         OSError: the folder cannot be written to.
     """
     names = list(models)
@@ -129,19 +131,19 @@ def _mean(suite: Suite, rows: Sequence[dict[str, Any]], model: str) -> float | N
 
 @dataclass
 class _Run:
-    """One run of a suite.
+    """State of one call of `run_suite`.
 
     Args:
         suite: the datasets.
         out: folder for the results.
-        processes: the group that shares each dataset.
-        options: options of every evaluation.
+        processes: group of processes that share the encoding.
+        options: keyword arguments for every evaluation function.
         log: called with one line per dataset and model.
         note: called with lines about work and speed.
-        dry_run: describe the work only.
-        result: filled while the suite runs.
-        opened: data of the datasets opened so far, by name.
-        fingerprints: results of `fingerprint_of` for this data, by name of the dataset.
+        dry_run: only measure the speed and describe the work.
+        result: result that the run fills.
+        opened: data of each dataset that is already open, by name of the dataset.
+        fingerprints: fingerprint of the data of each open dataset, by name of the dataset.
     """
 
     suite: Suite
@@ -161,7 +163,11 @@ class _Run:
         return _ERRORS if self.processes.count == 1 else (UserError,)
 
     def measure(self, name: str) -> None:
-        """Evaluate one model on all datasets."""
+        """Evaluate one model on all datasets.
+
+        Args:
+            name: name of the model.
+        """
         try:
             model = load(name)
             if all(task_of(entry.task).texts is not None for entry in self.suite.datasets):
@@ -187,7 +193,14 @@ class _Run:
                     self.note(f"{entry.name} with {name}: {summary}")
 
     def _cost(self, model: DualEncoder, name: str, weights: str, remaining: Remaining) -> Cost:
-        """Print a description of the work for a model, and return the work."""
+        """Compute, report and return the cost of evaluating a model on the suite.
+
+        Args:
+            model: the model.
+            name: name of the model.
+            weights: text that identifies the model (see `_weights`).
+            remaining: receives the measured speed.
+        """
         features = Features(model, cache=self.options["cache"], processes=self.processes)
         kept = {
             entry.name
@@ -210,7 +223,7 @@ class _Run:
         return _key(entry, weights, self.fingerprints[entry.name])
 
     def _open(self, entry: DataSet) -> TaskData | None:
-        """Return the data of an entry. If it is missing or invalid, record the reason and return None."""
+        """Return the data of a dataset. If it is missing or invalid, record the reason and return None."""
         if entry.name in self.opened:
             return self.opened[entry.name]
         if entry.name in self.result.unreached or entry.name in self.result.failed:
@@ -253,9 +266,10 @@ class _Run:
         self.result.rows.append(_row(entry, name, result, file))
 
     def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
-        """Return the result in a file if it has the same key (entry, model and data), otherwise None.
+        """Return the result in the file if it has the given key; otherwise None.
 
-        Only the main process reads the file; all processes get the result.
+        The key depends on the dataset, the model and the settings (see `_key`). Only the main process reads the file,
+        and all processes return the same result.
         """
         result = read_object(file) if self.processes.is_main else {}
         try:
@@ -271,10 +285,10 @@ class _Run:
 
 
 def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
-    """Return the data of an entry. Processes open it one after the other, because they may share the download folder.
+    """Return the data of a dataset. Processes open it one after another, because they may share the download folder.
 
     Raises:
-        UserError: on all processes, if it cannot be opened on one of them.
+        UserError: one of the processes cannot open the data. All processes raise the same error.
     """
     opened: TaskData | None = None
     failure: UserError | None = None
@@ -294,19 +308,17 @@ def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
 def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
     if entry.main_metric not in result["metrics"]:
         measured = ", ".join(result["metrics"])
-        raise UserError(
-            f"{entry.name}: main_metric is {entry.main_metric}, which is not available; choose one of {measured}"
-        )
+        raise UserError(f"{entry.name}: the result has no metric {entry.main_metric}; set metric to one of {measured}")
 
 
 def _weights(model: DualEncoder) -> str:
-    """Return a text that identifies a model: the fingerprints of its towers, and its scale."""
+    """Return a text that identifies a model, made from the fingerprints of its towers and its logit scale."""
     towers = [tower_fingerprint(tower) for tower in (model.image, model.text) if not is_absent(tower)]
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
 
 def _key(entry: DataSet, weights: str, fingerprint: str) -> str:
-    """Return a hash of everything that a result depends on: settings, model and data."""
+    """Return a hash of everything that determines a result: the settings of the dataset, the model and the data."""
     settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of", "license", "checked"})
     return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{fingerprint}".encode()).hexdigest()
 
@@ -334,6 +346,6 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
 
 
 def _file_name(model: str) -> str:
-    """Return a file name for a model's name; different models get different file names."""
+    """Return a file name for the result of a model. Different model names give different file names."""
     short = re.sub(r"[^\w.-]+", "_", model).strip("_")[-60:]
     return f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

@@ -1,4 +1,4 @@
-"""Data of a suite's dataset: any data source, whose images may be corrupted, e.g. blurred."""
+"""Reading of the data of a suite's datasets."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from clipkit.images import Stored, size_of
 
 
 def fingerprint_of(opened: TaskData) -> str:
-    """Return a text that contains everything in the data that can affect a result."""
+    """Return a text that identifies the data. If two data can give different results, their texts differ."""
     contents_of = {NearMisses: _near_misses, Associations: _associations}.get(type(opened.data))
     data = opened.data.fingerprint if contents_of is None else contents_of(opened.data)
     train = opened.train.fingerprint if opened.train is not None else ""
@@ -30,7 +30,7 @@ def fingerprint_of(opened: TaskData) -> str:
 
 
 def _content_of(images: Sequence[Path | Stored]) -> str:
-    """Return the hash of the images without their corruption; the corruption is a setting of the entry."""
+    """Return a hash of the content of the images before corruption."""
     return content_hash([image.source if isinstance(image, Corrupted) else image for image in images])
 
 
@@ -48,11 +48,11 @@ def _sizes(images: Sequence[Path | Stored]) -> list[Any]:
 
 
 def open_data(entry: DataSet) -> TaskData:
-    """Read the data of an entry.
+    """Read the data of a suite's dataset.
 
     Raises:
         UnreachedError: the data is missing or cannot be downloaded.
-        DataError: the data does not match the entry.
+        DataError: the data does not match the dataset's definition, e.g. in the number of images.
     """
     opened = _read(entry)
     if entry.classes is not None:
@@ -82,13 +82,13 @@ def _read(entry: DataSet) -> TaskData:
         source, train = f"{name}:{entry.split}{mark}{options}", None if train is None else f"{name}:{train}"
     for given in (source, train):
         if given is not None and not _is_present(given):
-            raise UnreachedError(f"{given}: file not found; paths are relative to the working directory")
+            raise UnreachedError(f"{given}: file not found; give a path relative to the working directory")
     data = task_of(entry.task).read(source)
     return TaskData(data, train=read_labeled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
-    """Return whether the files of a source exist; True for sources that are downloaded or built when they are read."""
+    """Return True if the files of a source exist, or if the source is downloaded or generated on reading."""
     name, options = split_options(source)
     if name.startswith(("hf:", "wds:", "twemoji:")):
         return True
@@ -109,6 +109,6 @@ def _check_counts(entry: DataSet, opened: TaskData) -> None:
         expected = getattr(entry, name)
         if expected is not None and expected != count:
             raise DataError(
-                f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of "
-                f"{entry.name}; download the data again, or correct the numbers in the suite's file"
+                f"{entry.source}: {name} is {count:,}, but the definition of {entry.name} expects {expected:,}; "
+                f"download the data again, or correct {name} in the suite's file"
             )

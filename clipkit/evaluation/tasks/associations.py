@@ -1,4 +1,4 @@
-"""Association tests: which candidate images belong to a word (WinoGAViL)."""
+"""Association tests: which candidate images belong to a word, e.g. in WinoGAViL."""
 
 from collections.abc import Mapping, Sequence
 from math import comb
@@ -35,20 +35,21 @@ def associations(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate association tests: the Jaccard index of the chosen and the correct images of each word.
+    """Evaluate association tests: which of the candidate images belong to a word (Bitton et al. 2022, WinoGAViL).
 
-    For each word, the k candidates with the highest scores are chosen; k is the number of images that belong to the
-    word (Bitton et al. 2022, WinoGAViL). The prompt is "A word" or "An word", as in DataComp. `jaccard_10-12` counts
-    only words with 10 to 12 candidates.
+    If k images belong to a word, the k candidates with the highest scores are chosen. The metric is the Jaccard index
+    of the chosen images and the correct images. `jaccard_5-6` includes only words with 5 or 6 candidates,
+    and `jaccard_10-12` only words with 10 to 12. The prompt of a word is e.g. "A dog" or "An ocean", as in DataComp.
 
     Args:
         model: returned by `clipkit.load`.
         data: a JSON or JSONL file, or tests already read.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
-        predictions: Parquet file to write, with the scores of every word.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        predictions: Parquet file to write, with the chosen images and the Jaccard index of every word.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -96,7 +97,7 @@ def associations(
 
 
 def prompt(cue: str) -> str:
-    """Return the prompt of a word.
+    """Return the text that is encoded for a word.
 
     Example:
         >>> prompt("Ocean"), prompt("dog")
@@ -107,7 +108,11 @@ def prompt(cue: str) -> str:
 
 
 def expected_jaccard(candidates: int, right: int) -> float:
-    """Return the expected Jaccard index of a random choice of `right` candidates, if `right` candidates are correct.
+    """Return the mean Jaccard index of a random choice.
+
+    Args:
+        candidates: number of candidate images.
+        right: number of correct images, which is also the number of chosen images.
 
     Example:
         >>> expected_jaccard(2, 1)
@@ -121,7 +126,7 @@ def expected_jaccard(candidates: int, right: int) -> float:
 
 
 def association_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return one value per word for every metric, from the `queries` of a result."""
+    """Return the per-word values of each metric, computed from the part `queries` of a result."""
     values, candidates = np.asarray(queries["jaccard"], dtype=np.float64), np.asarray(queries["candidates"])
     columns = {}
     for name, (low, high) in _PARTS.items():

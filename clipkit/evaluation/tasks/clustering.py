@@ -1,4 +1,4 @@
-"""Clustering: k-means on image features without labels, compared with the classes."""
+"""Clustering of image features by k-means, evaluated with class labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,22 +35,23 @@ def clustering(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate clustering: agreement of the classes with k-means clusters of the image features.
+    """Evaluate clustering: how well k-means clusters of the image features agree with the classes.
 
-    The number of clusters is the number of classes that have images. `nmi` (equal to the V-measure), `ami` and `ari`
-    are means over five starts. MIEB measures the same, with one start of mini-batch k-means.
+    There are as many clusters as classes with images. The metrics `nmi` (equal to the V-measure), `ami` and `ari` are
+    means over five random starts of k-means. MIEB computes the same metrics with one start of mini-batch k-means.
 
     Args:
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the cluster of every image at the first start.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
-        DataError: the data cannot be read, images have several labels, or all have the same label.
+        DataError: the data cannot be read, images have several labels, or all images have the same label.
         ModelError: a feature is not finite.
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)

@@ -43,22 +43,31 @@ def compositional(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
+    """Evaluate compositional understanding: how often a model recognizes hard negative captions and images.
 
-    `text_acc`: for each image, the correct caption scores higher. `image_acc`: for each caption, the correct image
-    scores higher; undefined with one image. `acc`: both. The definitions follow CLIP_benchmark 1.6. If two scores are
-    equal, the first caption or image counts as chosen. With two correct captions (SugarCrepe++), `text_acc`: both score
-    higher than the incorrect one; `text_only_acc`: they are more similar to each other than to the incorrect one.
+    The metrics are shares of instances, defined as in CLIP_benchmark 1.6:
+
+    - text_acc: for each image, the correct caption has a higher score than the incorrect caption.
+    - image_acc: for each caption, the correct image has a higher score than the incorrect image. It is undefined for
+      instances with one image.
+    - acc: both conditions are true.
+
+    In a tie, the first of the two captions or images is chosen.
+
+    Instances of SugarCrepe++ have two correct captions. Then `text_acc` requires that both have higher scores than the
+    incorrect caption. `text_only_acc` requires that the two correct captions are more similar to each other than to the
+    incorrect caption. The result also contains the metrics of each category.
 
     Args:
         model: returned by `clipkit.load`.
-        data: a file or folder in the format of SugarCrepe or Winoground, an object with their columns (a list of dicts,
-            a dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
+        data: a file or folder in the format of SugarCrepe or Winoground, an object with the same columns (a list of
+            dicts, a dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -117,9 +126,9 @@ def compositional(
 
 
 def compositional_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return one value per instance for every metric, from the `queries` of a result.
+    """Return the per-instance values of each metric, computed from the part `queries` of a result.
 
-    The bootstrap draws instances that share an image together.
+    Bootstrap resamples draw all instances of an image together.
     """
     text = np.asarray(queries["text_right"], dtype=np.float64)
     instances = Queries(np.asarray(queries["image"]))

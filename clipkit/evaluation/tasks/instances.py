@@ -1,4 +1,4 @@
-"""Instance retrieval: images of the same object or class are found among all other images."""
+"""Instance retrieval: find the images of the same object or class among all other images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,21 +37,22 @@ def instances(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate instance retrieval: each image is a query, and images with the same label are correct.
+    """Evaluate instance retrieval: each image is a query, and the other images with the same label are correct.
 
-    `instance_recall@k`: share of queries with a correct image among the k most similar other images (the protocol of
-    Song et al. 2016 for CUB and Stanford Online Products). `instance_map@r`: mean average precision at R (Musgrave et
-    al. 2020, "A metric learning reality check", section 3.2). Images with a unique label are candidates, but not
-    queries.
+    `instance_recall@k` is the share of queries with a correct image among the k most similar images (the protocol of
+    Song et al. 2016 for CUB and Stanford Online Products). `instance_map@r` is the mean average precision at R, where R
+    is the number of correct images (Musgrave et al. 2020, "A metric learning reality check", section 3.2). An image
+    with a unique label is not a query, but it is in the gallery.
 
     Args:
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
-        predictions: Parquet file to write, with the outcome of every query.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        predictions: Parquet file to write, with the rank and the average precision of every query.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or no two images have the same label.
@@ -97,10 +98,14 @@ def instances(
 def instance_ranks(
     features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """Return the rank of the first correct image of each query, and the average precision at R.
+    """Return two values per query: the rank of the first correct image, and the average precision at R.
 
-    R is the number of correct images. Of equal scores, the lower position comes first. An image with a unique label has
-    rank 0 and precision 0.
+    R is the number of correct images. Ties go to the lower position. Both values are 0 for an image with a unique
+    label.
+
+    Args:
+        features: features of the images.
+        labels: label of each image.
     """
     ranks, precisions = [], []
     for start in range(0, len(features), _ROWS):
@@ -120,7 +125,7 @@ def instance_ranks(
 
 
 def instance_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return one value per query for every metric, from the `queries` of a result."""
+    """Return the per-query values of each metric, computed from the part `queries` of a result."""
     rank = np.asarray(queries["rank"])
     asked = rank > 0
     images = Queries(np.flatnonzero(asked), among=len(rank))
@@ -129,11 +134,11 @@ def instance_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
 
 
 def _chance(sizes: np.ndarray[Any, Any], candidates: int) -> dict[str, float]:
-    """Return the expected metrics of random scores.
+    """Return the metrics that random scores have on average.
 
     Args:
         sizes: number of images of each label.
-        candidates: number of other images, among which a query is ranked.
+        candidates: number of images in the gallery of a query.
     """
     chance = {}
     for k in KS:

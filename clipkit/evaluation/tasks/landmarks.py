@@ -1,4 +1,4 @@
-"""Landmark retrieval: an image finds easy and hard images of its object (revisited Oxford and Paris)."""
+"""Landmark retrieval: find easy and hard images of the query's landmark (revisited Oxford and Paris)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,21 +47,28 @@ def landmarks(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate landmark retrieval by the easy, medium and hard protocol of revisited Oxford and Paris.
+    """Evaluate landmark retrieval with the easy, medium and hard protocols of revisited Oxford and Paris.
 
-    Each query image ranks the gallery. Correct are the easy images, the easy and the hard ones (medium), or the hard
-    ones; the rest of the listed images is ignored, as if the gallery did not contain them. `medium_map` is the mean
-    average precision by trapezoids, `medium_mp@k` the mean precision among the first k images. A query without a
-    correct image does not count in a protocol. See Radenović et al. 2018, section 4.
+    Each query image ranks the gallery. The data lists easy, hard and junk images for each query. The protocols differ
+    in the images that are correct:
+
+    - easy: the easy images are correct. The hard and junk images are ignored.
+    - medium: the easy and hard images are correct. The junk images are ignored.
+    - hard: the hard images are correct. The easy and junk images are ignored.
+
+    An ignored image is removed from the ranking. A query without a correct image is left out of the protocol.
+    `medium_map` is the mean average precision, computed with the trapezoidal rule. `medium_mp@k` is the mean precision
+    among the first k images. See Radenović et al. 2018, "Revisiting Oxford and Paris", section 4.
 
     Args:
         model: returned by `clipkit.load`.
         data: a JSON file in the structure of `gnd_roxford5k.pkl`, or data already read.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
-        predictions: Parquet file to write, with the outcome of every query.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        predictions: Parquet file to write, with the values of all metrics for every query.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -97,13 +104,17 @@ def landmarks(
 def landmark_outcomes(
     features: Float[Tensor, "N D"], data: Landmarks
 ) -> tuple[dict[str, list[float | None]], dict[str, list[float | None]]]:
-    """Return the value of every metric for each query, and its chance level; None for queries that do not count.
+    """Return the value and the chance level of every metric for each query.
 
-    Of equal scores, the lower position comes first.
+    Both are None if the query has no correct image in the metric's protocol. Ties go to the lower position in the
+    gallery.
 
     Args:
         features: features of `data.images`.
-        data: the queries.
+        data: the gallery and the queries.
+
+    Returns:
+        Two dicts with one list per metric: the values, and the chance levels.
     """
     gallery = len(data.images) - len(data.easy)
     outcomes: dict[str, list[float | None]] = {}
@@ -138,7 +149,7 @@ def _values(places: NDArray[np.int64], candidates: int) -> tuple[dict[str, float
 
 
 def landmark_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return one value per query for every metric, from the `queries` of a result."""
+    """Return the per-query values of each metric, computed from the part `queries` of a result."""
     columns: dict[str, Column] = {}
     for protocol in _PROTOCOLS:
         names = [name for name in queries if name.startswith(f"{protocol}_")]

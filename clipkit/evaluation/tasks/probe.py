@@ -42,24 +42,25 @@ def probe(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate image features with a linear classifier (lp_…) and k-nearest neighbors (knn_…).
+    """Evaluate image features with a linear classifier (metrics lp_…) and with k-nearest neighbors (metrics knn_…).
 
-    The linear classifier is multinomial logistic regression. Its weight decay is chosen on a validation part of the
-    training images. Then it is fitted to all training images or, with `shots`, only to the shots.
+    The linear classifier is multinomial logistic regression. The weight decay is chosen on some of the training images.
+    Then the classifier is fitted to all training images or, with `shots`, only to the drawn images.
 
     Args:
         model: returned by `clipkit.load`.
-        data: labeled training images; any data that `zeroshot` accepts.
-        test: labeled test images. Default: a fifth of each class of `data`. The choice does not depend on the order
-            of the images. Files with equal content are either all used for testing or all used for training.
-        shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
-        seeds: number of draws; without `shots`, all images are used once.
+        data: labeled training images, in any form that `zeroshot` accepts.
+        test: labeled test images. None: a fifth of each class of `data` is held out. The choice does not depend on the
+            order of the images, and files with equal content are never separated.
+        shots: number of training images per class. None: all images.
+        seeds: number of random draws of the shots; metrics are means over the draws. Ignored without `shots`.
         neighbours: number of nearest neighbors.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read, has several classes per image, or has too few images.
@@ -148,7 +149,12 @@ def probe(
 
 
 def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return one value per image for every metric of a probe, from the `queries` of a result."""
+    """Return the per-image values of each metric of a linear probe.
+
+    Args:
+        queries: the part `queries` of a probe result.
+        classes: number of classes.
+    """
     labels = np.asarray(queries["label"])
     images = Queries(np.arange(len(labels)))
     by_class = Queries(images.clusters, strata=labels)
@@ -164,10 +170,14 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 
 def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
-    """Check that labeled images are suitable for a probe, without decoding them.
+    """Check that labeled images are suitable for a linear probe, without decoding the images.
+
+    Args:
+        learned: training images.
+        measured: test images. None: they are held out from the training images.
 
     Raises:
-        DataError: the images have several classes, or a class has too few images.
+        DataError: an image has several classes, or a class has too few images.
     """
     for labeled in filter(None, (learned, measured)):
         read_single_label(labeled)
@@ -186,7 +196,7 @@ def _ranks(scores: Float[Tensor, "N C"], measured: LabeledPart) -> NDArray[np.in
 
 
 def _share_right(scores_of_draws: list[Tensor], measured: LabeledPart, k: int) -> list[float]:
-    """Return for each image the share of draws in which its class is among the k highest-scored classes."""
+    """Return for each test image the share of draws in which its class is among the top k classes."""
     share: list[float] = np.mean([_ranks(scores, measured) <= k for scores in scores_of_draws], axis=0).tolist()
     return share
 

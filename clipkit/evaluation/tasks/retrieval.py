@@ -56,26 +56,27 @@ def retrieval(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate retrieval in both directions on all images and captions of `data`: recall, ranks, average precision.
+    """Evaluate image-text retrieval in both directions: recall, ranks and average precision.
 
     Args:
         model: returned by `clipkit.load`.
-        data: source of images with captions: a path, hf:NAME, a list of (image, caption) pairs or of dicts, a dict of
-            columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
-        merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
-            each caption is a query, as in CLIP_benchmark.
-        explain: True: add mistakes to the examples of the result: captions for which an incorrect image has a much
-            higher score than the correct image, with relevance maps of both images (see `clipkit.explain`). A text or
-            several: also add the images that match each text best, with their maps. A report shows the examples.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
+        data: images with captions: a path, hf:NAME, a list of (image, caption) pairs or of dicts, a dict of columns, a
+            DataFrame, a dataset of the library `datasets`, or pairs already read.
+        merge_captions: True: identical captions are one query, for which several images are correct. False: each
+            caption is a query, as in CLIP_benchmark.
+        explain: examples with relevance maps to add to the result (see `clipkit.explain`). True: captions for which an
+            incorrect image has a much higher score than the correct image. One or several texts: additionally, the
+            images that match each text best.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
         DataError: the data cannot be read.
-        ModelError: a feature is not finite, or the model cannot be explained.
+        ModelError: a feature is not finite, or `clipkit.explain` does not support the model.
 
     Example:
         >>> result = retrieval(clipkit.load("runs/a"), "dev.csv")    # doctest: +SKIP
@@ -118,7 +119,7 @@ def retrieval(
 def _cut_captions(share: float, model: DualEncoder) -> Finding:
     context = model.text.tokenize.context_length
     message = (
-        f"{percent(share)} of the captions are longer than the context of {context} tokens; their ends were cut off"
+        f"{percent(share)} of the captions are longer than the context of {context} tokens, so their ends were cut off"
     )
     return Finding(
         "cut_captions",
@@ -129,11 +130,12 @@ def _cut_captions(share: float, model: DualEncoder) -> Finding:
 
 
 class TextQueries:
-    """Text queries, and the correct images for each query.
+    """Text queries, with the correct images of each query.
 
     Args:
-        texts: the M queries.
-        image_of_text: the image of each text (M,), or pairs of image and text (P, 2) if captions were merged.
+        texts: the M text queries.
+        image_of_text: position of each text's image, of shape (M,). If identical captions were merged: pairs of the
+            positions of an image and a text, of shape (P, 2).
         merged: True if identical captions were merged.
     """
 
@@ -144,7 +146,7 @@ class TextQueries:
 
     @classmethod
     def of(cls, pairs: Pairs, merge_captions: bool) -> "TextQueries":
-        """Return one query per caption, or one per distinct caption."""
+        """Create the text queries: one per caption or, with `merge_captions`, one per distinct caption."""
         if not merge_captions:
             return cls(pairs.captions, pairs.image_of_caption, merged=False)
         position: dict[str, int] = {}
@@ -152,7 +154,7 @@ class TextQueries:
         return cls(list(position), np.stack([pairs.image_of_caption, text], axis=1), merged=True)
 
     def right_images(self, text: int) -> set[int]:
-        """Return the images that are correct for a text."""
+        """Return the positions of the correct images of a text query."""
         if not self.merged:
             return {int(self.image_of_text[text])}
         return set(self.image_of_text[self.image_of_text[:, 1] == text, 0].tolist())
@@ -171,18 +173,18 @@ def retrieval_result(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Return the result of retrieval with features that are already computed.
+    """Compute the result of retrieval from features.
 
     Args:
         image_features: features of the images of `pairs`.
         text_features: features of the texts of `queries`.
-        pairs: the data.
+        pairs: the images and captions.
         model_name: name of the model.
-        seconds: duration of computing the features.
-        hashes: result of `content_hashes` for the images; None: computed here.
-        queries: text queries; None: every caption is a query.
+        seconds: time that the computation of the features took.
+        hashes: content hash of each image. None: computed here.
+        queries: the text queries. None: every caption is a query.
         predictions: Parquet file to write.
-        processes: processes that share the ranking; None: this process alone.
+        processes: group of processes that share the ranking. None: this process alone.
         progress: show a progress bar on the terminal.
 
     Raises:
@@ -192,7 +194,7 @@ def retrieval_result(
     processes = processes or Processes.alone()
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
         raise ModelError(
-            f"{model_name}: its features of {pairs.name} are not finite, so they cannot be ranked; use "
+            f"{model_name}: the features of {pairs.name} are not finite, so answers cannot be ranked; use "
             "--dtype fp32 (in Python: load the model with dtype float32)"
         )
     queries = queries or TextQueries.of(pairs, merge_captions=False)
@@ -251,15 +253,21 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the index of each text's correct image (M,): the lowest index of several, -1 for a text without images."""
+    """Return the position of each text's correct image, of shape (M,).
+
+    If several images are correct, return the lowest position. If no image is correct, return -1.
+    """
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 
 
 def retrieval_columns(outcomes: Mapping[str, Sequence[Any]]) -> tuple[Columns, Means]:
-    """Return one value per query for every metric, from the `queries` of a result.
+    """Return the per-query values of each metric, and the metrics that are means of other metrics.
 
-    The bootstrap resamples images for both directions, and all metrics use the same resamples.
+    Bootstrap resamples draw images with all their captions. The resamples are the same for both directions.
+
+    Args:
+        outcomes: the part `queries` of a retrieval result.
     """
     images = len(outcomes["text_rank"])
     columns, others, recalls = {}, {}, []
@@ -318,7 +326,11 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return examples of captions whose image is ranked first with the highest score, or whose image is ranked last."""
+    """Return examples of the best and the worst captions.
+
+    For the best captions, the correct image is ranked first with the highest scores. For the worst captions, the
+    correct image has the worst ranks.
+    """
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]

@@ -1,6 +1,6 @@
-"""Interface of evaluation tasks, used by suites and comparisons.
+"""Common interface of all evaluation tasks.
 
-Each task is one file of this folder with an object `TASK`, and one row in `clipkit/tasks.py`.
+Each task is a module of this folder with an object `TASK`, and a row in `clipkit/tasks.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from clipkit.tasks import TASKS
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data of a task, with classes, prompts and training data if the task uses them."""
+    """Data for one evaluation. Classes, templates and training data are used only by some tasks."""
 
     data: Any
     """Images with captions or labels for the evaluation."""
@@ -40,12 +40,12 @@ class TaskData:
 
     @property
     def images(self) -> list[Sequence[Path | Stored]]:
-        """Images of the evaluated data and, if any, of the training data."""
+        """Images of the evaluation data, and images of the training data if there is any."""
         return [part.images for part in (self.data, self.train) if part is not None]
 
 
 class Options(TypedDict):
-    """Keyword arguments that all evaluation functions share. They do not change the metrics."""
+    """Keyword arguments of all evaluation functions. They do not affect the metrics."""
 
     cache: Cache
     processes: Processes
@@ -56,17 +56,17 @@ class Options(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Per-query results of one model for one kind of query; two models are compared query by query.
+    """Outcome of every query of one kind (e.g. text queries), for the comparison of two models query by query.
 
     Args:
-        kind: kind of the query, image or text.
-        queries: names of the queries; None: too many to store.
-        values: rank of the correct answer, or share of correct answers, per query.
+        kind: kind of the queries, image or text.
+        queries: text or image name of each query. None: there are too many queries to store.
+        values: rank of the correct answer, or share of correct answers, for each query.
         are_ranks: True if `values` are ranks.
-        images: image of each query, or None for a query without an image; None: unknown for all.
-        answered: answer that the model ranked first for each query; None: not known.
+        images: name of each query's image; None in the list for a query without an image. None: unknown.
+        answered: top answer of the model to each query. None: unknown.
         answered_kind: kind of the answers in `answered`, image or text.
-        right: correct answer of each query, if it is shown as text.
+        right: correct answer to each query, if it is a text. None: unknown.
     """
 
     kind: Kind
@@ -81,14 +81,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluation task.
+    """An evaluation task, as a set of functions.
 
     Args:
-        read: function that returns the data of a source.
-        run: function that evaluates a model.
+        read: function that reads the data from a source.
+        run: function that evaluates a model on the data.
         columns: function that returns the per-query values of a result, from which metrics and intervals are computed.
-        answers: function that returns the answers to every query of a result.
-        texts: function that returns all strings to encode; None: the task needs no text tower.
+        answers: function that returns the outcomes of all queries of a result.
+        texts: function that returns all texts that the task encodes. None: the task needs no text tower.
     """
 
     read: Callable[[str], Any]
@@ -99,7 +99,7 @@ class Task:
 
 
 def task_of(name: str) -> Task:
-    """Return a task by its name.
+    """Return the task with this name.
 
     Raises:
         DataError: there is no such task.

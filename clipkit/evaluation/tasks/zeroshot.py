@@ -53,33 +53,34 @@ def zeroshot(
     processes: Processes | None = None,
     progress: bool | Bars = False,
 ) -> Result:
-    """Evaluate zero-shot classification: the accuracy of the class whose prompts are most similar to the image.
+    """Evaluate zero-shot classification: an image gets the class whose prompts are most similar to it.
 
-    If images have several classes, mean average precision is measured instead.
+    The main metric is the accuracy. If images have several classes, it is the mean average precision.
 
     Args:
         model: returned by `clipkit.load`.
-        data: class folders, a table with a label column, or a Python object as for `retrieval`, with labels instead of
-            captions; or labeled images already read.
-        classes: names of the classes to choose from, equal to the labels; or a mapping from each label to a name or
-            several names; prompts are made with each of them. Default: the classes of the data.
-        templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
-            features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
-        compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
-            no, 1, 7 and 80 templates. Ignored for data with several labels per image.
-        explain: True: add relevance maps of the predicted class and of the correct class (see `clipkit.explain`) to
-            the most confident mistakes among the examples of the result. A text or several: also add the images that
-            match each text best, with their maps. A report shows the examples.
-        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
-        cache: folder for features; None: the user's cache folder; False: no cache.
+        data: class folders, a table with a label column, a Python object as for `retrieval` with labels instead of
+            captions, or labeled images already read.
+        classes: names of the classes, equal to the labels; or a mapping from each label to one or several names for
+            prompts. None: the classes of the data.
+        templates: prompts with `{c}` in place of the class name; or a mapping from each class to its prompts. The
+            features of a class's prompts are averaged. None: the templates of the data, or "a photo of a {c}.".
+        compare_prompts: add `prompt_choices` to the result: the accuracy with given and with cleaned class names,
+            each with sets of templates of different sizes. Ignored if images have several classes.
+        explain: examples with relevance maps to add to the result (see `clipkit.explain`). True: maps of the predicted
+            class and of the correct class for the most confident mistakes. One or several texts: additionally, the
+            images that match each text best.
+        batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
+        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of every image.
-        processes: processes that share the encoding; all get the result, only the main process writes files.
-        progress: True: show progress bars on the terminal; or your own progress bars.
+        processes: group of processes that share the encoding. All of them return the result; only the main process
+            writes files.
+        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
 
     Raises:
-        DataError: the data cannot be read, a label is not among `classes`, a template lacks `{c}`, or `explain` is
-            True for data with several labels per image, which has no mistakes.
-        ModelError: a feature is not finite, or the model cannot be explained.
+        DataError: the data cannot be read, a label is not among `classes`, a template lacks `{c}`, or `explain` is True
+            although images have several classes.
+        ModelError: a feature is not finite, or `clipkit.explain` does not support the model.
 
     Example:
         >>> result = zeroshot(clipkit.load("runs/a"), "photos_by_class/")   # doctest: +SKIP
@@ -95,8 +96,8 @@ def zeroshot(
     chosen = chosen_queries(explain)
     if explain is True and labels.ndim == 2:
         raise DataError(
-            f"{labeled.name}: has several labels per image, for which mistakes cannot be explained; leave out "
-            "--explain (in Python: explain), or give queries"
+            f"{labeled.name}: images have several labels, so mistakes cannot be explained; leave out "
+            "--explain (in Python: explain), or give text queries to explain"
         )
     if explain is True or chosen:
         check_explainable(model)

@@ -1,8 +1,8 @@
-"""Attaching adapters to layers, and merging them into the weights.
+"""Attaching adapters to layers, and merging adapters into weights.
 
-A layer with an adapter keeps its parameters and their names; only its class changes, so that reading its weight returns
-the adapted weight. This also works for attention that reads the weights of its layers directly, for fused projections,
-gradient checkpointing and compiled blocks.
+A layer with an adapter keeps all parameters under the same names. Only the class of the layer changes: in the new
+class, reading the weight returns the adapted weight. This also works if attention reads the weights of its layers
+directly, and with fused projections, gradient checkpointing and compiled blocks.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,18 @@ ATTRIBUTE = "adapter"
 
 
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
-    """Add adapters to the layers that a recipe chooses, and make only the adapters and a new projection trainable.
+    """Add adapters to the layers that a recipe selects, and freeze the other weights of the tower.
 
-    `tower.blocks` gets the names of the new parameters, each in the block of its layer. Initial values come from
-    torch's global random generator: seed it first.
+    A newly initialized projection stays trainable. The names of the adapter parameters are added to `tower.blocks`.
+    The initial values come from torch's global random generator, so seed that generator first.
+
+    Args:
+        tower: tower that is changed in place.
+        recipe: layers to adapt, and rank, alpha and dropout of the adapters.
+        with_magnitude: True for DoRA, False for LoRA.
 
     Raises:
-        ModelError: the tower has none of the chosen layers, or fewer blocks than the recipe requires.
+        ModelError: the tower has none of the selected layers, or fewer blocks than `recipe.last`.
     """
     blocks = [list(block) for block in tower.blocks]
     added = []
@@ -48,7 +53,7 @@ def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> N
 
 
 def is_of_adapter(parameter: str) -> bool:
-    """Return whether a parameter belongs to an adapter, from its name.
+    """Return whether a parameter with this name belongs to an adapter.
 
     Example:
         >>> is_of_adapter("image.trunk.native.blocks.0.attn.qkv.adapter.parts.q.lora_A")
@@ -58,7 +63,7 @@ def is_of_adapter(parameter: str) -> bool:
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter, Adapter]]:
-    """Yield each layer with an adapter, its frozen weight and the adapter."""
+    """Yield (layer, frozen weight, adapter) for each layer that has an adapter."""
     for module in model.modules():
         if isinstance(adapter := module._modules.get(ATTRIBUTE), Adapter):
             weight = module._parameters[_parameter_of(module)]
@@ -68,7 +73,10 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter, 
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Context in which adapters are merged into the weights, so that the model is an ordinary model of its library."""
+    """Merge all adapters into the weights inside a `with` block, and restore the adapters afterwards.
+
+    Inside the block, the model is an ordinary model of its library, without adapters.
+    """
     undo: list[tuple[Any, nn.Parameter, Tensor, Adapter, type]] = []
     try:
         for layer, weight, adapter in list(adapted_layers(model)):
@@ -85,7 +93,10 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def interpolate_adapters(model: nn.Module, alpha: float) -> None:
-    """Change all adapters so that the merged weights become (1 - alpha) · base + alpha · (current merged weights)."""
+    """Interpolate between the base weights and the adapted weights, by changing only the adapters.
+
+    The adapted weights become (1 - alpha) · (base weights) + alpha · (current adapted weights).
+    """
     for _, weight, adapter in adapted_layers(model):
         for part, rows in adapter.slices(weight):
             if part is not None:
@@ -104,10 +115,13 @@ def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
 
 @cache
 def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
-    """Return a subclass of a layer's class; reading the weight of a layer of this subclass returns the adapted weight.
+    """Return a subclass of a layer class in which reading the weight returns the adapted weight.
 
-    All layers of one class share the subclass, so that compilers see a single class.
+    Args:
+        kind: class of the layer, e.g. nn.Linear.
+        parameter: name of the weight in the layer.
     """
+    # The cache gives all layers of one class the same subclass, so that compilers see a single class.
 
     def weight(layer: Any) -> Tensor:
         computed, stored = layer.__dict__.get("_computed"), layer._parameters[parameter]
@@ -116,7 +130,7 @@ def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
         return layer.adapter(stored) if computed is None else computed
 
     def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
-        """Run the layer. Each call computes the adapted weight once, although attention reads it several times."""
+        # Compute the adapted weight once per call, although attention reads it several times.
         layer.__dict__["_computed"] = layer.adapter(layer._parameters[parameter])
         try:
             return kind.forward(layer, *inputs, **options)

@@ -1,7 +1,7 @@
-"""Folders with adapters in the layout of PEFT: adapter_config.json, adapter_model.safetensors.
+"""Folders with adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors.
 
-The weights file also holds all other trained parameters, such as the scale and new projections, under their names in
-the model's library. A file that clipkit adds contains the hash of the frozen weights.
+The weights file also contains all other trained parameters, e.g. the logit scale and a new projection, under the
+names that the model's library gives them. A third file, clipkit_adapter.json, contains the hash of the frozen weights.
 """
 
 import json
@@ -37,8 +37,8 @@ def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None
 
     Args:
         model: model with adapters.
-        folder: new folder.
-        recipe: names the base model or the two towers.
+        folder: folder to create.
+        recipe: model section of the recipe, with the name of the base model or of both towers.
     """
     tensors, ranks, alphas = _adapter_tensors(model)
     others = _others(model)
@@ -69,18 +69,18 @@ def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Return whether a folder has adapters."""
+    """Return whether a folder contains adapters."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> DualEncoder:
-    """Load the base model of a folder with adapters, written by clipkit or PEFT, and merge the adapters into it.
+    """Load a base model, and merge the adapters of a folder into its weights.
 
     Args:
-        folder: folder with adapter_config.json and adapter_model.safetensors.
-        name: the model's name as the user gave it.
-        load: function that loads a whole model from its name.
-        compose: function that builds a model of two towers.
+        folder: folder with adapter_config.json and adapter_model.safetensors, written by clipkit or PEFT.
+        name: name of the resulting model, as the user wrote it.
+        load: function that loads a base model by its name.
+        compose: function that builds a base model from an image tower and a text tower.
 
     Raises:
         ModelError: the base model is missing or has changed, or the adapters are damaged or of an unsupported kind.
@@ -98,8 +98,8 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
     parameters = _parameters(model)
     if "sha256" in identity and identity["sha256"] != _frozen_hash(model, set(others)):
         raise ModelError(
-            f"{name}: its adapters were trained on weights that differ from the current ones of {model.name}; "
-            "use the weights that the adapters were trained on"
+            f"{name}: the weights of the base model {model.name} are not the weights that the adapters were trained "
+            "on; use the original weights of the base model"
         )
     modules = dict(_root(model).named_modules())
     with torch.no_grad():
@@ -122,7 +122,7 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
 def _base(
     folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], load: Load, compose: Compose
 ) -> DualEncoder:
-    """Load the base model that the configuration of the adapters names."""
+    """Load the base model of a folder with adapters."""
     if "model" in identity:
         recipe = ModelRecipe(**identity["model"])
         base, file, key = f"{recipe.image.name} + {recipe.text.name}", IDENTITY, "model"
@@ -132,7 +132,7 @@ def _base(
         return compose(recipe) if "model" in identity else load(base)
     except ModelError as error:
         raise ModelError(
-            f"{folder}: has only adapters, and their base model {base} cannot be loaded ({error}); if the "
+            f"{folder}: contains only adapters, and the base model {base} cannot be loaded ({error}); if the "
             f"base model is elsewhere, change {key} in {folder / file}"
         ) from None
 
@@ -147,8 +147,8 @@ def _merge(
     shape = None if up is None else (len(up), down.shape[-1])
     if up is None or weight is None or shape != weight.shape or (config.get("use_dora") and magnitude is None):
         raise ModelError(
-            f"{folder / WEIGHTS}: the adapter of {name} does not fit the base model; use the base model that it was "
-            "trained on"
+            f"{folder / WEIGHTS}: the adapter of {name} does not fit the base model; use the base model that "
+            "the adapters were trained on"
         )
     rank = down.shape[0]
     alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
@@ -157,16 +157,18 @@ def _merge(
 
 
 def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) -> float:
-    """Return the value of the first key that matches the end of a module's name, as PEFT does."""
+    """Look up the value of a module in a pattern of PEFT's configuration, e.g. alpha_pattern.
+
+    Args:
+        pattern: regular expression for the end of a module name -> value.
+        name: name of the module.
+        default: value if no expression matches.
+    """
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
-    """Return the tensors of all adapters by PEFT's names, and the rank and alpha of each layer.
-
-    The adapters of a weight's slices become one adapter of the whole weight: its A is the stack of their A, and its B
-    is block diagonal.
-    """
+    """Return the adapter tensors by their PEFT names, the rank of each layer, and the alpha of each layer."""
     names = {module: name for name, module in _root(model).named_modules()}
     layers = [(names[layer], weight, adapter) for layer, weight, adapter in adapted_layers(model)]
     has_magnitudes = any(part.magnitude is not None for *_, adapter in layers for part in adapter.low_ranks)
@@ -182,7 +184,10 @@ def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, i
 
 
 def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Combine the adapters of a weight's slices into one adapter of the whole weight; return its A, B and scaling."""
+    """Return A, B and the scaling of one adapter that is equivalent to the adapters of all slices of a weight.
+
+    The new A concatenates the A matrices of the slices. The new B is block diagonal and contains their B matrices.
+    """
     parts = adapter.low_ranks
     up = weight.new_zeros(len(weight), sum(part.lora_B.shape[1] for part in parts))
     row = column = 0
@@ -197,14 +202,20 @@ def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
 
 @torch.no_grad()
 def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
-    """Return the magnitudes of DoRA; without DoRA, the norms of the rows, which leave the weight unchanged."""
+    """Return the DoRA magnitude of each row of a slice.
+
+    For a slice without DoRA, these are the row norms, so that the magnitudes change nothing.
+    """
     if part is not None and part.magnitude is not None:
         return part.magnitude.detach()
     return row_norms(rows if part is None else part(rows))
 
 
 def _others(model: DualEncoder) -> dict[str, Tensor]:
-    """Return the scale, the bias and all trained parameters except adapters, by their names in the model's library."""
+    """Return the logit scale, the logit bias and all trained parameters except adapters.
+
+    The keys are the names of the parameters in the model's library.
+    """
     trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
     native = dict(_root(model).named_parameters())
     for name in _SCALARS:
@@ -216,7 +227,10 @@ def _others(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
-    """Return all parameters except adapters and view heads, by their names in the model's library if it has one."""
+    """Return all parameters of a model except adapters and projection heads for views.
+
+    The keys are the names of the parameters in the model's library, or in the dual encoder if it was composed.
+    """
     native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
     return {
         native.get(id(parameter), name): parameter
@@ -231,12 +245,12 @@ def _frozen_hash(model: DualEncoder, trained: set[str]) -> str:
 
 
 def _root(model: DualEncoder) -> nn.Module:
-    """Return the transformers or open_clip model in a dual encoder; the dual encoder itself if there is none."""
+    """Return the transformers or open_clip model inside a dual encoder, or the dual encoder if there is none."""
     return getattr(model.backend, "native", model)
 
 
 def _located(name: str | None) -> str | None:
-    """Return a model's name, as an absolute path if it is a path, so that it is valid in every working directory."""
+    """Return a model name that is valid in every working directory: local paths become absolute."""
     path, question_mark, option = (name or "").partition("?weights=")
     if question_mark:
         return f"{path}?weights={Path(option).expanduser().resolve()}"
@@ -249,7 +263,7 @@ def _read(file: Path, default: Mapping[str, Any] | None = None) -> Mapping[str, 
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read ({one_line(error)}); write the adapters again") from None
+        raise ModelError(f"{file}: cannot be read ({one_line(error)}); save the adapters again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: is not a JSON object; write the adapters again")
+        raise ModelError(f"{file}: is not a JSON object; save the adapters again")
     return content

@@ -1,4 +1,4 @@
-"""Linear layers of a tower by their role in a block, such as queries, keys, values and the output of attention."""
+"""Search for the linear layers of a tower and their roles, e.g. the queries, keys or values of attention."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,11 @@ _EMBEDDING = re.compile(r"embed", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a tower: its weight, and the roles of the weight's slices."""
+    """A linear layer of a tower.
+
+    A fused weight consists of equal slices with different roles, e.g. queries, keys and values. Other weights are one
+    slice.
+    """
 
     name: str
     """Name of the layer in the trunk."""
@@ -37,7 +41,7 @@ class Linear:
 
 
 def linear_layers(tower: Tower) -> list[Linear]:
-    """Return the linear layers in the blocks of a tower, without embeddings and the projection."""
+    """Return the linear layers in the blocks of a tower, without the embeddings and the projection."""
     block_of = {name: number for number, block in enumerate(tower.blocks) for name in block}
     layers = []
     for name, module in tower.trunk.named_modules():
@@ -49,17 +53,17 @@ def linear_layers(tower: Tower) -> list[Linear]:
 
 
 def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[str]]]:
-    """Return the layers that a recipe adapts, each with the roles of the slices that are adapted.
+    """Return the layers that a recipe adapts, each with the roles of its adapted slices.
 
     Raises:
-        ModelError: the tower has none of the chosen layers, or fewer than `last` blocks.
+        ModelError: the tower has none of the selected layers, or fewer than `recipe.last` blocks.
     """
     layers = linear_layers(tower)
     present = {role for layer in layers for role in layer.roles}
     if not layers:
         raise ModelError(
             f"model.{tower.side}.tune: lora and dora adapt linear layers, but the blocks of the {tower.side} "
-            "tower are convolutional and have none; use last:N, head or full"
+            "tower have no linear layers; use last:N, head or full"
         )
     if recipe.last is not None and recipe.last > len(tower.blocks):
         raise ModelError(
@@ -81,7 +85,7 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
 
 
 def _weight_of(name: str, module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """Return the name of a module's weight and the roles of its slices; no roles if it is not a linear layer."""
+    """Return the name of a module's weight, and the roles of the slices; no roles if it is not a linear layer."""
     if isinstance(module, nn.MultiheadAttention):
         return "in_proj_weight", ("q", "k", "v") if module.in_proj_weight is not None else ()
     if not isinstance(module, nn.Linear) or _EMBEDDING.search(name):

@@ -1,4 +1,4 @@
-"""Low-rank adapters of a weight (LoRA and DoRA): their parameters, and the adapted weight."""
+"""Low-rank adapters of a weight matrix (LoRA and DoRA)."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def adapted_weight(
     scaling: float,
     magnitude: Float[Tensor, " O"] | None = None,
 ) -> Float[Tensor, "O I"]:
-    """Return V = W + scaling · B · A, or with magnitudes m each row of V scaled to the norm m.
+    """Return the weight of a layer with LoRA, or with DoRA if magnitudes are given.
 
-    Without magnitudes, this is LoRA (Hu et al. 2021, section 4.1). With magnitudes, it is DoRA (Liu et al. 2024,
-    equation 5, with a norm for each output, as in the authors' code and in PEFT). The norm has no gradient (section
-    4.3).
+    LoRA returns V = W + scaling · B · A (Hu et al. 2021, section 4.1). DoRA then scales row i of V to the norm
+    `magnitude[i]` (Liu et al. 2024, equation 5). Norms are per row, as in the authors' code and in PEFT. No gradient
+    flows through the norms (section 4.3).
 
     Example:
         >>> weight, a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
@@ -33,16 +33,18 @@ def adapted_weight(
 
 @torch.no_grad()
 def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
-    """Return the norm of each row, at least the smallest positive number, so that it can be a divisor."""
+    """Return the Euclidean norm of each row, replacing 0 with a tiny positive number to allow division."""
     return torch.linalg.vector_norm(weight, dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class LowRank(nn.Module):
-    """Low-rank adapter of some rows of a weight. At the start it leaves the rows unchanged, because `lora_B` is zero.
+    """Low-rank adapter of a weight, or of some rows of a larger weight.
+
+    A new adapter leaves the weight unchanged, because `lora_B` is zero.
 
     Args:
-        weight: (O, I).
-        recipe: rank, alpha, dropout.
+        weight: (O, I) the initial weight.
+        recipe: rank, alpha and dropout of the adapter.
         with_magnitude: True for DoRA, False for LoRA.
 
     Example:
@@ -62,7 +64,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)  # as PEFT and the LoRA authors' code
 
     def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the adapted weight."""
+        """Return the adapted weight, with dropout on the input columns of A during training."""
         lora_A: Tensor = self.lora_A
         if self.training and self.dropout > 0:
             kept = torch.rand(lora_A.shape[1], device=lora_A.device) >= self.dropout
@@ -71,16 +73,14 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def interpolate(self, weight: Float[Tensor, "O I"], alpha: float) -> None:
-        """Change the adapter so that the adapted weight becomes (1 - alpha) · W + alpha · (current adapted weight).
-
-        For LoRA, B is multiplied by alpha. For DoRA, the current row i is r · (w_i + δ_i): δ_i is row i of
-        scaling · B · A, and r is the magnitude divided by the norm of w_i + δ_i. The new row is p · w_i + q · δ_i, with
-        p = 1 - alpha + alpha · r and q = alpha · r. Therefore row i of B is multiplied by q / p, and the new magnitude
-        is the norm of the new row with the sign of p.
-        """
+        """Change the adapter so that the adapted weight becomes (1 - alpha) · W + alpha · (current adapted weight)."""
         if self.magnitude is None:
             self.lora_B.mul_(alpha)
             return
+        # With DoRA, the current row i is r · (w_i + δ_i). Here δ_i is row i of scaling · B · A, and r is the magnitude
+        # divided by the norm of w_i + δ_i. The new row is p · w_i + q · δ_i, with p = 1 - alpha + alpha · r and
+        # q = alpha · r. So row i of B is multiplied by q / p, and the new magnitude is the norm of the new row with
+        # the sign of p.
         ratio = self.magnitude / row_norms(torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling))
         rows = (1 - alpha) * weight + alpha * adapted_weight(
             weight, self.lora_A, self.lora_B, self.scaling, self.magnitude
@@ -91,13 +91,15 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Adapters of one weight matrix: of the whole matrix, or of some of its slices, such as queries, keys and values.
+    """Low-rank adapters of one weight matrix, with a separate adapter for each selected slice.
+
+    The rows of the matrix consist of equal slices, e.g. queries, keys and values. A matrix can also be one slice.
 
     Args:
-        weight: (O, I).
-        names: a name for each slice.
-        chosen: slices that have an adapter.
-        recipe: rank, alpha, dropout.
+        weight: (O, I) the initial weight.
+        names: name of each slice, in order.
+        chosen: names of the slices that get an adapter.
+        recipe: rank, alpha and dropout of each adapter.
         with_magnitude: True for DoRA, False for LoRA.
     """
 
@@ -122,11 +124,11 @@ class Adapter(nn.Module):
 
     @property
     def low_ranks(self) -> list[LowRank]:
-        """Adapters of all slices that have one, from the first slice to the last."""
+        """Adapters in the order of the slices; slices without an adapter are skipped."""
         return [part for part in self.parts.values() if isinstance(part, LowRank)]
 
     def slices(self, weight: Float[Tensor, "O I"]) -> list[tuple[LowRank | None, Float[Tensor, "S I"]]]:
-        """Return (adapter, rows) for each slice of the weight; the adapter is None if the slice has none."""
+        """Return (adapter, rows) for each slice of the weight; the adapter is None for slices without an adapter."""
         parts = iter(self.low_ranks)
         rows = weight.detach().chunk(len(self.names))
         return [

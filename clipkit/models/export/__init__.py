@@ -1,4 +1,7 @@
-"""Export of models to other libraries; each export is loaded by that library and verified on images and captions."""
+"""Export of models to other libraries.
+
+Each export is verified: the other library loads it and encodes images and captions.
+"""
 
 from clipkit.export_formats import FORMATS
 from clipkit.models.export.exporting import export

@@ -1,4 +1,4 @@
-"""Comparison of the features that the code of a model card computes with the features of the model."""
+"""Comparison of an exported model with the original model, by the features of the same images and captions."""
 
 import re
 import runpy
@@ -26,24 +26,24 @@ _Pair = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Theirs:
-    """Features that the example code of a model card computes with another library; None for a missing tower."""
+    """Features that the code of a model card computes with another library; None if the tower is missing."""
 
     image: Float[Tensor, "N D"] | None
     text: Float[Tensor, "M D"] | None
     plain_image: Float[Tensor, "N D"] | None = None
     plain_text: Float[Tensor, "M D"] | None = None
-    """Features without the code's preparation of images and captions; None: the code does not prepare them."""
+    """Features if images and captions are not prepared as in the card's code; None: the code does not prepare them."""
 
 
 def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path], texts: Sequence[str]) -> Theirs:
-    """Run a card's code on the given inputs.
+    """Run the code of a model card on the given images and captions, and return the features.
 
     Args:
-        code: code of the card, in which the lists `images = […]` and `texts = […]` are replaced.
-        model: the exported model.
-        library: library that the code uses, for errors.
-        images: image files.
-        texts: captions.
+        code: code of the card. The lists `images = […]` and `texts = […]` in this code are replaced.
+        model: the original model.
+        library: name of the library that the code uses, for error messages.
+        images: image files to use instead.
+        texts: captions to use instead.
 
     Raises:
         ModelError: the code raises an error.
@@ -64,9 +64,14 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Return the features of the card's code with plain preparation: `convert("RGB")` of images, none of captions.
+    """Return the features if images are only converted with `convert("RGB")` and captions stay unchanged.
 
-    Both are None if the card itself uses plain preparation, or if the library raises an error with it.
+    Both are None if the card's code does the same, or if the library then raises an error.
+
+    Args:
+        head: first part of the card's code, which opens the model.
+        tail: second part of the card's code, which computes the features.
+        opened: variables after running the first part.
     """
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:
@@ -78,7 +83,7 @@ def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
 
 
 def _run(code: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """Run code that clipkit wrote. Return its variables."""
+    """Run code that clipkit wrote, and return its global variables."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "card.py"
         file.write_text(code, encoding="utf-8")
@@ -94,13 +99,13 @@ def _features(variables: dict[str, Any]) -> _Pair:
 
 
 class Comparison:
-    """Differences between two libraries' features of the same images or captions.
+    """Differences between the features of two libraries for the same images or captions.
 
     Args:
         names: names of the images or captions.
-        theirs: features by the other library; None if there are none.
-        ours: features by the model.
-        excused: names of images with a known difference; they are counted separately.
+        theirs: features from the other library; None if there are none.
+        ours: features from the original model; None if there are none.
+        excused: names of images with a known difference, which are evaluated separately.
     """
 
     def __init__(
@@ -117,52 +122,64 @@ class Comparison:
         self.excused = [row for row, name in enumerate(self.names) if name in excused]
 
     def differences(self, theirs: Float[Tensor, "N D"] | None) -> Float[Tensor, " N"]:
-        """Return for each image or caption the largest difference of a feature value."""
+        """Return the largest difference between `theirs` and `ours` in a feature value, for each image or caption."""
         if theirs is None or self.ours is None:
             return torch.zeros(len(self.names))
         return (theirs - self.ours).abs().amax(dim=1)
 
     @property
     def largest(self) -> float:
-        """Largest difference of a feature value, without the images in `excused`."""
+        """Largest difference in a feature value, without the images in `excused`."""
         return float(self.differences(self.theirs)[self.kept].max()) if self.kept else 0.0
 
     @property
     def largest_excused(self) -> float:
-        """Largest difference of a feature value for the images in `excused`."""
+        """Largest difference in a feature value among the images in `excused`."""
         return float(self.differences(self.theirs)[self.excused].max()) if self.excused else 0.0
 
     @property
     def cosine(self) -> float:
-        """Mean cosine between the features of both models, without the images in `excused`."""
+        """Mean cosine between the features of both libraries, without the images in `excused`."""
         if self.theirs is None or self.ours is None or not self.kept:
             return 1.0
         return float(F.cosine_similarity(self.theirs[self.kept], self.ours[self.kept], dim=-1).mean())
 
     def above(self, limit: float, theirs: Float[Tensor, "N D"] | None = None) -> str:
-        """Return the names of images or captions that differ by more than the limit, each with its difference."""
+        """List the names of images or captions whose features differ by more than a limit, with the differences.
+
+        Args:
+            limit: largest allowed difference in a feature value.
+            theirs: other features to compare with the model's; default: the features given to the constructor.
+        """
         values = self.differences(self.theirs if theirs is None else theirs)
         rows = sorted((row for row in self.kept if not values[row] <= limit), key=lambda row: -float(values[row]))
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         return ", ".join(f"{self.names[row]} {values[row]:.2g}" for row in rows[:_SHOWN]) + more
 
     def check(self, limit: float, kind: str, model: str, known: Sequence[str] = ()) -> None:
-        """Raise ModelError if a difference is larger than the limit; the message lists the known differences."""
+        """Raise ModelError if a feature value differs by more than a limit.
+
+        Args:
+            limit: largest allowed difference.
+            kind: `images` or `captions`, for the message.
+            model: name of the model, for the message.
+            known: possible reasons for the difference, for the message.
+        """
         if not self.largest <= limit:  # also refuses NaN
             reasons = "".join(f"; {note}" for note in known)
             raise ModelError(
                 f"{model}: features of the same {kind} differ after the export by {self.largest:.2g}, more than "
-                f"{limit:g} ({self.above(limit)}){reasons}; the export was deleted; to accept the difference, "
-                "raise the tolerance (--tolerance)"
+                f"{limit:g} ({self.above(limit)}){reasons}; the export was deleted; to accept this difference, "
+                "export again with a higher --tolerance"
             )
 
     def check_cosine(self, least: float, kind: str, model: str) -> None:
-        """Raise ModelError if the mean cosine is too small."""
+        """Raise ModelError if the mean cosine is less than `least`; `kind` and `model` are for the message."""
         if not self.cosine >= least:
             raise ModelError(
                 f"{model}: 8-bit weights change the features of {kind} too much (mean cosine {self.cosine:.4f}, less "
-                f"than {least}); the export was deleted; export without --int8, or give --tolerance: it replaces the "
-                "limit of the cosine by a maximum difference of a feature value"
+                f"than {least}); the export was deleted; export without --int8, or set --tolerance, "
+                "which limits the difference of feature values instead of the cosine"
             )
 
 

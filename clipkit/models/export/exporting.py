@@ -1,4 +1,4 @@
-"""Function `export`: write a folder with a card, and keep it only if the card's code gives the model's features."""
+"""Function `export`: write a model for another library, and delete the folder if the features differ."""
 
 import io
 import tempfile
@@ -33,27 +33,27 @@ def export(
     images: Sequence[ImageLike] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Proof:
-    """Write a model in another library's layout, and verify that the library computes the same features.
+    """Write a model in the layout of another library, and verify that this library computes the same features.
 
-    The folder gets a README.md with example code that opens the model. To verify it, this code is run on image files
-    and strings.
+    The folder also gets a README.md with code that loads the model. The verification runs this code on image files and
+    captions.
 
     Args:
         model: model in float32, as returned by `load`.
         to: name of a format in `FORMATS`.
         out: a new or empty folder.
-        int8: only for onnx: quantize the weights to 8 bits.
-        tolerance: maximum difference of a value of a unit-length feature; default: 1e-5 or 1e-4, by format. With
-            `int8`, the default is a mean cosine of at least 0.99 instead.
-        images: images to compare; default: built-in files of many kinds (transparency, palette, CMYK, 16 bits, …).
-        captions: captions to compare; default: built-in ones of many kinds (quotes, entities, scripts, empty, …).
+        int8: quantize the weights to 8 bits; only for onnx.
+        tolerance: largest allowed difference in a value of the unit-length features. Default: 1e-5, or 1e-4 for onnx.
+            With `int8`, the default instead requires a mean cosine of at least 0.99.
+        images: images to compare. Default: built-in images of many kinds, e.g. transparent, palette, CMYK or 16-bit.
+        captions: captions to compare. Default: built-in captions of many kinds, e.g. empty, or with HTML entities.
 
     Returns:
-        The maximum differences, and Python code that loads the folder.
+        The differences found, and Python code that loads the folder.
 
     Raises:
-        ModelError: the model cannot be exported to this format, or the features differ; nothing is kept.
-        OutputError: the folder is not empty, or not writable.
+        ModelError: the model cannot be exported to this format, or the features differ. No files are kept.
+        OutputError: the folder is not empty or not writable.
 
     Example:
         >>> export(load("openai/clip-vit-base-patch32"), "open_clip", "clip_for_open_clip")   # doctest: +SKIP
@@ -88,7 +88,13 @@ def _format(name: str, options: dict[str, bool]) -> Format:
 
 
 def _files(images: Sequence[ImageLike] | None, side: int, folder: Path) -> dict[str, Path]:
-    """Write images to files. Built-in images are named by their kind, other images by their names."""
+    """Write images to files, and return the files by name.
+
+    Args:
+        images: images to write; None: the built-in images, whose names are their kinds, e.g. "gray".
+        side: side of the model's input in pixels, for the built-in images.
+        folder: folder for the files; images that already are files stay where they are.
+    """
     if images is None:
         contents = image_files(side)
         for number, content in enumerate(contents.values()):
@@ -148,16 +154,16 @@ def _prove(
     of_images, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
     if of_images.largest_excused > limit:
         notes.append(
-            "the crops of the two libraries differ by one pixel if the margin beside the center crop is an "
-            "odd number of pixels; the features of such images differ by up to "
+            "the center crops of the two libraries are one pixel apart if an odd number of pixels is cut off; "
+            "the features of such images differ by up to "
             f"{of_images.largest_excused:.2g}"
         )
-    for what, compared, plain in (
-        ("images that are not opened with the card's rgb()", of_images, theirs.plain_image),
-        ("captions that are not prepared by the card's code", texts, theirs.plain_text),
+    for advice, compared, plain in (
+        (f"open images with rgb() as in {CARD}; otherwise, some features differ", of_images, theirs.plain_image),
+        (f"prepare captions as in {CARD}; otherwise, some features differ", texts, theirs.plain_text),
     ):
         if plain is not None and (kinds := compared.above(limit, plain)):
-            notes.append(f"use the code of {CARD}: features of {what} differ ({kinds})")
+            notes.append(f"{advice} ({kinds})")
     proof = Proof(
         images=len(images) - len(odd),
         captions=len(captions),
@@ -178,9 +184,9 @@ def _prove(
 
 
 def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
-    """Return the names of images that the two libraries crop at different positions.
+    """Return the names of the images that the two libraries crop at different positions.
 
-    The libraries round odd margins differently.
+    The positions differ if a crop cuts off an odd number of pixels and the libraries round differently.
     """
     steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
     if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":

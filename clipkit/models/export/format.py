@@ -1,4 +1,4 @@
-"""Interface of export formats: a format writes a folder and a card with code for the other library."""
+"""Interface of export formats."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ class Format(Protocol):
     """Rounding of the position of the library's center crops; None: the same as the model's."""
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        """Write the model into an empty folder. Return the known differences from the model.
+        """Write the model into an empty folder, and return sentences about known differences from the model.
 
         Raises:
-            ModelError: the model cannot be exported to this format; the message names the reason.
+            ModelError: the model cannot be exported to this format.
         """
 
     def layout(self, model: DualEncoder, folder: Path) -> Layout:
-        """Return the facts about the written folder for its card; the export verifies the code of this card."""
+        """Return the properties of the written folder from which the code of its model card is generated."""
 
     def usage(self, folder: Path) -> str:
         """Return Python code that loads the folder."""
@@ -34,7 +34,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Proof:
-    """Comparison of the other library's features with the model's, for the same image files and captions."""
+    """Result of verifying an export: how much the features of both libraries differ on the same images and captions."""
 
     images: int
     captions: int

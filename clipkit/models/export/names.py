@@ -1,6 +1,6 @@
-"""Mapping of weights between transformers and open_clip.
+"""Conversion of weights between transformers and open_clip.
 
-Tensors are only renamed, transposed, split and joined, so that a round trip returns the same bits.
+Tensors are only renamed, transposed, split and concatenated, so a round trip returns the same bits.
 """
 
 import re
@@ -21,10 +21,11 @@ Side = Literal["open_clip", "transformers"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Mapping between tensor names of transformers and open_clip; `*` is the layer number.
+    """Mapping between tensor names of open_clip and transformers; `*` stands for the layer number.
 
-    If one library's names contain the same name several times, its tensor consists of as many parts, joined along the
-    first dimension, e.g. q, k and v.
+    `open_clip` and `transformers` contain the same number of names. If a library stores several tensors as one tensor,
+    concatenated along the first dimension, the name of this tensor is repeated. For example, ("qkv", "qkv", "qkv")
+    corresponds to ("q", "k", "v").
     """
 
     open_clip: tuple[str, ...]
@@ -38,7 +39,7 @@ class Rule:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """Yield the tensors of the library `to`, made from the tensors of the other library."""
+        """Convert the tensors of one library to the library `to`, and yield one tensor for each distinct name."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
@@ -54,7 +55,11 @@ class Rule:
 
 
 def clip_rules(text_prefix: str = "") -> list[Rule]:
-    """Return the rules for CLIP. If open_clip's text tower is a separate module, its names begin with `text.`."""
+    """Return the rules for CLIP models.
+
+    Args:
+        text_prefix: start of the names in open_clip's text tower, `text.` if this tower is a separate module.
+    """
     vision = "vision_model.embeddings"
     return [
         _one("visual.class_embedding", f"{vision}.class_embedding"),
@@ -70,7 +75,7 @@ def clip_rules(text_prefix: str = "") -> list[Rule]:
 
 
 def siglip_rules() -> list[Rule]:
-    """Return the rules for SigLIP, whose image tower in open_clip is a timm model."""
+    """Return the rules for SigLIP models, in which open_clip uses an image tower of timm."""
     trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
     layer = "vision_model.encoder.layers.*"
     return [
@@ -99,14 +104,14 @@ def siglip_rules() -> list[Rule]:
 def renamed(
     tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str, scalar: tuple[int, ...] = ()
 ) -> dict[str, Tensor]:
-    """Convert all tensors of a model to the other library's names.
+    """Convert all tensors of a model to the names and layouts of another library.
 
     Args:
-        tensors: all tensors by name, with the scale and the bias.
-        rules: rules for the other tensors of the model's family.
-        to: name of the other library.
-        model: name of the model, for errors.
-        scalar: shape of the scale and of the bias in the other library.
+        tensors: all tensors by name, including logit_scale and logit_bias.
+        rules: rules for all tensors except logit_scale and logit_bias.
+        to: library to convert to.
+        model: name of the model, for error messages.
+        scalar: shape of logit_scale and logit_bias in the library `to`.
 
     Raises:
         ModelError: a tensor is missing, or has no counterpart in the other library.
@@ -136,7 +141,7 @@ def renamed(
 
 
 def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the layer numbers of the tensors that match a name; one empty string if the name has no layer number."""
+    """Return the layer numbers of all tensors that match a name with `*`; [""] if the name has no `*`."""
     if "*" not in name:
         return [""]
     pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
@@ -156,7 +161,7 @@ def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
 
 
 def _open_clip_layers(open_clip: str, transformers: str) -> list[Rule]:
-    """Return the rules for blocks of open_clip's own transformer class."""
+    """Return the rules for the blocks of open_clip's class Transformer."""
     return [
         *(Rule((f"{open_clip}.attn.in_proj_{part}",) * 3, _queries_keys_values(transformers, part)) for part in _PARTS),
         *_layers(open_clip, transformers, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),

@@ -42,10 +42,12 @@ _LARGEST = 1_800_000_000
 
 
 class Onnx:
-    """Export to `image.onnx` and `text.onnx`, which onnxruntime runs on batches of any size and captions of any length.
+    """Format with the files `image.onnx` and `text.onnx`, one per tower, for onnxruntime.
+
+    The graphs accept batches of any size. Text towers with an attention mask accept captions of any length.
 
     Args:
-        int8: store the weights of linear layers as 8-bit integers, a quarter of the size.
+        int8: store the weights of linear layers as 8-bit integers, which need a quarter of the space.
     """
 
     def __init__(self, int8: bool = False) -> None:
@@ -78,8 +80,8 @@ class Onnx:
             config["text"] = write_tokenizer(model, inputs, folder)
             if config["text"]["repair"]:
                 notes.append(
-                    "open_clip first repairs broken characters and HTML entities (&amp;) in captions; example.py does "
-                    "this with ftfy, tokenizer.json alone does not"
+                    "open_clip repairs broken characters and HTML entities (&amp;) in captions before tokenization; "
+                    "example.py also does so (with ftfy), but tokenizer.json alone does not"
                 )
             if config["text"]["pad_token"] is None:
                 notes.append("the tokenizer cannot be saved as tokenizer.json; tokenize with clipkit")
@@ -95,7 +97,7 @@ class Onnx:
         # A graph contains the relative path of its second file, so graphs to be quantized are in a separate folder.
         whole = file.parent / "float32" / file.name if self.int8 else file
         whole.parent.mkdir(exist_ok=True)
-        failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX", "; use another format")
+        failing = as_model_error(f"{model.name}: the {side} tower cannot be exported to ONNX", "; use another format")
         with failing, _quiet(), torch.no_grad():
             torch.onnx.export(
                 _UnitLength(folded(tower), list(inputs)).eval(),
@@ -136,7 +138,7 @@ class Onnx:
 
 
 class _UnitLength(nn.Module):
-    """Wrapper of a tower for export: it takes positional inputs and returns unit-length features."""
+    """Wrapper of a tower that takes positional inputs and returns unit-length features."""
 
     def __init__(self, tower: Tower, names: list[str]) -> None:
         super().__init__()
@@ -148,7 +150,8 @@ class _UnitLength(nn.Module):
 
 
 def _all_true(values: Any) -> Any:
-    """Translate `torch.all` to ONNX. The exporter lacks this operation, with which SigLIP 2 checks image shapes."""
+    """Translate `torch.all` to ONNX."""
+    # The exporter lacks this operation, with which SigLIP 2 checks image shapes.
     from onnx import TensorProto
     from onnxscript import opset18
 
@@ -157,13 +160,14 @@ def _all_true(values: Any) -> Any:
 
 
 def _example(folder: Path) -> Any:
-    """Return the functions of the folder's example.py. Unlike an import, this writes no bytecode files."""
+    """Run example.py of an exported folder, and return its functions as attributes."""
+    # Unlike an import, this writes no bytecode files.
     return SimpleNamespace(**runpy.run_path(str(folder / "example.py")))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context that hides the exporter's log messages and warnings, which are not useful for users."""
+    """Hide the log messages and warnings of the ONNX exporter inside a `with` block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

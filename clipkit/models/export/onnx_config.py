@@ -1,4 +1,4 @@
-"""Contents of clipkit_onnx.json: settings with which the exported example script preprocesses images and captions."""
+"""Contents of clipkit_onnx.json: the settings with which example.py prepares images and captions."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.models.tokenizer import OpenClipTokenizer
 
 
 def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
-    """Return the image preprocessing as plain values, or None if the example script does not support it."""
+    """Return the settings of the image preprocessing for JSON; None if example.py does not support it."""
     steps, colors = preprocess.steps, {"mean": list(preprocess.mean), "std": list(preprocess.std)}
     if steps is None:
         return None
@@ -29,11 +29,11 @@ def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
 
 
 def write_tokenizer(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[str, Any]:
-    """Write tokenizer.json to the folder; return the text settings of the example script.
+    """Write tokenizer.json into a folder, and return the text settings for example.py.
 
     Args:
         model: the exported model.
-        inputs: tokens of some captions.
+        inputs: inputs of the text tower for any captions, to learn which inputs it needs.
         folder: folder of the export.
     """
     tokenizer: Any = model.text.tokenize

@@ -2,8 +2,8 @@
 
     python example.py image.jpg "a cat" "a dog"      (without arguments: a red image, "red" and "blue")
 
-Models of open_clip also need ftfy. `encode_images` and `encode_texts` return unit-length features, equal to those of
-the exported model.
+Models of open_clip also need ftfy. `encode_images` and `encode_texts` return the same unit-length features as the
+original model.
 """
 
 import html
@@ -27,7 +27,7 @@ if (FOLDER / "clipkit_onnx.json").is_file():
 
 
 def rgb(image: Image.Image | str | Path) -> Image.Image:
-    """Convert a file or an image to upright RGB: transparency becomes white; 10 to 16 bits and floats become 8 bits."""
+    """Open an image or a file as an upright RGB image with 8 bits per channel; transparency becomes white."""
     image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image, formats=FORMATS))
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -43,19 +43,22 @@ def rgb(image: Image.Image | str | Path) -> Image.Image:
 
 
 def repaired(text: str) -> str:
-    """Return a caption without HTML entities and curly quotes, as in the training of open_clip's models."""
+    """Repair HTML entities, curly quotes and broken characters in a caption, as in the training of open_clip models."""
     try:
         import ftfy
     except ImportError:
-        raise SystemExit("this model was trained on repaired captions: pip install ftfy") from None
+        raise SystemExit("this model needs ftfy to repair captions; run: pip install ftfy") from None
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def pixels(image: Image.Image | str | Path) -> dict[str, Any]:
-    """Return the inputs of image.onnx for one image by name: pixels (3, H, W), or patches."""
+    """Return the inputs of image.onnx for one image, by name.
+
+    Most models have one input, pixel_values (3, H, W). For models that take patches, see `patches`.
+    """
     settings = CONFIG["preprocessing"]
     if settings is None:
-        raise SystemExit("clipkit_onnx.json has no image preprocessing: prepare images with clipkit")
+        raise SystemExit("clipkit_onnx.json does not describe the image preprocessing; prepare images with clipkit")
     image = rgb(image)
     if "patches" in settings:
         return patches(image)
@@ -74,7 +77,10 @@ def pixels(image: Image.Image | str | Path) -> dict[str, Any]:
 
 
 def patches(image: Image.Image) -> dict[str, Any]:
-    """Return an image of any shape as rows of square patches (P, 3 * side * side), padded with zeros."""
+    """Cut an image of any shape into square patches, and return the inputs of image.onnx by name.
+
+    pixel_values has shape (P, 3 * side * side), with one row per patch and zeros as padding.
+    """
     settings = CONFIG["preprocessing"]
     side, most = settings["patch"], settings["patches"]
 
@@ -97,19 +103,19 @@ def patches(image: Image.Image) -> dict[str, Any]:
 
 
 def normalized(image: Image.Image) -> Any:
-    """Return normalized pixels (H, W, 3) in float32."""
+    """Return the normalized pixels of an RGB image (H, W, 3) as float32."""
     mean, std = (np.asarray(CONFIG["preprocessing"][name], dtype=np.float32) for name in ("mean", "std"))
     return (np.asarray(image, dtype=np.float32) / 255 - mean) / std
 
 
 @cache
 def tokenizer() -> Any:
-    """Return the tokenizer, which cuts and pads texts for text.onnx."""
+    """Return the tokenizer; it truncates and pads texts for text.onnx."""
     from tokenizers import Tokenizer
 
     settings = CONFIG["text"]
     if settings["pad_token"] is None:
-        raise SystemExit("this folder has no tokenizer.json: tokenize with clipkit")
+        raise SystemExit("this folder has no tokenizer.json; tokenize captions with clipkit")
     opened = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     opened.enable_truncation(settings["context_length"])
     # Towers that attend to padding need all captions at full length.
@@ -119,7 +125,7 @@ def tokenizer() -> Any:
 
 
 def tokens(texts: Sequence[str]) -> dict[str, Any]:
-    """Return inputs of text.onnx by name, each (M, L)."""
+    """Return the inputs of text.onnx for M texts, by name, each of shape (M, L)."""
     settings = CONFIG["text"]
     texts = [repaired(text) for text in texts] if settings["repair"] else texts
     encodings = tokenizer().encode_batch([text.lower() for text in texts] if settings["lowercase"] else list(texts))
@@ -131,30 +137,33 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def session(file: str) -> Any:
-    """Open an ONNX file in the folder of this script; later calls return the same session."""
+    """Open an ONNX file in the folder of this script, only once."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(FOLDER / file, providers=["CPUExecutionProvider"])
 
 
 def run(file: str, inputs: dict[str, Any]) -> Any:
-    """Return the output of a model."""
+    """Run an ONNX file on inputs, and return its output."""
     return session(file).run(None, inputs)[0]
 
 
 def encode_images(images: Sequence[Image.Image | str | Path]) -> Any:
-    """Return unit-length features (N, D)."""
+    """Return the unit-length features of images (N, D)."""
     prepared = [pixels(image) for image in images]
     return run("image.onnx", {name: np.stack([inputs[name] for inputs in prepared]) for name in prepared[0]})
 
 
 def encode_texts(texts: Sequence[str]) -> Any:
-    """Return unit-length features (M, D)."""
+    """Return the unit-length features of texts (M, D)."""
     return run("text.onnx", tokens(texts))
 
 
 def probabilities(image_features: Any, text_features: Any) -> Any:
-    """Return probabilities (N, M) of the texts for each image: sigmoid if the model has a bias, else softmax."""
+    """Return the probability (N, M) of each text for each image.
+
+    Models with a logit bias use a sigmoid. Other models use a softmax over the texts.
+    """
     logits = CONFIG["scale"] * (image_features @ text_features.T)
     if CONFIG["bias"] is not None:
         return 1 / (1 + np.exp(-(logits + CONFIG["bias"])))
@@ -163,14 +172,16 @@ def probabilities(image_features: Any, text_features: Any) -> Any:
 
 
 def main() -> None:
-    """Print the probability of each caption for the image; for a single tower, the shape of a sample's features."""
+    """Print the probability of each caption for an image.
+
+    If the model has only one tower, print the shape of the features of a built-in input.
+    """
     image: Any = sys.argv[1] if len(sys.argv) > 1 else Image.new("RGB", (300, 200), "red")
     texts = sys.argv[2:] or ["red", "blue"]
     if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
         if len(sys.argv) > 1:
             raise SystemExit(
-                "this model has a single tower, so images and texts cannot be compared; call encode_images or "
-                "encode_texts"
+                "this model has only one tower and cannot compare images with texts; call encode_images or encode_texts"
             )
         print("features:", (encode_images([image]) if CONFIG["text"] is None else encode_texts(texts)).shape)
         return

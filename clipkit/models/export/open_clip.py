@@ -49,7 +49,7 @@ class OpenClip:
         if backend.library != "transformers":
             raise ModelError(
                 f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use --to onnx, "
-                "or --to sentence-transformers if each projection takes its input from a single layer"
+                "or --to sentence-transformers if each projection reads a single layer"
             )
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
@@ -86,7 +86,11 @@ class OpenClip:
 
 def _reason(model: DualEncoder) -> str:
     layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
-    return f"its projections read the concatenated layers {' and '.join(layers)}" if layers else "separate towers"
+    return (
+        f"the projections read the concatenated layers {' and '.join(layers)}"
+        if layers
+        else "separate image and text towers"
+    )
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
     (quick, image_options), (text_quick, text_options) = (_activation(tower, model.name) for tower in (vision, text))
     if quick != text_quick:
         raise ModelError(
-            f"{model.name}: its towers use the activations {vision.hidden_act} and {text.hidden_act}; "
+            f"{model.name}: the towers use the activations {vision.hidden_act} and {text.hidden_act}; "
             "open_clip only supports QuickGELU in both towers or in neither; use --to transformers or onnx"
         )
     config: dict[str, Any] = {
@@ -110,7 +114,7 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
 
 
 def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[str, Any], list[str]]:
-    """Return open_clip's configuration of a SigLIP model, and the known differences from the model."""
+    """Return the open_clip configuration of a SigLIP model, and sentences about known differences from the model."""
     vision, text = backend.native.config.vision_config, backend.native.config.text_config
     quick, options = _activation(text, model.name)
     if quick or _activation(vision, model.name)[0]:
@@ -121,8 +125,8 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
     notes = []
     if activation != vision.hidden_act:
         notes.append(
-            f"the image tower uses the activation {vision.hidden_act}, but timm's {architecture}, which "
-            f"open_clip uses, has {activation}"
+            f"the image tower uses the activation {vision.hidden_act}, but open_clip replaces this tower by timm's "
+            f"{architecture}, which uses {activation}"
         )
     config = {
         "embed_dim": vision.hidden_size,
@@ -141,9 +145,17 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Return the name of the timm model with the sizes of a SigLIP image tower, and its activation.
+    """Find the timm model with the same layers and sizes as a SigLIP image tower.
 
-    A timm model with the activation of the tower is preferred; without one, the activations differ.
+    Return the name of the timm model and the name of its activation. The activation is the same as in the tower if
+    timm has such a model.
+
+    Args:
+        vision: transformers configuration of the image tower.
+        name: name of the model, for error messages.
+
+    Raises:
+        ModelError: timm has no such model.
     """
     import timm
 
@@ -178,8 +190,8 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
     tokenizer = backend.tokenizer
     if tokenizer.context_length != text.max_position_embeddings:
         raise ModelError(
-            f"{name}: its tokenizer truncates captions to {tokenizer.context_length} tokens, but its text "
-            f"tower has {text.max_position_embeddings} positions; open_clip needs equal numbers: use another "
+            f"{name}: the tokenizer truncates captions to {tokenizer.context_length} tokens, but the text "
+            f"tower has {text.max_position_embeddings} positions; open_clip needs equal numbers, so use another "
             "format"
         )
     config: dict[str, Any] = {
@@ -194,7 +206,8 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return an MLP ratio that gives the correct width of the hidden layer in open_clip, which rounds down."""
+    """Return open_clip's MLP ratio for a tower: the width of the hidden layer divided by the width of the tower."""
+    # open_clip computes the hidden width from the ratio and rounds down, so a ratio may have to be slightly larger.
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}
@@ -212,24 +225,24 @@ def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
     if config.hidden_act not in _ACTIVATIONS:
         supported = ", ".join(_ACTIVATIONS)
         raise ModelError(
-            f"{name}: its activation {config.hidden_act} is not supported by open_clip; supported "
-            f"activations: {supported}"
+            f"{name}: open_clip does not support the activation {config.hidden_act}, only {supported}; use another "
+            "format"
         )
     return _ACTIVATIONS[config.hidden_act]
 
 
 def _preprocessing(model: DualEncoder) -> dict[str, Any]:
-    """Convert the settings of a transformers image processor to open_clip's.
+    """Return the image preprocessing of a transformers model as settings for open_clip.
 
     Raises:
-        ModelError: the processor does something that open_clip does not support.
+        ModelError: open_clip does not support this preprocessing.
     """
     preprocess = model.image.preprocess
     steps = preprocess.steps
     if not isinstance(steps, Resize) or steps.size != preprocess.image_size or steps.interpolation not in _FILTERS:
         raise ModelError(
-            f"{model.name}: its preprocessor_config.json preprocesses images in a way that open_clip "
-            "does not support; use another format"
+            f"{model.name}: open_clip does not support the image preprocessing in preprocessor_config.json; use "
+            "another format"
         )
     return {
         "size": steps.size,

@@ -1,4 +1,4 @@
-"""Built-in image files and captions for verifying an export: at least one of each kind that occurs in real data."""
+"""Built-in images and captions for verifying an export, with one sample for each kind of real data."""
 
 import io
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ CAPTIONS: Mapping[str, str] = {
 
 
 def image_files(side: int) -> dict[str, bytes]:
-    """Return the bytes of sample image files by the format or property that they test, e.g. "gray".
+    """Return the contents of sample image files; the keys are formats or properties, e.g. "gray".
 
     Args:
-        side: side of the model's input in pixels. In two of the images, a center crop of this size removes an odd
-            number of pixels, which libraries may round in different ways.
+        side: side of the model's input in pixels. It sets the size of the two samples with odd margins (see
+            `has_odd_margins`).
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)
     alpha = square.convert("RGBA")
@@ -78,7 +78,7 @@ def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
 
 
 def _photograph(width: int, height: int) -> Image.Image:
-    """Draw an image with gradients, edges and noise, so that different preprocessings give different pixels."""
+    """Draw an image with gradients, edges and noise, on which any change of the preprocessing has an effect."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(width).integers(0, 40, (height, width, 3))
     colors = np.stack([200 * x / width, 200 * y / height, 8 * (x + y) % 200], axis=2)
@@ -90,9 +90,14 @@ def _photograph(width: int, height: int) -> Image.Image:
 
 
 def has_odd_margins(size: tuple[int, int], resized: int, side: int) -> bool:
-    """Return whether a center crop leaves an odd number of pixels, so that libraries round its position differently.
+    """Return whether a center crop cuts off an odd number of pixels.
 
-    The short side is first resized to `resized` pixels; then `side` × `side` pixels are cropped.
+    Libraries round the position of such a crop differently.
+
+    Args:
+        size: width and height of the image.
+        resized: length of the shorter side after resizing, before the crop.
+        side: side of the square crop.
     """
     longer = max(size) * resized // min(size)
     return (longer - side) % 2 == 1 or (resized - side) % 2 == 1

@@ -1,4 +1,4 @@
-"""Export to sentence-transformers: a single folder for captions and images."""
+"""Export to sentence-transformers."""
 
 import json
 import tempfile
@@ -64,9 +64,11 @@ class SentenceTransformers:
 
 
 def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Return sentence-transformers modules for a dual encoder.
+    """Return sentence-transformers modules for a transformers or open_clip model.
 
-    An open_clip model is first converted to transformers.
+    Args:
+        model: the model; an open_clip model is first converted to transformers.
+        parts: empty folder for temporary files.
     """
     from sentence_transformers.base.modules import Normalize, Transformer
 
@@ -99,13 +101,21 @@ def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Enable the conversion to RGB: without it, some model families raise an error for gray images."""
+    """Enable the conversion of images to RGB in preprocessor_config.json."""
+    # Without this conversion, some model families raise an error for gray images.
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _tower_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Return sentence-transformers modules for a composed model, with one route per tower."""
+    """Return sentence-transformers modules for a composed model.
+
+    If the model has two towers, a router sends images to the image tower and texts to the text tower.
+
+    Args:
+        model: composed model with one or two towers.
+        parts: empty folder for temporary files.
+    """
     from sentence_transformers.base.modules import Normalize, Router
 
     model.backend.save(model, parts)
@@ -127,7 +137,7 @@ def _text_route(model: DualEncoder, folder: Path) -> list[Any]:
     trunk: Any = model.text.trunk
     if isinstance(trunk, Layered):
         raise ModelError(
-            f"{model.name}: its projections read several concatenated layers ({', '.join(trunk.layers)}), for which "
+            f"{model.name}: the projections read several concatenated layers ({', '.join(trunk.layers)}), for which "
             "sentence-transformers has no module; use --to onnx"
         )
     tokenizer = model.text.tokenize

@@ -11,11 +11,11 @@ _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|
 
 
 def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
-    """Return an equivalent transformers tokenizer (same token IDs).
+    """Return a transformers tokenizer that gives the same token IDs as a model's tokenizer.
 
     Args:
         tokenizer: tokenizer of the model.
-        model: name of the model, for errors.
+        model: name of the model, for error messages.
 
     Raises:
         ModelError: the tokenizer changes captions in a way that transformers tokenizers do not support.
@@ -29,17 +29,17 @@ def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
 
 
 def padding_token(tokenizer: Tokenizer) -> tuple[str, int]:
-    """Return the padding token and its ID. CLIP's own tokenizer in open_clip pads with token 0."""
+    """Return the padding token and its ID."""
     native: Any = tokenizer
     if isinstance(tokenizer, OpenClipTokenizer):
-        if tokenizer.inner is None:
+        if tokenizer.inner is None:  # open_clip's SimpleTokenizer pads with token 0
             return tokenizer.native.decoder[0], 0
         return tokenizer.inner.pad_token, tokenizer.inner.pad_token_id
     return native.native.pad_token, native.native.pad_token_id
 
 
 def is_clip_tokenizer(native: Any) -> bool:
-    """Return whether a transformers tokenizer has the same IDs and merges as the tokenizer in the open_clip package."""
+    """Return whether a transformers tokenizer has the same token IDs and merges as open_clip's SimpleTokenizer."""
     import open_clip
     from transformers import CLIPTokenizer
 
@@ -51,19 +51,19 @@ def is_clip_tokenizer(native: Any) -> bool:
 
 
 def _vocabulary(native: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return IDs and merges of open_clip's SimpleTokenizer, with the special tokens named as in transformers."""
+    """Return the token IDs and merges of a SimpleTokenizer, with transformers' names for special tokens."""
     ids = {_SPECIAL.get(token, token): number for token, number in native.encoder.items()}
     return ids, list(native.bpe_ranks)
 
 
 def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
-    """Return a transformers CLIPTokenizer with the IDs of open_clip's SimpleTokenizer."""
+    """Return a CLIPTokenizer of transformers that gives the same token IDs as a SimpleTokenizer of open_clip."""
     from open_clip.tokenizer import get_clean_fn
     from transformers import CLIPTokenizer
 
     if native.reduction_fn is not None or native.clean_fn is not get_clean_fn("lower"):
         raise ModelError(
-            f"{model}: its tokenizer cleans or drops words in a way that transformers' CLIPTokenizer "
+            f"{model}: the tokenizer cleans or drops words in a way that transformers' CLIPTokenizer "
             "does not support; use another format"
         )
     ids, merges = _vocabulary(native)
@@ -71,14 +71,14 @@ def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
 
 
 def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
-    """Take the transformers tokenizer out of open_clip's HFTokenizer, and add the caption cleaning of the latter."""
+    """Return the transformers tokenizer of an HFTokenizer of open_clip, extended by the HFTokenizer's text cleaning."""
     from open_clip.tokenizer import get_clean_fn
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast
 
     if native.strip_sep_token or native.tokenizer_mode:
         raise ModelError(
-            f"{model}: its tokenizer changes tokens after tokenization, which transformers' tokenizers "
+            f"{model}: the tokenizer changes tokens after tokenization, which transformers' tokenizers "
             "do not support; use another format"
         )
     inner = native.tokenizer
@@ -97,8 +97,8 @@ def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
-            f"{model}: its tokenizer {type(inner).__name__} has no tokenizer.json, which must also contain "
-            "the cleaning of captions; use --to open_clip"
+            f"{model}: the tokenizer {type(inner).__name__} has no tokenizer.json, in which the cleaning of captions "
+            "could be stored; use --to open_clip"
         )
     existing = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([*steps, *existing])

@@ -95,7 +95,7 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     image, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     if not isinstance(image.layers, int):
         raise ModelError(
-            f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel does not support; use --to onnx"
+            f"{model.name}: the image tower is a ResNet, which transformers' CLIPModel does not support; use --to onnx"
         )
     quick = bool(config.get("quick_gelu"))
     width = config["embed_dim"]
@@ -118,7 +118,7 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
         case "eos":  # MetaCLIP 2's end token is 2; for 2, CLIPModel would use the highest ID instead
             return MetaClip2Config(text_config=text_config, vision_config=vision_config, projection_dim=width)
     raise ModelError(
-        f"{model.name}: its text pooling {text.pool_type!r} is not supported by transformers' CLIPModel; use --to onnx"
+        f"{model.name}: the text pooling {text.pool_type!r} is not supported by transformers' CLIPModel; use --to onnx"
     )
 
 
@@ -149,14 +149,14 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
         or config["vision_cfg"].get("timm_proj") != "none"
     ):
         raise ModelError(
-            f"{name}: its image tower {config['vision_cfg']['timm_model_name']} is not supported by transformers' dual "
+            f"{name}: the image tower {config['vision_cfg']['timm_model_name']} is not supported by transformers' dual "
             "encoders, which support only SigLIP's timm tower; use --to onnx"
         )
     _refuse_others(name, config, _SIGLIP_IMAGE_KEYS | {"patch_dropout"}, _SIGLIP_TEXT_KEYS | _BOTH_KEYS, "SiglipModel")
     text = CLIPTextCfg(**config["text_cfg"])
     if not (text.no_causal_mask and text.pool_type == "last" and text.proj_bias) or model.logit_bias is None:
         raise ModelError(
-            f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel needs all "
+            f"{name}: has SigLIP's image tower, but not SigLIP's text tower or logit bias; SiglipModel needs all "
             "three, so use --to onnx"
         )
     block = trunk.blocks[0]
@@ -180,14 +180,22 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
 def _refuse_others(
     name: str, config: Mapping[str, Any], image_keys: set[str], text_keys: set[str], class_name: str
 ) -> None:
-    """Raise ModelError for an option that changes the model and that the transformers class does not support."""
+    """Raise ModelError if open_clip's configuration has an option that a transformers class does not support.
+
+    Args:
+        name: name of the model, for the message.
+        config: open_clip's configuration of the model.
+        image_keys: supported options of the image tower.
+        text_keys: supported options of the text tower.
+        class_name: name of the transformers class, for the message.
+    """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     if "multimodal_cfg" in config:
         raise ModelError(f"{name}: is a CoCa model, whose text decoder {class_name} does not support; use --to onnx")
     if config["text_cfg"].get("hf_model_name"):
         raise ModelError(
-            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} does "
+            f"{name}: the text tower is {config['text_cfg']['hf_model_name']}, which {class_name} does "
             "not support; use --to onnx"
         )
     for section, keys, defaults in (
@@ -207,7 +215,7 @@ def _activation(quick: bool, options: Mapping[str, Any] | None, name: str) -> st
         return "quick_gelu" if quick else "gelu"
     if quick or dict(options) != {"approximate": "tanh"}:
         raise ModelError(
-            f"{name}: the options {options} of its activation are not supported by transformers; use --to onnx"
+            f"{name}: transformers does not support the options {options} of the activation; use --to onnx"
         )
     return "gelu_pytorch_tanh"
 
@@ -225,7 +233,7 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     resampling = _RESAMPLING.get(preprocess["interpolation"])
     if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
         raise ModelError(
-            f"{model.name}: its resizing of images ({preprocess['interpolation']}, {preprocess['resize_mode']}) is not "
+            f"{model.name}: the resizing of images ({preprocess['interpolation']}, {preprocess['resize_mode']}) is not "
             "supported by the image processors of transformers; use --to onnx"
         )
     both = {

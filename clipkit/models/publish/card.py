@@ -1,4 +1,4 @@
-"""Basic model cards: description, usage and license, without sections about training and evaluation."""
+"""Model cards with description, usage and license; callers add sections about training and evaluation."""
 
 import filecmp
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ def card(
 
     Args:
         layout: layout of the model.
-        parts: sections between usage and limits.
+        parts: further sections, inserted between the sections about usage and limits.
         trained: True if the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
-        here: Hub repository or folder that the code in the card loads.
+        here: Hub repository or folder from which the code in the card loads the model.
     """
     from huggingface_hub import ModelCardData
 
@@ -50,21 +50,25 @@ def card(
 
 
 def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
-    """Return the card of an export; its code loads the folder.
+    """Return the model card of an exported folder.
 
     Args:
         layout: layout of the export.
-        folder: the folder, as the user gave it.
-        notes: known differences from the model.
+        folder: path of the export, as the user wrote it, for the code in the card.
+        notes: sentences about known differences from the original model.
     """
     known = ["## Known differences", "\n".join(f"- {note}" for note in notes)] if notes else []
     return card(layout, [*known, _OF_EXPORT], here=folder)
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Return the card in the folder or run `source`, from which a model was loaded.
+    """Return the model card of the folder that a model was loaded from, if the card also fits a saved copy.
 
-    None if the weights in `source` and `saved` differ, or if there is no card or only the card of an export.
+    The result is None if the weights differ, or if the folder has no card or only the card of an export.
+
+    Args:
+        source: folder or run from which the model was loaded.
+        saved: folder in which the model was saved.
     """
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
@@ -77,7 +81,7 @@ def kept_card(source: Path, saved: Path) -> str | None:
 
 
 def is_of_export(text: str) -> bool:
-    """Return whether an export wrote this card, so that its code contains a local path."""
+    """Return whether a card was written by an export; the code of such a card contains a local path."""
     return _OF_EXPORT in text
 
 
@@ -104,9 +108,9 @@ def _summary(layout: Layout, trained: bool) -> str:
 
 
 def _license(bases: Sequence[Base]) -> dict[str, Any]:
-    """Return the license fields of the card header; an empty dict if the license of a base model is unknown.
+    """Return the license fields of the card header.
 
-    The license is `other` if the licenses differ.
+    The license is `other` if the licenses of the base models differ. The dict is empty if a license is unknown.
     """
     licenses = {(base.license, base.license_name, base.license_link) for base in bases}
     if not bases or any(base.license is None for base in bases):
@@ -116,10 +120,8 @@ def _license(bases: Sequence[Base]) -> dict[str, Any]:
 
 
 def _license_section(bases: Sequence[Base]) -> list[str]:
-    """Return a section that lists the licenses of the base models if they differ or are unknown.
-
-    The header of the card holds only one license.
-    """
+    """Return a section with the license of each base model; empty if all have the same known license."""
+    # The header of the card holds only one license.
     distinct = {(base.license, base.license_name, base.license_link) for base in bases}
     if len(distinct) < 2 and not any(base.license is None for base in bases):
         return []

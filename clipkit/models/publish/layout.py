@@ -1,4 +1,4 @@
-"""Layout of a saved model, for its card: the library and class that load it, and its base models."""
+"""Layout of a saved model, from which its model card is written."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout in which a model is saved, and its base models."""
+    """Properties of a saved model that its model card needs, e.g. the library that loads it."""
 
     library: str
     """Library that loads the model: transformers, open_clip or clipkit; exports also sentence-transformers or onnx."""
@@ -34,12 +34,12 @@ class Layout:
 
     @property
     def repositories(self) -> list[str]:
-        """Hub repositories of all bases, without repetition."""
+        """Hub repositories of all base models, without duplicates."""
         return list(dict.fromkeys(repository for base in self.bases for repository in base.repositories))
 
 
 def pretrained_names(recipe: ModelRecipe) -> list[str]:
-    """Return the names of the pretrained models from which a recipe starts."""
+    """Return the names of the pretrained models that a recipe loads."""
     if recipe.name is not None:
         return [recipe.name]
     return [tower.name for tower in (recipe.image, recipe.text) if tower.name is not None and tower.pretrained]

@@ -1,4 +1,4 @@
-"""Provenance of weights: the Hub repositories from which a model comes, and the licenses on their cards."""
+"""Origin of a model's weights: its base models, their Hub repositories, and their licenses."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ class Base:
 
 
 def bases_of(names: Iterable[str]) -> tuple[Base, ...]:
-    """Return the base models for a list of model names; models with random weights are left out."""
+    """Return the base models with the given names; names of models with random weights are skipped."""
     return tuple(base for name in names for base in _bases(name))
 
 
@@ -56,7 +56,7 @@ def _bases(name: str) -> Iterator[Base]:
 
 
 def public_name(name: str) -> str:
-    """Return a model's name without local paths: a folder or file is reduced to its last part."""
+    """Return a model name without local directories: for a path, only the name of the folder or file."""
     if name.startswith("open_clip:"):
         architecture, option, weights = name.partition("?weights=")
         return f"{architecture}{option}{PurePath(weights).name}"
@@ -67,13 +67,17 @@ def public_name(name: str) -> str:
 
 
 def license_of(name: str) -> str | None:
-    """Return the license on a model's card; several licenses are joined by commas."""
+    """Return the license on a model card, with commas between several licenses; None if the card has none."""
     stated = card_header(name).get("license")
     return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
 
 
 def card_header(name: str) -> dict[str, Any]:
-    """Return the YAML header of the model card of a folder, run or Hub repository; empty if missing or invalid."""
+    """Return the YAML header of a model card; an empty dict if the header is missing or invalid.
+
+    Args:
+        name: folder, run or Hub repository that contains the card.
+    """
     if name.startswith("open_clip:"):
         return {}
     try:
@@ -89,7 +93,7 @@ def card_header(name: str) -> dict[str, Any]:
 
 
 def _repository(name: str) -> str | None:
-    """Return the Hub repository to which `name` refers, or None."""
+    """Return the Hub repository of a model name, or None if the model is not on the Hub."""
     if name.startswith("open_clip:"):
         return _open_clip_repository(name.removeprefix("open_clip:"))
     name = re.sub("^(hf:|timm:hf[-_]hub:)", "", name)
@@ -107,7 +111,7 @@ def _open_clip_repository(name: str) -> str | None:
 
 
 def _timm_source(name: str) -> tuple[str | None, dict[str, Any]] | None:
-    """Return Hub repository and license of the weights of a timm model, or None if `name` is not a timm model."""
+    """Return the Hub repository and the license of a timm model's weights; None if `name` is not a timm model."""
     from timm.models import get_pretrained_cfg
 
     if not name.startswith("timm:"):

@@ -32,10 +32,11 @@ class Pushed:
 
 
 def check_pushable(repository: str, private: bool) -> None:
-    """Check that the token may write to the repository; create it if it does not exist.
+    """Create a Hub repository if it does not exist, and check that the user can write to it.
 
     Raises:
-        ModelError: not logged in, no write access, an invalid name, or `private` for an existing public repository.
+        ModelError: the user is not logged in or has no write access, the name is invalid, or `private` is set but the
+            repository already exists and is public.
     """
     from huggingface_hub import HfApi, get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -51,8 +52,8 @@ def check_pushable(repository: str, private: bool) -> None:
         hf_raise_for_status(get_session().get(address, headers=build_hf_headers()))
         if private and not api.model_info(repository).private:
             raise ModelError(
-                f"{repository}: already exists and is public; --private only applies to new repositories: make it "
-                "private in its settings, or use another name"
+                f"{repository}: already exists and is public; --private only applies to new repositories; make the "
+                "repository private in its settings on the Hub, or use another name"
             )
 
 
@@ -64,17 +65,17 @@ def push(
     message: str = "Upload with clipkit",
     names: Collection[str] | None = None,
 ) -> Pushed:
-    """Upload a folder as one commit; files from an interrupted upload are not sent again.
+    """Upload a folder to the Hub as one commit.
 
-    A model card that was edited on the Hub is kept, and other files there are not removed.
+    After an interruption, a new call does not send the uploaded files again. A model card that a user edited on the
+    Hub is kept. No file on the Hub is deleted.
 
     Args:
         folder: folder of the model.
-        repository: `org/name`; created if it does not exist.
-        private: create a private repository; an existing one must already be private.
+        repository: name of the repository, `org/name`. It is created if it does not exist.
+        private: create a private repository. A repository that already exists must be private.
         message: commit message.
-        names: files of the model; other files in the folder are not uploaded. None: all files. Links are never
-            uploaded.
+        names: names of the files to upload; None: all files. Links are never uploaded.
 
     Raises:
         ModelError: the repository cannot be written to, or the upload failed.
@@ -91,12 +92,12 @@ def push(
         for file in files:
             name = file.relative_to(folder).as_posix()
             if not _is_part(file, folder) or (names is not None and name not in names):
-                notes.append(f"{name} is not a file that clipkit wrote, and was not uploaded")
+                notes.append(f"{name} was not uploaded, because it is not a file that clipkit wrote")
                 continue
             if name == CARD:
                 text = _for_hub(file.read_text(encoding="utf-8"), repository)
                 if name in remote and _is_edited(api, repository, text):
-                    notes.append(f"{CARD} was changed on the Hub and is kept")
+                    notes.append(f"{CARD} was changed on the Hub, so the version on the Hub is kept")
                     continue
                 file = Path(temporary) / CARD
                 file.write_text(text, encoding="utf-8")
@@ -114,7 +115,7 @@ def _is_part(file: Path, folder: Path) -> bool:
 
 
 def signed(card: str) -> str:
-    """Add a signature to a card, so that later pushes can recognize whether the card was edited."""
+    """Add a signature to a card, by which a later push can detect that a user edited the card."""
     return f"{card.rstrip()}\n\n<!-- clipkit: {_hash(card)} -->\n"
 
 
@@ -128,12 +129,12 @@ def _hash(card: str) -> str:
 
 
 def _for_hub(card: str, repository: str) -> str:
-    """Insert the repository's name into a card with a signature. Other cards, which the user wrote, stay unchanged."""
+    """Insert the repository name into a card that clipkit wrote; cards without a signature stay unchanged."""
     return signed(unsigned(card).replace(HERE, repository)) if _SIGNATURE.search(card) else card
 
 
 def _is_edited(api: Any, repository: str, text: str) -> bool:
-    """Return whether the card on the Hub was written or edited by a user and differs from this card."""
+    """Return whether a user wrote or edited the card on the Hub, and it differs from the new card `text`."""
     with tempfile.TemporaryDirectory() as folder:
         remote = Path(api.hf_hub_download(repository, CARD, local_dir=folder)).read_text(encoding="utf-8")
     signature = _SIGNATURE.search(remote)
@@ -141,22 +142,32 @@ def _is_edited(api: Any, repository: str, text: str) -> bool:
 
 
 def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
-    """Return a note if the repository has old weights under file names that the pushed folder does not replace.
+    """Return a note about weight files in the repository that the upload does not replace; empty if there are none.
 
-    A library may load the old weights instead of the new ones. Without such files, the list is empty.
+    Args:
+        folder: folder to upload.
+        remote: names of the files in the repository.
     """
     local = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     others = [name for name in remote if name.endswith(WEIGHTS) and name not in local]
     if not others:
         return []
     return [
-        f"the repository also contains {', '.join(others)}, which are kept; other libraries may load these "
-        "files instead: if they contain older weights, delete them on the Hub"
+        f"the repository still contains {', '.join(others)}; other libraries may load these weights instead of the "
+        "new weights; if they are old, delete them on the Hub"
     ]
 
 
 def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
-    """Insert the repository's name into the configuration; open_clip needs it to find the tokenizer on the Hub."""
+    """Insert the repository name into open_clip_config.json, so that open_clip finds the tokenizer on the Hub.
+
+    Return the path of the changed file, or `config` if the configuration refers to no tokenizer in its folder.
+
+    Args:
+        config: file with the configuration.
+        target: file to write with the changed configuration.
+        repository: name of the repository.
+    """
     values = json.loads(config.read_text(encoding="utf-8"))
     if values["model_cfg"]["text_cfg"].get("hf_tokenizer_name") != ".":
         return config
@@ -167,7 +178,7 @@ def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
 
 @contextmanager
 def as_model_errors(repository: str) -> Iterator[None]:
-    """Context that converts errors of the Hub to one-line ModelErrors."""
+    """Convert errors of the Hub inside a `with` block to ModelErrors with a one-line message."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     interruptions: tuple[type[BaseException], ...] = (*http_errors(), RuntimeError)
@@ -203,17 +214,14 @@ def _refusal(error: Any) -> str:
     if status == 401:
         return "the token is not valid; log in again with `hf auth login`"
     if status == 403:
-        return (
-            f"this token has no write access{reason}; use a token with write access, or a repository of your own "
-            "account"
-        )
+        return f"this token has no write access{reason}; use a token with write access, or a repository of your account"
     if 400 <= status < 500 and status not in (408, 409, 412, 425, 429):  # other status codes are temporary errors
-        return f"the Hub refuses the upload ({one_line(error)})"
+        return f"the Hub refuses the upload ({one_line(error)}); fix this, and run the same command again"
     return _interrupted(error)
 
 
 def _interrupted(error: BaseException) -> str:
     return (
         f"the Hub is not reachable, or the upload was interrupted ({one_line(error)}); run the same command "
-        "again: files that are already uploaded are not sent again"
+        "again; it does not send the uploaded files again"
     )

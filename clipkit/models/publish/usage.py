@@ -1,4 +1,4 @@
-"""Usage section of a model card: runnable code for each library that opens the model."""
+"""Usage section of a model card, with runnable code for each library that can load the model."""
 
 import json
 import re
@@ -22,8 +22,8 @@ def usage(layout: Layout, here: str = HERE) -> str:
 
     Args:
         layout: layout of the model.
-        here: Hub repository or folder that the code loads. The code for an export creates an image, so it needs no
-            files.
+        here: Hub repository or folder from which the code loads the model. For a folder, the code creates its input
+            image, so that it runs without image files.
     """
     family = family_of_class(layout.class_name)
     hub = here == HERE

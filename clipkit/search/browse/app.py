@@ -26,14 +26,14 @@ _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 
 
 class App:
-    """The page of one index, or of two indexes side by side.
+    """Web page of one index, or of two indexes side by side.
 
     Args:
         indexes: one or two indexes.
-        queries: for two indexes, texts for which the results of both are compared; None: captions that both have.
+        queries: texts whose results in two indexes are compared. None: captions that both indexes have.
 
     Raises:
-        DataError: the indexes have no image in common.
+        DataError: the two indexes have no image in common.
     """
 
     def __init__(self, indexes: Sequence[Index], queries: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ class App:
         return Response.of({"error": "the address of this request is unknown; reload the page"}, 404)
 
     def close(self) -> None:
-        """Close the files of thumbnails."""
+        """Close the files that store thumbnails."""
         for thumbnails in self.thumbnails:
             thumbnails.close()
 
@@ -106,7 +106,7 @@ class App:
 
     def _comparison(self) -> Comparison:
         if self.comparison is None:
-            raise UserError("only one index is open; to compare two indexes, start clipkit browse with both")
+            raise UserError("only one index is open; start clipkit browse with two indexes to compare them")
         return self.comparison
 
     def _map(self, asked: Mapped) -> Response:

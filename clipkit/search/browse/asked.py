@@ -1,4 +1,4 @@
-"""Validated requests that the web page sends."""
+"""Requests of the web page, as classes that check their values."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,7 +18,7 @@ class _Strict(BaseModel):
 
 
 class Query(_Strict):
-    """Description of a list on the page: results of a search, all images, duplicates, outliers or doubtful captions."""
+    """Description of a list that the page shows, e.g. results of a search, near duplicates or outliers."""
 
     view: Literal["search", "all", "duplicates", "outliers", "captions", "labels", "rows"]
     index: int = Field(0, ge=0, le=1)
@@ -36,27 +36,30 @@ class Query(_Strict):
 
 
 class Compared(_Strict):
-    """Request for a search in two indexes; row numbers refer to the first index."""
+    """Request to search two indexes. Row numbers refer to the first index."""
 
     query: Query
     count: int = Field(20, ge=1, le=100)
 
 
 class Part(_Strict):
-    """Part of a list: a first position and a number of items."""
+    """Part of a list: the position of its first item, and the number of items."""
 
     start: int = Field(0, ge=0)
     count: int = Field(60, ge=1, le=200)
 
 
 class Asked(Part):
-    """Request for some items of a list."""
+    """Request for part of a list."""
 
     query: Query
 
 
 class Mapped(_Strict):
-    """Request for the map of an index: a filter for its images, and a column whose labels determine their colors."""
+    """Request for the map of an index.
+
+    The filter `where` selects images, and the labels in the column `color` determine the colors.
+    """
 
     index: int = Field(0, ge=0, le=1)
     where: _Text = ""
@@ -64,7 +67,10 @@ class Mapped(_Strict):
 
 
 class Dropped(_Strict):
-    """An image, or one of its captions, for the list of data to drop, which `clipkit data check --fix --drop` reads."""
+    """An image or a caption that the user has marked to drop.
+
+    `clipkit data check --fix --drop` reads a list of such entries.
+    """
 
     row: int = Field(ge=0)
     caption: int | None = Field(None, ge=0)
@@ -73,14 +79,14 @@ class Dropped(_Strict):
 
 
 class DropList(_Strict):
-    """Images and captions to drop."""
+    """List of images and captions that the user has marked to drop."""
 
     index: int = Field(0, ge=0, le=1)
     entries: list[Dropped] = Field(max_length=MOST_DROPPED)
 
 
 def parsed(kind: type[_Model], body: bytes) -> _Model:
-    """Parse a request in JSON, and return it as an object of the class `kind`.
+    """Parse a JSON request as an object of the class `kind`.
 
     Raises:
         UserError: the request is not valid.

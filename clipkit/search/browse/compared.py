@@ -1,4 +1,4 @@
-"""Searches in two indexes side by side, and the queries where they differ most."""
+"""Search two indexes side by side, and list the queries whose results differ most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,11 +15,13 @@ _COMPARED = 100  # number of results of one index whose ranks in the other index
 
 
 class Comparison:
-    """Two indexes of the same images; row numbers in requests and responses refer to the first index.
+    """Comparison of two indexes of the same images.
+
+    Row numbers in requests and responses refer to the first index.
 
     Args:
         views: views of both indexes.
-        queries: texts for the list of differences; None: captions that both indexes have.
+        queries: texts for the list of differences. None: captions that both indexes have.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -31,20 +33,27 @@ class Comparison:
         self._differences = Job(lambda progress: self.pair.differences(queries, progress))
 
     def sides(self, query: Query, images: Mapping[str, Stored], count: int) -> dict[str, Any]:
-        """Return the results of a search in both indexes, each with its rank in the other one.
+        """Search both indexes, and give each result its rank in the other index.
 
         Args:
-            query: a search; its precision is ignored.
-            images: images that the user gave, by name.
-            count: number of results of each index.
+            query: the search. Its precision is ignored.
+            images: images of the query by the names in `query.images`.
+            count: number of results per index.
+
+        Returns:
+            `sides`: the results in each index. `overlap` and `common`: rank-biased overlap and number of common images
+            among the first `depth` results.
 
         Raises:
-            UserError: the query is not valid, or asks for images that the second index does not have.
+            UserError: the query is not valid, or contains an image that the second index does not have.
         """
         like = [self.pair.row_in_other(row) for row in query.like]
         if None in like:
             row = query.like[like.index(None)]
-            raise UserError(f"{self.views[1].index.path} does not have the image of row {row}; choose another image")
+            raise UserError(
+                f"{self.views[1].index.path}: does not contain the image of row {row} of the first index; "
+                "choose another image"
+            )
         first = query.model_copy(update={"view": "search", "precision": None, "index": 0})
         both = (first, first.model_copy(update={"index": 1, "like": like}))
         found = [self._found(views, asked, images) for views, asked in zip(self.views, both, strict=True)]
@@ -66,9 +75,15 @@ class Comparison:
         return listing.items(slice(0, _COMPARED))
 
     def _shown(self, number: int, item: Item, name: int, others: Sequence[int]) -> Item:
-        """Return an item as the page shows it in the results of one index, with its rank in the other index.
+        """Return a result as the page shows it, with its rank in the other index.
 
-        If its image is in both indexes, the item has the row and columns of the first index.
+        A result whose image is in both indexes gets the row and the columns of the first index.
+
+        Args:
+            number: index in which the result was found, 0 or 1.
+            item: the result.
+            name: row of the image in the first index; -1 if only the second index has the image.
+            others: the names of the results in the other index, in the order of their ranks.
         """
         rank = others.index(name) + 1 if name >= 0 and name in others else None
         if number == 1 and name >= 0:
@@ -77,12 +92,12 @@ class Comparison:
         return {**item, "index": number, "rank": rank}
 
     def differences(self, part: Part) -> dict[str, Any]:
-        """Return a part of the list of queries where the searches differ most.
+        """Return part of the list of queries, in which the queries whose results differ most come first.
 
-        While the list is computed, return the completed share of the work instead.
+        While the list is computed, the response contains only the completed share of the work.
 
         Raises:
-            UserError: there are no queries.
+            UserError: no queries are given, and the indexes have no caption in common.
         """
         found = self._differences.result()
         if found is None:

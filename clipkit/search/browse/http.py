@@ -1,8 +1,10 @@
-"""Small HTTP server for one user on this machine, with limits on connections, sizes and times of requests.
+"""HTTP server for one user on this machine, with limits on connections, sizes and times of requests.
 
-It listens on 127.0.0.1 only. A request is answered if it names this machine as its host (against DNS rebinding), does
-not come from another site's page (Origin, Sec-Fetch-Site), and has the cookie that the printed address sets (against
-other users of the machine). There is one request per connection.
+The server listens on 127.0.0.1 only, and answers one request per connection. It refuses a request
+
+- that names another host (against DNS rebinding),
+- that comes from a page of another site (headers Origin and Sec-Fetch-Site), or
+- that lacks the cookie, which the printed address sets (against other users of the machine).
 """
 
 import contextlib
@@ -50,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """Answer to a request."""
+    """Response to a request."""
 
     content: bytes
     kind: str = "application/json"
@@ -59,19 +61,20 @@ class Response:
 
     @classmethod
     def of(cls, values: Any, status: int = 200) -> "Response":
-        """Return values as JSON."""
+        """Return a response that contains `values` as JSON."""
         return cls(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"), status=status)
 
 
 class Server(ThreadingHTTPServer):
-    """Server on a port of 127.0.0.1; `serve_forever` answers requests in threads.
+    """HTTP server on a port of 127.0.0.1. The method `serve_forever` answers requests in threads.
 
     Args:
-        port: number of the port; 0: any free port.
-        answer: returns the response to a request; its UserErrors are shown to the user.
+        port: port number. 0: any free port.
+        answer: function that returns the response to a request. If the function raises a UserError, the page
+            shows the message.
 
     Raises:
-        OutputError: the port is taken or not allowed.
+        OutputError: the port is in use or not allowed.
     """
 
     daemon_threads = True
@@ -100,7 +103,10 @@ class Server(ThreadingHTTPServer):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie that requests need. It contains the port, because cookies apply to all ports of a host."""
+        """Name of the cookie that every request must contain.
+
+        The name contains the port, because a browser sends the cookies of a host to all of its ports.
+        """
         return f"clipkit-{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -118,11 +124,14 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def arrived(self, request: socket.socket) -> None:
-        """Record that a request was read completely."""
+        """Record that the request of a connection has been read completely."""
         self._arriving.pop(request, None)
 
     def service_actions(self) -> None:
-        """End connections whose request takes too long to arrive; called twice per second."""
+        """Close connections whose request takes too long to arrive.
+
+        The server calls this method twice per second.
+        """
         for request, end in list(self._arriving.items()):
             if time.monotonic() > end:
                 self.arrived(request)
@@ -130,7 +139,7 @@ class Server(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore broken connections; `_Handler` reports errors that occur while it answers."""
+        """Do nothing when a connection breaks. `_Handler` reports all other errors."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -164,10 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         except UserError as error:
             return Response.of({"error": str(error)}, 400)
         except MemoryError:
-            return Response.of({"error": "out of memory"}, 503)
+            return Response.of({"error": "clipkit browse is out of memory; close other programs and try again"}, 503)
         except Exception:
-            log.exception("%s %s failed", self.command, url.path)
-            return Response.of({"error": "internal error; see the terminal of clipkit browse"}, 500)
+            log.exception("the request %s %s failed", self.command, url.path)
+            return Response.of({"error": "internal error; see the message in the terminal of clipkit browse"}, 500)
 
     @property
     def _token(self) -> bytes:
@@ -178,10 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
         hosts, origins = (self.headers.get_all(name) or [] for name in ("Host", "Origin"))
         host = hosts[0] if len(hosts) == 1 else ""
         if host.split(":")[0] not in _NAMES:
-            return Response(b"This is not the host of this page.", "text/plain", 403)
+            return Response(
+                b"The request names another host; open the address that clipkit browse printed.", "text/plain", 403
+            )
         site = self.headers.get("Sec-Fetch-Site", "none")
         if any(origin != f"http://{host}" for origin in origins) or site not in ("same-origin", "none"):
-            return Response(b"Requests of other sites are refused.", "text/plain", 403)
+            return Response(
+                b"Requests from other sites are refused; open the address that clipkit browse printed.",
+                "text/plain",
+                403,
+            )
         return None
 
     def _has_cookie(self) -> bool:
@@ -192,12 +207,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes | Response:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
-            return Response(b"The request has no valid length.", "text/plain", 411)
+            return Response(b"The request has no valid length; reload the page.", "text/plain", 411)
         if len(length) > 12 or int(length) > MOST_BYTES:
             most = f"{MOST_BYTES >> 20} MiB"
-            return Response.of({"error": f"this is larger than {most}; give a smaller image or list"}, 413)
+            return Response.of({"error": f"the image or list is larger than {most}; give a smaller one"}, 413)
         body = self.rfile.read(int(length))
-        return body if len(body) == int(length) else Response(b"The request is incomplete.", "text/plain", 400)
+        return (
+            body
+            if len(body) == int(length)
+            else Response(b"The request is incomplete; reload the page.", "text/plain", 400)
+        )
 
     def _send(self, response: Response) -> None:
         self.send_response(response.status)
@@ -210,8 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(response.content)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer a request that cannot be parsed."""
+        """Send an error response to a request that cannot be parsed."""
         self._send(Response((message or "error").encode("utf-8", "replace"), "text/plain", code))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing per request."""
+        """Suppress the line that the base class prints for each request."""

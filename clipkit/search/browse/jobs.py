@@ -1,4 +1,4 @@
-"""Background computations over a whole index: each runs at most once, and its result is kept in memory."""
+"""Background computations over a whole index. Each one runs once, and its result stays in memory."""
 
 import threading
 from collections.abc import Callable
@@ -11,8 +11,8 @@ class Job(Generic[T]):
     """Computation that starts when its result is requested for the first time.
 
     Args:
-        compute: function that returns the result. Its argument is a function that it calls from time to time with the
-            completed share of the work, from 0 to 1.
+        compute: function that returns the result. Its argument is a progress function, to be called from time to time
+            with the completed share of the work, from 0 to 1.
     """
 
     def __init__(self, compute: Callable[[Callable[[float], None]], T]) -> None:
@@ -24,10 +24,10 @@ class Job(Generic[T]):
         self._error: Exception | None = None
 
     def result(self, wait: float = 0.3) -> T | None:
-        """Return the result of the computation; None if it is not available after `wait` seconds.
+        """Return the result of the computation, or None if it is not finished after `wait` seconds.
 
         Raises:
-            Exception: the error of the computation.
+            Exception: the computation failed with this error.
         """
         with self._lock:
             if self._thread is None:

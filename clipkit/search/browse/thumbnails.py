@@ -1,4 +1,4 @@
-"""Thumbnails of the images of an index; each is made once and stored in a file in the folder of the index."""
+"""Thumbnails of the images of an index. Each thumbnail is made once and stored in the folder of the index."""
 
 import io
 import logging
@@ -40,7 +40,8 @@ class Thumbnails:
         except sqlite3.Error as error:
             self._stored = None
             log.warning(
-                "%s: thumbnails cannot be stored (%s), so each start of clipkit browse makes them again",
+                "%s: thumbnails cannot be stored (%s), so each start of clipkit browse makes them again; "
+                "make the folder of the index writable",
                 index.path / FILE,
                 error,
             )
@@ -60,7 +61,7 @@ class Thumbnails:
         return jpeg
 
     def large(self, row: int) -> bytes:
-        """Return the image of a row as a JPEG that fits a screen; errors as for `small`."""
+        """Return the image of a row as a JPEG of at most 1600 × 1600 pixels; errors as for `small`."""
         return self.jpeg(row, _LARGE)
 
     def jpeg(self, row: int, side: int) -> bytes:
@@ -82,6 +83,6 @@ class Thumbnails:
             return []
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file that stores the thumbnails."""
         if self._stored is not None:
             self._stored.close()

@@ -35,15 +35,16 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listing:
-    """Items of a list on the page."""
+    """List on the page: the number of items, and a function that returns some of the items."""
 
     total: int
     items: Callable[[slice], list[Item]]
 
 
 class Views:
-    """Lists and map of an index for the page; the last eight lists are kept in memory, so that scrolling needs no
-    new search.
+    """Lists and map of an index, as the page shows them.
+
+    The last eight lists are kept in memory, so that scrolling needs no new search.
 
     Args:
         index: the index.
@@ -59,11 +60,11 @@ class Views:
         self._map = Job(lambda progress: map_of(index))
 
     def listing(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
-        """Return a list; while it is computed, return the completed share of the work, from 0 to 1.
+        """Return a list, or the completed share of the work (0 to 1) while the list is computed.
 
         Args:
             query: description of the list.
-            images: images that the user gave, by name.
+            images: images of the query by the names in `query.images`.
 
         Raises:
             UserError: the query is not valid.
@@ -138,7 +139,7 @@ class Views:
 
     def _captions_view(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
         if not self.index.texts:
-            raise UserError("this index has no captions; run clipkit embed with captions to find doubtful ones")
+            raise UserError("the index has no captions; run clipkit embed with data that has captions")
         mask, doubtful = self._mask(query.where), self._captions.result()
         if doubtful is None:
             return self._captions.progress
@@ -188,7 +189,9 @@ class Views:
         return Listing(len(rows), lambda part: self.items(rows[part]))
 
     def map(self, where: str) -> tuple[Map, NDArray[np.bool_]] | None:
-        """Return the map of the index, and a mask of its images that pass a filter; None while the map is computed.
+        """Return the map of the index, and a mask of the images on the map that pass the filter `where`.
+
+        The result is None while the map is computed.
 
         Raises:
             UserError: the filter is not valid, or the map cannot be made.
@@ -202,7 +205,12 @@ class Views:
         return rows_where(self.index.rows, where) if where.strip() else None
 
     def items(self, rows: Sequence[int], numbers: Sequence[Item] = ()) -> list[Item]:
-        """Return for each row a dict for the page: row, image, captions, columns, and the row's values in `numbers`."""
+        """Return one dict per row for the page, with row, image, captions and columns.
+
+        Args:
+            rows: row numbers.
+            numbers: entries to add to the dict of each row, e.g. its score.
+        """
         taken = self.index.rows.take(pa.array(rows, pa.int64())).to_pylist()
         items = []
         for n, (row, values) in enumerate(zip(rows, taken, strict=True)):
@@ -213,7 +221,7 @@ class Views:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value of a column to a JSON value, shortened for display."""
+    """Convert a value of a column to a JSON value, and shorten it for display."""
     match value:
         case None | bool():
             return value

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Average:
     """Exponential moving average of the trainable parameters, including the scale (Polyak averaging).
 
-    After update number t, from 1: average ← d · average + (1 − d) · weights with d = min(decay, (1 + t) / (10 + t)),
-    so that the initial weights of a tower from scratch soon lose their influence.
+    After update number t, counted from 1, the average becomes d · average + (1 − d) · weights. Here d is
+    min(decay, (1 + t) / (10 + t)), so that the initial weights of a tower from scratch soon lose their influence.
 
     Args:
         trained: the trainable parameters by name; the average starts with their current values.

@@ -12,10 +12,10 @@ from clipkit.training.folder.run_folder import RunFolder
 
 @dataclass(eq=False)
 class BadSamples:
-    """List of the distinct images that a run needed but that are missing or unreadable.
+    """List of the missing and unreadable images that a run needed.
 
-    The file bad_samples.jsonl lists each image once, with the step that first needed it, its position, its file and the
-    reason.
+    The file bad_samples.jsonl contains each of these images once. A row has the step that first needed the image, the
+    position and the file of the image, and the reason.
 
     Args:
         feed: the training data.
@@ -39,7 +39,7 @@ class BadSamples:
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:
-        """Raise an error if more images than `data.max_bad` allows are known to be bad before the first step.
+        """Raise an error if more images than `max_bad` are known to be bad before the first step.
 
         Raises:
             DataError: too many images are bad.
@@ -47,7 +47,7 @@ class BadSamples:
         if len(bad) > self.max_bad:
             raise DataError(
                 f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or "
-                f"unreadable (first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix the "
+                f"unreadable (reason for the first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix the "
                 "images, drop their rows (clipkit data check --fix), or raise data.max_bad"
             )
 
@@ -56,7 +56,9 @@ class BadSamples:
         return any(image not in self.images for image in bad)
 
     def add(self, bad: Mapping[int, str], step: int) -> None:
-        """Add the bad images that any process found in this step to the list; all processes must call this.
+        """Add the bad images that any process found in this step to the list.
+
+        All processes must call this method together.
 
         Raises:
             TrainingError: the list cannot be written.
@@ -75,11 +77,11 @@ class BadSamples:
 
     @property
     def are_too_many(self) -> bool:
-        """True if more images are bad than the recipe allows."""
+        """True if the number of bad images exceeds `max_bad`."""
         return len(self.images) > self.max_bad
 
     def check(self, step: int) -> None:
-        """Raise an error if more images are bad than `data.max_bad` allows.
+        """Raise an error if the number of bad images exceeds `max_bad`.
 
         Raises:
             TrainingError: too many images are bad.
@@ -87,7 +89,7 @@ class BadSamples:
         if self.are_too_many:
             raise TrainingError(
                 f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} "
-                f"are missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
-                f"{self.folder.bad_samples}: fix the images and start again with --overwrite, or raise "
-                "data.max_bad and continue the run with --resume"
+                f"are missing or unreadable, but data.max_bad allows {self.max_bad}; fix the images listed in "
+                f"{self.folder.bad_samples} and start again with --overwrite, or raise data.max_bad and continue the "
+                "run with --resume"
             )

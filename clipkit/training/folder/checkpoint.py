@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files, a JSON file and their hashes; a checkpoint is written completely or not at all."""
+"""Checkpoints: safetensors files, a JSON file and hashes. A checkpoint is written completely or not at all."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 
 def _sums(folder: Path) -> bytes:
-    """Return the hashes of the files as `sha256sum *` prints them, for `sha256sum --check SHA256SUMS`."""
+    """Return the content of SHA256SUMS: the hashes of the files, in the format of `sha256sum *`."""
     return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != SUMS)
 
 

@@ -23,7 +23,7 @@ class Keeper:
 
     Args:
         folder: the run folder.
-        recipe: recipe with the frequency of checkpoints and the number to keep.
+        recipe: section `checkpoint` of the recipe, with the frequency of checkpoints and the number to keep.
         metric: metric that ranks the checkpoints.
     """
 
@@ -38,7 +38,9 @@ class Keeper:
         return minutes is not None and time.monotonic() - self._written >= 60 * minutes
 
     def write(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Write the checkpoint of a step with the current length of the logs, and remove old checkpoints.
+        """Write the checkpoint of a step, and remove old checkpoints.
+
+        The checkpoint contains the current length of each log.
 
         Raises:
             TrainingError: the checkpoint cannot be written.
@@ -53,8 +55,8 @@ class Keeper:
     def prune(self) -> None:
         """Remove the checkpoints that are no longer needed.
 
-        The last and the best checkpoints are kept. To resume from one of the last checkpoints, a run also needs the
-        best checkpoint before it, so this one is kept too.
+        The last and the best checkpoints are kept. A run that resumes from one of the last checkpoints also needs the
+        best checkpoint before it, so that checkpoint is kept too.
         """
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]

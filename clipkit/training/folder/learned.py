@@ -33,7 +33,10 @@ class Learned:
         """Names of the parameters in the order of the optimizer's state."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of a checkpoint by file and name, on the main process. All processes call it together."""
+        """Return the tensors of a checkpoint, by file and name.
+
+        All processes must call this method together. The result is complete only on the main process.
+        """
         weights, state = self.weights, self.optimizer.state_dict()["state"]
         flat = {
             f"{index}.{key}": weights.to_file(self._names[index], value)
@@ -58,7 +61,10 @@ class Learned:
             self.average.load(self._parts(checkpoint, AVERAGE))
 
     def load_chosen(self, checkpoint: Path) -> None:
-        """Load the weights that the run evaluates: the averaged weights of a checkpoint if it has them."""
+        """Load the weights to evaluate from a checkpoint.
+
+        These are the averaged weights if the run averages weights, otherwise the trained weights.
+        """
         self._load_weights(checkpoint)
         if self.average is not None:
             averaged = self._parts(checkpoint, AVERAGE)
@@ -67,15 +73,15 @@ class Learned:
                     parameter.copy_(averaged[name])
 
     def keep_chosen(self) -> None:
-        """Set the model permanently to the weights that the run evaluates: the averaged weights if the run has them."""
+        """Set the model permanently to the averaged weights if the run averages weights."""
         if self.average is not None:
             self.average.keep()
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Return a context in which each process has the complete model with the weights to evaluate and save.
+        """Return a context in which the model is complete on each process and has the weights to evaluate and save.
 
-        The weights are the averaged ones if the run has them.
+        These are the averaged weights if the run averages weights, otherwise the trained weights.
         """
         with self.average.applied() if self.average is not None else nullcontext(), self.weights.model_is_whole():
             yield
@@ -90,7 +96,7 @@ class Learned:
             value.copy_(saved[name])
 
     def _of_model(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each tensor of the model once, with one of its names: safetensors does not accept shared tensors."""
+        """Yield each tensor of the model only once, because safetensors does not accept shared tensors."""
         for name, parameter in self.weights.trained.items():
             yield name, parameter.detach()
         model = self.weights.model

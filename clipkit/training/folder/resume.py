@@ -58,7 +58,7 @@ def find_checkpoint(
 ) -> StartPoint:
     """Find the newest usable checkpoint on the main process, and return it on every process.
 
-    See `newest_usable` for the arguments and errors.
+    The arguments and errors are those of `newest_usable`.
     """
     start = StartPoint(0)
 
@@ -73,7 +73,9 @@ def find_checkpoint(
 
 
 def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any]) -> StartPoint:
-    """Check that the run is still the same, and return its newest intact checkpoint. No file is changed.
+    """Return the newest usable checkpoint, if the recipe, the data and the model still match this checkpoint.
+
+    No file is changed.
 
     Args:
         folder: the run folder.
@@ -82,8 +84,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
         identity: everything else that determines the result: hashes of data and frozen weights, versions.
 
     Raises:
-        OutputError: no checkpoint is intact, or the run was finished and its checkpoints are gone.
-        RecipeError: recipe, data or model have changed; the message lists the changes.
+        OutputError: no checkpoint is usable, or the folder has a model but no checkpoints.
+        RecipeError: the recipe, the data or the model has changed; the message says what.
     """
     saved = checkpoint_steps(folder.checkpoints)
     if not saved:
@@ -111,7 +113,7 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
         if UNIDENTIFIED in (before, now):
             raise RecipeError(
                 f"{folder.path}: {name} are Python objects without an identity, so they may have changed "
-                f"since step {step}; give the data with identity='content' from the first run on, or as files"
+                f"since step {step}; start a new run with identity='content', or with data in files"
             )
         if before == now:
             continue
@@ -126,8 +128,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
             )
     if step > steps:
         raise RecipeError(
-            f"{folder.path}: the run is already at step {step}, but with train.epochs: {recipe.train.epochs} "
-            f"it would end at step {steps}; increase train.epochs, or give another output folder"
+            f"{folder.path}: the run is already at step {step}, but train.epochs: {recipe.train.epochs} ends the run "
+            f"at step {steps}; increase train.epochs, or give another output folder"
         )
     at_end = step == steps or out_of_patience(folder, recipe)
     done = at_end and folder.report.exists() and _steps_of_results(folder) == step
@@ -135,7 +137,7 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
 
 
 def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | None:
-    """Return the best evaluation whose checkpoint still exists, the first one in a tie."""
+    """Return the best evaluation whose checkpoint still exists; ties go to the earliest evaluation."""
     kept = set(checkpoint_steps(folder.checkpoints))
     rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept and metric in row]
     return max(rows, key=lambda row: row[str(metric)], default=None)
@@ -165,7 +167,10 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
 
 
 def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the checkpoints whose only problem is damaged logs, each with a line about every damaged log."""
+    """Yield the step of each checkpoint that is usable after its damaged logs are repaired.
+
+    Each step comes with one message for each damaged log.
+    """
     for step in steps:
         if _damage(folder, step) is None:
             marks = read_state(checkpoint_of(folder.checkpoints, step))["logs"]
@@ -183,7 +188,8 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
 def _problem(folder: RunFolder, step: int) -> str | None:
     """Return the reason why a run cannot resume from the checkpoint of a step; None if it can.
 
-    Possible reasons: the checkpoint, or the one with the best weights so far, is damaged; or a log has changed since.
+    Possible reasons are damage to this checkpoint or to the one with the best weights so far, and changed log entries
+    from before the step.
     """
     reason = _damage(folder, step)
     if reason is not None:

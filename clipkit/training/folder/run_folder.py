@@ -1,4 +1,4 @@
-"""Locking, clearing and writing of a run folder, which only one run at a time can use."""
+"""Locking, clearing and writing of a run folder. Only one run at a time can use a folder."""
 
 import errno
 import hashlib
@@ -40,16 +40,17 @@ class RunFolder(RunFiles):
         self._lock: int | None = None
 
     def claim(self, resume: bool, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-        """Lock the folder, without changing any file of a run in it.
+        """Lock the folder without changing any file of a run in it.
 
         Args:
-            resume: True if the folder may contain a run, which will be continued.
-            overwrite: True if the folder may contain a run, which will be replaced.
-            inputs: data and models of the new run, which must not be deleted with the old one.
+            resume: True if a run in the folder will be continued.
+            overwrite: True if a run in the folder will be replaced.
+            inputs: data and models of the new run, which must not be deleted with the old run.
 
         Raises:
-            OutputError: the folder contains a run and neither argument is True; it contains files with names of run
-                files that clipkit did not write; another run is using it; or it is not writable.
+            OutputError: the folder contains a run, and neither `resume` nor `overwrite` is True. The error is also
+                raised if another run is using the folder, if the folder is not writable, or if it contains a file with
+                the name of a run file that clipkit did not write.
         """
         try:
             named = [file for file in (self.marker, *self.files, *self.folders) if os.path.lexists(file)]
@@ -101,9 +102,9 @@ class RunFolder(RunFiles):
             _remove(unfinished)
 
     def clear(self) -> None:
-        """Remove only the files of the run.
+        """Remove the files of the run, and no other files.
 
-        The recipe is removed last: if the process is killed before, the remaining files still count as a run.
+        The recipe is removed last, so that a partly cleared folder is still recognized as a run folder.
         """
         remove_leftovers(self.checkpoints)
         for step in checkpoint_steps(self.checkpoints):
@@ -117,7 +118,11 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush metrics.jsonl, evaluations.jsonl and bad_samples.jsonl to disk; return the length and hash of each."""
+        """Flush metrics.jsonl, evaluations.jsonl and bad_samples.jsonl to disk.
+
+        Returns:
+            The length and the hash of each of these logs, by file name.
+        """
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""
@@ -129,10 +134,12 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """Return the name of the first log with a changed or missing entry from before a checkpoint; None if intact.
+        """Return the name of the first log in which entries from before a checkpoint were changed or lost.
+
+        The result is None if all logs are intact.
 
         Args:
-            marks: length and hash of each log at a checkpoint, from `mark`.
+            marks: length and hash of each log at the checkpoint, from `mark`.
         """
         for name, mark in marks.items():
             file = self.path / name
@@ -142,12 +149,12 @@ class RunFolder(RunFiles):
         return None
 
     def damaged(self, marks: Mapping[str, Any]) -> list[str]:
-        """Return a line about each log that is shorter than at a checkpoint or has invalid lines.
+        """Return a message for each log that is shorter than at a checkpoint or has invalid lines.
 
-        A log whose entries were edited gets no line if it is long enough and all its lines are valid.
+        A log with edited entries gets no message if it is long enough and all its lines are valid.
 
         Args:
-            marks: length and hash of each log at a checkpoint, from `mark`.
+            marks: length and hash of each log at the checkpoint, from `mark`.
         """
         lines = []
         for name, mark in marks.items():
@@ -156,16 +163,15 @@ class RunFolder(RunFiles):
             rows = content.splitlines()
             lost = sum(row_of(line) is None for line in rows)
             if self.altered({name: mark}) and (lost or len(content) < mark["bytes"]):
-                kept = f"{len(rows) - lost} whole lines are kept"
-                lines.append(
-                    f"{name} was damaged: {kept}, {lost} damaged lines are removed, and further lines may be missing"
-                )
+                kept = f"{len(rows) - lost} intact lines are kept"
+                lines.append(f"{name}: {kept}, {lost} damaged lines are removed, and other lines may be missing")
         return lines
 
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
-        """Truncate each log to its length at a checkpoint; the resumed run writes the later entries again.
+        """Truncate each log to its length at a checkpoint.
 
-        A damaged log keeps its valid lines up to the step of the checkpoint.
+        The resumed run writes the later entries again. A damaged log keeps its valid lines up to the step of the
+        checkpoint.
 
         Args:
             marks: length and hash of each log at the checkpoint, from `mark`.
@@ -180,7 +186,7 @@ class RunFolder(RunFiles):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Context for writing to the folder during the run: a full disk becomes a one-line TrainingError."""
+        """Return a context for writing to the folder; a full disk raises a one-line TrainingError."""
         try:
             with as_os_errors():
                 yield
@@ -191,13 +197,21 @@ class RunFolder(RunFiles):
             ) from None
 
     def replace_model(self, save: Callable[[Path], None]) -> None:
-        """Call `save` to write the model to a temporary folder, then replace the folder `model` with it."""
+        """Replace the folder `model` with a new one, after `save` has written the model to a temporary folder.
+
+        Args:
+            save: function that writes the model to the given folder.
+        """
         self._replace(self.model, save)
         files = sorted(path.relative_to(self.model).as_posix() for path in self.model.rglob("*") if path.is_file())
         write_whole(self.marker, "".join(f"{name}\n" for name in files))
 
     def replace_adapter(self, save: Callable[[Path], None]) -> None:
-        """Call `save` to write adapters to a temporary folder, then replace the folder `adapter` with it."""
+        """Replace the folder `adapter` with a new one, after `save` has written the adapters to a temporary folder.
+
+        Args:
+            save: function that writes the adapters to the given folder.
+        """
         self._replace(self.adapter, save)
 
     def _replace(self, folder: Path, save: Callable[[Path], None]) -> None:
@@ -217,7 +231,10 @@ class RunFolder(RunFiles):
 def claimed(
     folder: RunFolder, processes: Processes, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
 ) -> Iterator[RunFolder]:
-    """Context in which the main process has locked a run folder; arguments and errors as for `RunFolder.claim`."""
+    """Return a context in which the main process has locked a run folder.
+
+    The arguments and errors are those of `RunFolder.claim`.
+    """
     try:
         processes.on_main(lambda: folder.claim(resume, overwrite, inputs))
         yield folder
@@ -241,7 +258,14 @@ def _remove(path: Path) -> None:
 
 
 def _lock(file: Path) -> int:
-    """Lock a file for the lifetime of this process: the system releases the lock of a killed process."""
+    """Lock a file until this process ends (even if it is killed) or closes the file.
+
+    Returns:
+        The descriptor of the open file.
+
+    Raises:
+        OutputError: another run has locked the file.
+    """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if sys.platform != "win32":

@@ -1,4 +1,4 @@
-"""Log messages of a run, which are printed immediately and written to log.txt after the run has locked its folder."""
+"""Log messages of a run, which are printed immediately and later also written to log.txt."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ log = logging.getLogger("clipkit")
 
 
 class RunLog:
-    """Log messages that the main process of a run prints and writes to log.txt.
+    """Prints log messages on the main process, and writes them to log.txt.
 
     Args:
         enabled: True on the main process; other processes print nothing.
@@ -24,13 +24,13 @@ class RunLog:
         self._lines = MemoryHandler(1, flushLevel=logging.CRITICAL, flushOnClose=False)
 
     def info(self, message: str) -> None:
-        """Print one line, on the main process."""
+        """Log one line, on the main process."""
         if self.enabled:
             log.info(printable(message))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context in which nothing is printed, for a run that is a part of other work."""
+        """Return a context in which nothing is logged, for a run that is a part of other work."""
         log.disabled = True
         try:
             yield
@@ -39,7 +39,10 @@ class RunLog:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Context in which lines are recorded for log.txt; `write_to` opens the file."""
+        """Return a context in which log lines are recorded.
+
+        The lines are kept in memory until `write_to` opens log.txt, and are then written to this file.
+        """
         log.setLevel(logging.INFO)
         log.addHandler(self._lines)
         try:
@@ -53,7 +56,10 @@ class RunLog:
                     file.close()
 
     def write_to(self, path: Path) -> None:
-        """Append the lines recorded so far to this file, and from now on every new line.
+        """Append all recorded lines to a file, and from now on every new line.
+
+        Args:
+            path: the file, log.txt.
 
         Raises:
             OSError: the file cannot be opened.

@@ -20,9 +20,8 @@ _SHEET = "augmented_images"
 def send_results(tracker: Any, results: Mapping[str, Any], folder: Path) -> None:
     """Send the results of a finished run to a tracker of Accelerate.
 
-    TensorBoard and trackio get a table of the metrics, W&B the report, and MLflow results.json, the report and the
-    recipe as artifacts. All four also get the sheet of augmented training images. Other trackers get only the numbers
-    that were logged during the run.
+    TensorBoard and trackio get a table of the metrics. W&B gets the report. MLflow gets results.json, the report and
+    the recipe as artifacts. All four also get the sheet of augmented training images. Other trackers get nothing.
 
     Args:
         tracker: the tracker.

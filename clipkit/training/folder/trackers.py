@@ -24,7 +24,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise RecipeError(
-                f"train.log_with: {name} is not installed; pip install {name}, or remove it from train.log_with"
+                f"train.log_with: {name} is not installed; run pip install {name}, or remove {name} from train.log_with"
             )
 
 
@@ -34,7 +34,7 @@ class Trackers:
 
     Args:
         accelerator: starts the trackers and sends them the rows.
-        recipe: names the trackers; they store it as their configuration.
+        recipe: recipe of the run, which names the trackers. The trackers store the recipe as their configuration.
         folder: folder in which the trackers write their files.
     """
 
@@ -53,7 +53,7 @@ class Trackers:
         self.accelerator.init_trackers("clipkit", config=_simple(flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:
-        """Send the numbers of a row to the trackers, under the names `kind/name`."""
+        """Send the numbers of a row to the trackers, under names such as `train/loss`."""
         if self.accelerator.trackers and self.recipe.train.log_with:
             numbers = {f"{kind}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
             for tracker in self.accelerator.trackers:
@@ -68,7 +68,7 @@ class Trackers:
 
 
 def _name_for(tracker: str, figure: str) -> str:
-    """Return the name of a metric in a tracker: MLflow refuses special characters such as the @ in recall@5."""
+    """Return a valid name of a metric for a tracker, because MLflow refuses characters such as the @ in recall@5."""
     return re.sub(r"[^a-zA-Z0-9_\-. :/]", "_", figure.replace("@", "_at_")) if tracker == "mlflow" else figure
 
 

@@ -1,1 +1,1 @@
-"""Guards: checks that report problems of a run before its first step, during training, and afterwards."""
+"""Guards: checks that report problems of a run before the first step, during training, and after the run."""

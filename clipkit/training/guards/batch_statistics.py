@@ -1,4 +1,4 @@
-"""Statistics of a batch's features: retrieval accuracy within the batch, and mean cosines."""
+"""Statistics of the features of a batch: retrieval accuracy within the batch, and mean cosines."""
 
 import torch
 from jaxtyping import Float, Int
@@ -15,21 +15,23 @@ def batch_statistics(
     caption_ids: Int[Tensor, " G"],
     sides: tuple[str, str] = ("image", "text"),
 ) -> dict[str, float]:
-    """Compute statistics of one global batch, without the G × G matrix.
+    """Compute retrieval accuracies and mean cosines for one global batch of G pairs.
 
     Args:
-        first: features of unit length, for example of images.
-        second: features of their pairs.
-        image_ids: IDs of the images; a pair with the same image or caption also counts as correct.
-        caption_ids: IDs of the captions.
-        sides: names of the two sides.
+        first: unit-length features of the images.
+        second: unit-length features of the captions, in the order of the images.
+        image_ids: image ID of each pair.
+        caption_ids: caption ID of each pair.
+        sides: names of `first` and `second`. They replace "image" and "text" in the names of the statistics.
 
     Returns:
-        `image_accuracy`: share of the first 128 pairs whose image is most similar to one of its own captions, among
-        all G captions; `text_accuracy`: the same for the captions of these pairs, among all G images;
-        `positive_cosine`: mean cosine of the pairs; `negative_cosine`: mean cosine of an image and another pair's
-        caption; `image_cosine`, `text_cosine`: mean cosine of two images, or of two captions. `sides` replaces image
-        and text in these names.
+        image_accuracy: share of images whose most similar caption is correct. The queries are the first 128 images.
+            A caption is correct if its pair has the same image ID or the same caption ID as the query.
+        text_accuracy: the same share, with the first 128 captions as queries.
+        positive_cosine: mean cosine between the image and the caption of a pair.
+        negative_cosine: mean cosine between an image and the caption of another pair.
+        image_cosine: mean cosine between the images of two pairs.
+        text_cosine: mean cosine between the captions of two pairs.
 
     Example:
         >>> unit = torch.eye(3)
@@ -48,7 +50,7 @@ def batch_statistics(
     sums = [features.sum(dim=0) for features in (one, two)]
     positive = (one * two).sum()
     statistics["positive_cosine"] = positive / count
-    # The sum over all pairs is the product of the sums.
+    # The sum of all G × G cosines is the product of the sums, so the G × G matrix is not needed.
     statistics["negative_cosine"] = (sums[0] @ sums[1] - positive) / pairs
     for side, features, total in zip(sides, (one, two), sums, strict=True):
         statistics[f"{side}_cosine"] = (total @ total - features.square().sum()) / pairs

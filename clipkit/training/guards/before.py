@@ -1,4 +1,4 @@
-"""Checks before the first step: compare recipe, data and model in seconds.
+"""Checks of recipe, data and model before the first step, which take a few seconds.
 
 To add a check, write a function, add a row to `GUARDS`, and test it. Rules about data are in
 clipkit/data/checks/rules.py.
@@ -61,12 +61,15 @@ class RunStart:
 
     @property
     def learns(self) -> bool:
-        """True if a parameter of a tower is trained."""
+        """True if at least one parameter of a tower is trained."""
         return any(parameter.requires_grad for _, tower in _towers(self.model) for parameter in tower.parameters())
 
     @property
     def rates(self) -> Iterator[tuple[Kind, float, float, float]]:
-        """Kinds of weights that AdamW trains, each with its peak learning rate and the range that is known to work."""
+        """(kind, peak learning rate, lowest usual rate, highest usual rate) for each kind of trained weights.
+
+        Empty if the optimizer is not AdamW.
+        """
         if self.recipe.optim.name != "adamw":
             return
         trained = [
@@ -87,7 +90,7 @@ class RunStart:
                 yield kind, getattr(self.recipe.optim.rates, kind), low, high
 
     def rate_key(self, kind: Kind) -> str:
-        """Return the recipe key of the learning rate of a kind of weights."""
+        """Return the recipe key that sets the learning rate for a kind of weights, e.g. `optim.lr.adapter`."""
         return "optim.lr" if isinstance(self.recipe.optim.lr, float) else f"optim.lr.{kind}"
 
 
@@ -102,7 +105,7 @@ def before_first_step(
         train: training data.
         validation: validation data.
         steps: steps of the whole run.
-        warmup_steps: steps during which the learning rate rises.
+        warmup_steps: number of warmup steps, in which the learning rate rises.
     """
     of_sources = [*train.findings, *(validation.findings if validation is not None else ())]
     findings = [
@@ -115,9 +118,9 @@ def before_first_step(
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Apply the rules that check a sample of the data before training.
+    """Check a sample of the training data, and return the errors and warnings.
 
-    Notes are left out; `clipkit data check` reports them.
+    Findings of severity `note` are not returned; `clipkit data check` reports them.
     """
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
@@ -151,7 +154,9 @@ def high_learning_rate(start: RunStart) -> Finding | None:
     """Report a peak learning rate above the range that is known to work for its kind of weights."""
     for kind, lr, _, highest in start.rates:
         if lr > highest:
-            lost = ", or the model loses its pretrained knowledge in the first steps" if kind == "pretrained" else ""
+            lost = (
+                "; otherwise, the model loses pretrained knowledge in the first steps" if kind == "pretrained" else ""
+            )
             return Finding(
                 "high_learning_rate", "warning",
                 f"{start.rate_key(kind)} is {lr:g}, but {kind} weights are usually trained with at most {highest:g}",
@@ -187,7 +192,11 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a batch with very few negatives, or with few negatives and a loss near 0 because the scale is high."""
+    """Report a batch that is so small that the model learns little from it.
+
+    Batches below 8 pairs are always reported. Batches below 64 pairs are reported if the logit scale is so high that
+    the loss starts near 0.
+    """
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
         return Finding(
@@ -221,7 +230,7 @@ def nothing_to_train(start: RunStart) -> Finding | None:
 
 
 def augmented_frozen_trunk(start: RunStart) -> Finding | None:
-    """Report augmentation because of which a frozen image trunk runs in every step; say how much time this takes."""
+    """Report the time that a frozen image trunk needs because it runs on augmented images in every step."""
     augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
     tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
     if (
@@ -243,15 +252,15 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
     return Finding(
         "augmented_frozen_trunk", "warning",
         f"because of data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes "
-        f"about {duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, "
-        f"about {duration(seconds * start.images)}",
-        "set data.augment: none, or data.views: 4 to store four augmented views of each image; keep the "
-        "setting only if the augmentation is worth this time",
+        f"about {duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, which "
+        f"takes about {duration(seconds * start.images)}",
+        "set data.augment: none, or data.views: 4 to store four augmented views of each image; change "
+        "nothing if the augmentation is worth the time",
     )  # fmt: skip
 
 
 def other_tokenizer(start: RunStart) -> Finding | None:
-    """Report a pretrained text tower whose tokenizer has another vocabulary than in pretraining."""
+    """Report a pretrained text tower whose tokenizer has a different vocabulary than the pretraining tokenizer."""
     text = start.recipe.model.text
     if text.name is None or not text.pretrained or text.tokenizer is None:
         return None
@@ -297,7 +306,7 @@ def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:
 
 
 def _size(image: Path | Stored) -> tuple[int, int]:
-    """Return width and height; 0 for a broken image (the run reports broken images elsewhere)."""
+    """Return the width and height of an image; (0, 0) if it is broken."""
     try:
         return upright_size(read_image(image))
     except Exception:  # decoders raise errors of many kinds

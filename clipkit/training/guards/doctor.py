@@ -1,4 +1,4 @@
-"""Examine a run folder, finished or not: `clipkit doctor`.
+"""Examination of the folder of a finished or unfinished run, for `clipkit doctor`.
 
 To add a rule about a run folder, write a function, add a row to `FOLDER_RULES`, and test it.
 """
@@ -23,7 +23,7 @@ _RISE = 0.02
 
 @dataclass(frozen=True)
 class Examined:
-    """Content of a run folder that the rules examine."""
+    """Contents of a run folder that the rules examine."""
 
     run: RunFiles
     recipe: Recipe
@@ -33,16 +33,16 @@ class Examined:
 
     @property
     def figures(self) -> list[tuple[int, float]]:
-        """(step, value of the recipe's metric) of each evaluation."""
+        """(step, value of the recipe's metric) for each evaluation."""
         metric = self.recipe.metric
         return [(row["step"], row[metric]) for row in self.evaluations if metric is not None and metric in row]
 
 
 def examine(folder: str | Path) -> tuple[str, list[Finding]]:
-    """Return a sentence about the progress of a run, and all findings about it, the most severe first.
+    """Return a sentence about the progress of a run, and all findings about the run, the most severe first.
 
     Args:
-        folder: a run folder.
+        folder: output folder of the run.
 
     Raises:
         DataError: the folder is not a run folder.
@@ -69,7 +69,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
 
 
 def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any] | None) -> Facts | None:
-    """Return the facts that the rules of `Watch` need if findings.json is unreadable, from the recipe and the results.
+    """Reconstruct the facts of a run without findings.json, from the recipe, the logs and the results.
 
     The result is None if the run has logged no step or has no results.
     """
@@ -110,8 +110,8 @@ def unfinished(examined: Examined) -> Finding | None:
     saved = checkpoint_steps(examined.run.checkpoints)
     checkpoint = f"its newest checkpoint is from step {saved[-1]}" if saved else "it has no checkpoint"
     return Finding(
-        "unfinished", "note", f"the run is not finished (still running, or stopped), and {checkpoint}",
-        "if the run has stopped: see log.txt for the reason, and resume with clipkit train RECIPE --resume",
+        "unfinished", "note", f"the run is still running or was stopped, and {checkpoint}",
+        "if the run was stopped, see log.txt for the reason, and resume with clipkit train RECIPE --resume",
     )  # fmt: skip
 
 

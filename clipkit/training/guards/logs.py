@@ -1,4 +1,4 @@
-"""Input of the rules in guards/watch.py: the logs of a run, and facts about the run."""
+"""Logs of a run and facts about the run, which are the input of the rules in guards/watch.py."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a run that the rules in guards/watch.py need in addition to its logs."""
+    """Facts about a run that the rules in guards/watch.py need in addition to the logs."""
 
     batch_size: int
     rising: int
@@ -41,7 +41,7 @@ class Facts:
 
 
 class Logs:
-    """Input of the rules in guards/watch.py: the last 20 logged steps, and all evaluations.
+    """Last 20 logged steps and all evaluations of a run, for the rules in guards/watch.py.
 
     Args:
         facts: facts about the run.
@@ -55,14 +55,14 @@ class Logs:
         self.evaluations: list[Row] = []
 
     def mean(self, name: str) -> float | None:
-        """Return the mean of a logged value over the window of the last steps; None if a step lacks this value."""
+        """Return the mean of a value, e.g. "loss", over the last 20 logged steps; None if a step lacks this value."""
         values = [row[name] for row in self.rows if name in row]
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
     def matches_pairs(self, errors: float) -> bool:
-        """Return whether the accuracy in a batch, in either direction, exceeds chance by `errors` standard errors.
+        """Return whether the model matches the pairs of a batch better than by chance, in at least one direction.
 
-        The accuracy is the mean over the last 20 logged steps.
+        The mean accuracy of the last 20 logged steps must exceed chance by more than `errors` standard errors.
         """
         queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
         chance = 1 / self.facts.batch_size
@@ -72,8 +72,8 @@ class Logs:
 
     @property
     def is_warm(self) -> bool:
-        """True if the last 20 logged steps are after the warmup and after the start of the run.
+        """True if the last 20 logged steps come after the warmup and after the first steps of the run.
 
-        The start is the first tenth of the run, at most 50 steps.
+        The first steps are a tenth of the run, but at most 50 steps.
         """
         return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))

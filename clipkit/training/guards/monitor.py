@@ -1,4 +1,4 @@
-"""Monitor of a run, which collects findings before the first step and from the logs, batch statistics and retention."""
+"""Monitor of a run: it collects, prints and stores findings before and during training."""
 
 import math
 import time
@@ -29,12 +29,12 @@ _TIMED = 5
 
 @dataclass(eq=False)
 class Monitor:
-    """Monitors a run. All processes measure retention; the main process prints and stores the findings.
+    """Monitor of a run. All processes measure retention, and the main process prints and stores the findings.
 
     Args:
-        plan: the plan of the run.
-        folder: the run folder.
-        log_line: called with each line for the terminal and log.txt.
+        plan: plan of the run.
+        folder: output folder of the run.
+        log_line: function that writes one line to the terminal and to log.txt.
     """
 
     plan: Plan
@@ -44,7 +44,7 @@ class Monitor:
     def __post_init__(self) -> None:
         plan = self.plan
         self._compared: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        """Statistics of the last logged batch."""
+        """Features and IDs of the last logged batch: first, second, image_ids, caption_ids."""
         self._findings: list[Finding] = []
         self._seconds: list[float] = []
         self._watch: Watch | None = None
@@ -58,7 +58,10 @@ class Monitor:
         return [*self._findings, *(self._watch.findings if self._watch is not None else [])]
 
     def check_before(self, resumed: bool) -> None:
-        """Collect the findings about recipe, data and model, before any weight or file changes."""
+        """Collect the findings about recipe, data and model, before the run changes weights or files.
+
+        A resumed run takes these findings from findings.json.
+        """
         plan = self.plan
         if not plan.processes.is_main:
             return
@@ -74,7 +77,7 @@ class Monitor:
             self._findings += other_settings(plan.model, plan.data.train.pairs)
 
     def start(self, resumed: bool) -> None:
-        """Print and write the findings so far; if the run is resumed, apply the rules to its logs again."""
+        """Print and store the findings so far; for a resumed run, first apply the rules to its logs again."""
         plan, cap = self.plan, self.plan.largest_logit_scale
         facts = Facts(
             batch_size=plan.recipe.train.batch_size,
@@ -103,33 +106,33 @@ class Monitor:
 
     @property
     def watch(self) -> Watch:
-        """Rules that are applied to the logs; available after `start`."""
+        """Rules for the logs of the run; available after `start`."""
         assert self._watch is not None
         return self._watch
 
     def on_features(self, gathered: Gathered, step: int) -> None:
-        """Store the features of a batch for `statistics` if its step is logged.
+        """Keep the features of a batch for `statistics` if the current step is logged.
 
         Args:
             gathered: features of the global batch.
-            step: number of steps before this one.
+            step: number of finished steps.
         """
         if self.plan.processes.is_main and self.plan.calendar.logs(step + 1):
             self._compared = *self.plan.objective.compared(gathered), gathered["image_ids"], gathered["caption_ids"]
 
     def statistics(self) -> dict[str, float]:
-        """Return the statistics of the last stored batch.
+        """Return the statistics of the last batch that was kept; empty if there is none.
 
-        Call it after the step, because reading them waits for the device.
+        Call this after the step, because it waits for the device.
         """
         return {} if self._compared is None else batch_statistics(*self._compared, self.plan.objective.sides)
 
     def logged(self, row: Mapping[str, Any], speed: Mapping[str, Any], memory: int) -> None:
-        """Apply the rules to a logged step.
+        """Apply the rules to a logged step, and log the expected end of the run after the first few steps.
 
         Args:
-            row: line of the step in metrics.jsonl.
-            speed: line of the step in speed.jsonl.
+            row: row of the step in metrics.jsonl.
+            speed: row of the step in speed.jsonl.
             memory: memory in use, in bytes.
         """
         self._take(self.watch.step(row, speed))
@@ -139,17 +142,17 @@ class Monitor:
                 self._report_time_left(row["step"], memory)
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
-        """Apply the rules to a line of evaluations.jsonl."""
+        """Apply the rules to an evaluation, given as a row of evaluations.jsonl."""
         self._take(self.watch.evaluation(row))
 
     def retained(self) -> dict[str, float]:
-        """Measure retention; return its value with its name in evaluations.jsonl as the key."""
+        """Measure retention, and return {name of the metric: value}; empty if the run does not measure retention."""
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Measure retention with the current weights; return it for the settings of results.json.
+        """Measure retention, and return the entry `retention` for the settings in results.json.
 
-        The result also has the retention before training; it is empty if retention is not measured.
+        The entry contains the values before training and now. The dict is empty if the run does not measure retention.
         """
         if self.retention is None:
             return {}
@@ -157,7 +160,7 @@ class Monitor:
         return {"retention": {"name": self.retention.name, "metric": self.retention.metric, **values}}
 
     def progress_line(self, figures: Mapping[str, float], step: int) -> str:
-        """Return a text with the most important results of an evaluation, for the end of the line about an epoch."""
+        """Return a short text about the result of an evaluation, to append to the log line of an epoch."""
         metric = self.plan.recipe.metric
         if not self.plan.processes.is_main or metric is None or metric not in figures:
             return ""
@@ -170,7 +173,14 @@ class Monitor:
         return line
 
     def not_finite(self, step: int, loss: float, norm: float, updated: bool) -> None:
-        """Record why the run ends: the loss, the gradient norm or, if `updated`, the new weights are not finite."""
+        """Store the finding that the run ends because a value is not finite.
+
+        Args:
+            step: step with the value.
+            loss: loss of the step.
+            norm: gradient norm of the step.
+            updated: True if the weights after the update are not finite.
+        """
         if not self.plan.processes.is_main:
             return
         weights = ", and the updated weights were not finite" if updated else ""

@@ -1,7 +1,7 @@
-"""Checks of a pretrained model: compare its settings with other common settings on a few pairs.
+"""Checks of a pretrained model: do other common settings give better results on a few pairs?
 
-A wrong activation or normalization raises no error; it only lowers accuracy. A model matches pairs best with the
-settings of its training. If another common setting is clearly better, the current one is probably wrong.
+A wrong activation or normalization raises no error and only lowers accuracy. A model matches pairs best with the
+settings of its pretraining. If another common setting is clearly better, the current setting is probably wrong.
 """
 
 import math
@@ -31,8 +31,8 @@ _MATCHED = 4
 _BY_LUCK, _DISTINCT = 2.5, 24
 """Largest number of matched pairs that counts as chance, and smallest number of different captions to judge it."""
 _COMMON = {
-    "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
@@ -45,7 +45,7 @@ class _Losses(NamedTuple):
 
 
 class _Trial:
-    """A model, and the pairs on which its settings are compared."""
+    """A model, and the pairs on which different settings of the model are compared."""
 
     def __init__(self, model: DualEncoder, pixels: Tensor, captions: list[str]) -> None:
         self.model = model
@@ -68,13 +68,14 @@ class _Trial:
 
 
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
-    """Return a finding if the model matches images and captions much better with other settings, or hardly at all.
+    """Check the settings of a pretrained model on 32 pairs, and return at most one finding.
 
-    The settings are the normalization of pixels and the activation.
+    The finding reports a model that matches the pairs clearly better with another pixel normalization or activation,
+    or a model that matches the pairs no better than by chance.
 
     Args:
-        model: a pretrained model.
-        pairs: training data, of which 32 pairs are used.
+        model: pretrained model.
+        pairs: training data from which the 32 pairs are taken.
     """
     chosen = range(0, len(pairs.images), max(1, len(pairs.images) // _PAIRS))[:_PAIRS]
     captions = [pairs.captions[int(pairs.captions_of_image[image][0])] for image in chosen]
@@ -116,8 +117,8 @@ def other_activation(trial: _Trial) -> Finding | None:
             return None
     return Finding(
         "other_activation", "warning",
-        f"with the activation {other}, the model matches pairs better than with {current}, which is configured",
-        f"the model seems to have been trained with {other}: set hidden_act in its config.json, or quick_gelu in "
+        f"with the activation {other}, the model matches pairs better than with the configured activation {current}",
+        f"the model was probably trained with {other}: set hidden_act in config.json, or quick_gelu in "
         "open_clip_config.json",
     )  # fmt: skip
 
@@ -168,10 +169,10 @@ def _renormalized(pixels: Tensor, current: Normalization, other: Normalization) 
 
 @contextmanager
 def _other_activation(model: DualEncoder) -> Iterator[tuple[str, str | None]]:
-    """Replace QuickGELU with GELU inside the context, or the reverse.
+    """Replace QuickGELU with GELU, or GELU with QuickGELU, inside a `with` block.
 
     Yields:
-        names of the current and the other activation; None for the other one if the model has neither.
+        Names of the original activation and of the replacement. The replacement is None if the model uses neither.
     """
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     is_quick = False

@@ -1,5 +1,6 @@
 """Reading and writing of findings.json.
-\nThe file contains the findings of a run, and the facts for applying the rules to its logs again.
+
+The file contains the findings of a run, and the facts that are needed to apply the rules to the logs again.
 """
 
 import json

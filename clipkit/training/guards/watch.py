@@ -1,7 +1,8 @@
-"""Rules that are applied to the logs of a run during training and report each finding once.
+"""Rules that find problems of a run in its logs during training.
 
-To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. Rules read only the rows of
-metrics, speed and evaluations, so that `clipkit doctor` can apply them to a finished run.
+To add a rule, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. A rule reads only the
+facts and the rows of metrics.jsonl, speed.jsonl and evaluations.jsonl, so that `clipkit doctor` can apply the rule to
+a finished run.
 """
 
 import math
@@ -37,7 +38,7 @@ _FORGOTTEN_FIGURE = 0.9
 
 
 class Watch(Logs):
-    """Applies the rules to the logged rows in order, and reports each finding once.
+    """Application of the rules to the logs of a run, row by row. Each rule reports at most one finding.
 
     Args:
         facts: facts about the run.
@@ -49,7 +50,12 @@ class Watch(Logs):
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
-        """Apply the rules to a row of metrics.jsonl and its row of speed.jsonl (or None); return the new findings."""
+        """Apply the rules to a logged step, and return the new findings.
+
+        Args:
+            row: row of the step in metrics.jsonl.
+            speed: row of the step in speed.jsonl; None if it is missing.
+        """
         self.rows.append(row)
         self.norms.append(row["grad_norm"])
         self._seen += 1
@@ -61,12 +67,12 @@ class Watch(Logs):
         return self._apply(STEP_RULES, row["step"])
 
     def evaluation(self, row: Row) -> list[Finding]:
-        """Apply the rules to a row of evaluations.jsonl; return the new findings."""
+        """Apply the rules to a row of evaluations.jsonl, and return the new findings."""
         self.evaluations.append(row)
         return self._apply(EVALUATION_RULES, row["step"])
 
     def _apply(self, rules: Sequence[Rule["Watch"]], step: int) -> list[Finding]:
-        """Apply the rules that have not reported a finding yet, and return their findings."""
+        """Apply the rules that have not reported a finding yet, and return the new findings."""
         known = {finding.name for finding in self.findings}
         found = apply([rule for rule in rules if rule.name not in known], self)
         new = [replace(finding, step=step) for finding in found]
@@ -75,7 +81,7 @@ class Watch(Logs):
 
 
 def loss_at_chance(watch: Watch) -> Finding | None:
-    """Report a model that does not tell pairs apart."""
+    """Report a model whose loss shows that it cannot distinguish matching pairs from other pairs."""
     level, loss = watch.facts.chance, watch.mean("loss")
     if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
@@ -93,7 +99,7 @@ def loss_at_chance(watch: Watch) -> Finding | None:
 
 
 def collapsed(watch: Watch) -> Finding | None:
-    """Report that all images, or all texts, have nearly the same features."""
+    """Report a model that gives all images, or all texts, nearly the same features."""
     if not watch.is_warm:
         return None
     for side in watch.facts.sides:
@@ -108,7 +114,7 @@ def collapsed(watch: Watch) -> Finding | None:
 
 
 def scale_at_cap(watch: Watch) -> Finding | None:
-    """Report a scale that has risen to its upper limit."""
+    """Report a logit scale that has risen to its upper limit."""
     cap = watch.facts.largest_scale
     if cap is None or watch.facts.start_scale > 0.95 * cap:  # a pretrained CLIP starts at the cap
         return None
@@ -122,7 +128,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
 
 
 def scale_falls(watch: Watch) -> Finding | None:
-    """Report a scale that falls steadily."""
+    """Report a logit scale that falls steadily."""
     scales = [row["scale"] for row in watch.rows if "scale" in row]
     if len(scales) < WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
         return None
@@ -138,7 +144,7 @@ def scale_falls(watch: Watch) -> Finding | None:
 
 
 def gradient_explodes(watch: Watch) -> Finding | None:
-    """Report gradients that are far larger than usual."""
+    """Report gradient norms that are far larger than usual."""
     earlier = list(watch.norms)[:-_EVERY]
     usual = statistics.median(earlier)
     high = [norm for norm in list(watch.norms)[-_EVERY:] if norm > _EXPLODED * usual]
@@ -152,7 +158,7 @@ def gradient_explodes(watch: Watch) -> Finding | None:
 
 
 def one_direction(watch: Watch) -> Finding | None:
-    """Report retrieval that works in one direction only."""
+    """Report a model that retrieves well in one direction only, e.g. from image to text."""
     accuracies = {side: watch.mean(f"{side}_accuracy") for side in watch.facts.sides}
     known = {side: value for side, value in accuracies.items() if value is not None}
     if len(known) < 2 or not watch.is_warm:
@@ -164,13 +170,13 @@ def one_direction(watch: Watch) -> Finding | None:
         "one_direction", "warning",
         f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
         f"{better} ({low:.0%})",
-        f"many samples ({worse}) may be similar to each other, or one tower hardly learns: check the "
+        f"many samples ({worse}) may be similar to each other, or one tower may hardly learn; check the "
         "captions, model.image.tune and model.text.tune",
     )  # fmt: skip
 
 
 def data_wait(watch: Watch) -> Finding | None:
-    """Report a run that waits for its data."""
+    """Report a run that spends much of its time waiting for data."""
     if len(watch.speeds) < WINDOW:
         return None
     waited = sum(row["data_wait_seconds"] for row in watch.speeds)
@@ -185,7 +191,7 @@ def data_wait(watch: Watch) -> Finding | None:
 
 
 def validation_worse(watch: Watch) -> Finding | None:
-    """Report evaluations that stay below the best one."""
+    """Report a run whose last three evaluations are clearly worse than its best evaluation."""
     metric = watch.facts.metric
     values = [row[metric] for row in watch.evaluations if metric is not None and metric in row]
     if len(values) <= _PATIENCE:
@@ -203,7 +209,7 @@ def validation_worse(watch: Watch) -> Finding | None:
 
 
 def validation_at_chance(watch: Watch) -> Finding | None:
-    """Report a model that matches training pairs, but matches validation pairs no more often than by chance."""
+    """Report a model that matches training pairs well, but validation pairs only as often as by chance."""
     learned = _training_and_validation(watch)
     if learned is None or not learned.is_at_chance:
         return None
@@ -218,7 +224,10 @@ def validation_at_chance(watch: Watch) -> Finding | None:
 
 
 def memorization(watch: Watch) -> Finding | None:
-    """Report a model that matches nearly all training pairs but far fewer validation pairs, and no longer improves."""
+    """Report a model that memorizes the training pairs.
+
+    The model matches nearly all training pairs but far fewer validation pairs, and the validation no longer improves.
+    """
     learned = _training_and_validation(watch)
     if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
         return None
@@ -235,12 +244,14 @@ def memorization(watch: Watch) -> Finding | None:
 
 @dataclass(frozen=True)
 class _Learned:
-    """Shares of the training captions and of the validation captions whose image is the most similar one in a batch."""
+    """Text-to-image accuracy within a batch, for training captions and for validation captions."""
 
     training: float
     validation: float
     chance: float
+    """Accuracy of a random choice."""
     is_at_chance: bool
+    """True if the accuracy for validation captions is not clearly higher than `chance`."""
 
     def __str__(self) -> str:
         return (
@@ -250,9 +261,9 @@ class _Learned:
 
 
 def _training_and_validation(watch: Watch) -> _Learned | None:
-    """Return the shares of captions that match their image; None if unknown.
+    """Return the accuracies for training and validation captions if the training accuracy is clearly higher.
 
-    The result is also None if the share is not clearly higher for training captions than for validation captions.
+    Otherwise, or if an accuracy was not measured, the result is None.
     """
     name, images = "text_accuracy", watch.facts.validation_images
     training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
@@ -266,7 +277,7 @@ def _training_and_validation(watch: Watch) -> _Learned | None:
 
 
 def forgetting(watch: Watch) -> Finding | None:
-    """Report a large loss of retention: the model has lost earlier abilities."""
+    """Report a large drop of retention, which means that the model has lost earlier abilities."""
     name, start = watch.facts.retention, watch.facts.retention_start
     if name is None or start is None or start <= 0 or name not in watch.evaluations[-1]:
         return None
@@ -310,7 +321,14 @@ EVALUATION_RULES: tuple[Rule[Watch], ...] = (
 def replay(
     watch: Watch, metrics: Sequence[Row], speeds: Sequence[Row], evaluations: Sequence[Row]
 ) -> Iterator[Finding]:
-    """Yield the findings of existing logs, in the order in which the run would have reported them."""
+    """Apply the rules to existing logs, and yield the findings in the order in which a run reports them.
+
+    Args:
+        watch: rules to which no row of a log has been added yet.
+        metrics: rows of metrics.jsonl.
+        speeds: rows of speed.jsonl.
+        evaluations: rows of evaluations.jsonl.
+    """
     speed_of = {row["step"]: row for row in speeds}
     waiting = deque(evaluations)
     for row in metrics:

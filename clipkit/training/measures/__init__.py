@@ -1,1 +1,1 @@
-"""Evaluations during a run; each file implements one of them."""
+"""Evaluations of the model during a run."""

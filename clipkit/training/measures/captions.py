@@ -21,11 +21,11 @@ class CaptionValidation:
     """Validation by retrieval on held-out pairs with the current weights.
 
     Args:
-        model: the model that is trained.
-        pairs: the held-out pairs.
-        processes: the processes of the run. Each encodes a share of the data; all get the result.
-        batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
-        storing: settings of the inputs that are stored on disk; None: nothing is stored.
+        model: model that is trained.
+        pairs: held-out pairs.
+        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        batch_size: number of pairs in a global batch of the run; None: `text_accuracy` is not measured.
+        storing: settings for keeping outputs of frozen layers on disk; None: nothing is kept.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class CaptionValidation:
         self.inputs.store_parts()
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls in both directions, their mean, and `text_accuracy`.
+        """Return the recalls in both directions, the mean of these recalls, and `text_accuracy`.
 
-        This is the accuracy of text-to-image retrieval in a batch as large as in training.
+        `text_accuracy` is the accuracy of text-to-image retrieval among as many pairs as in a training batch.
         """
         image_features, text_features = self._features()
         ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption))
@@ -58,7 +58,7 @@ class CaptionValidation:
         return figures
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return the complete result for results.json, under this model name."""
+        """Return the complete result for results.json, with `name` as the name of the model."""
         image_features, text_features = self._features()
         return dict(retrieval_result(image_features, text_features, self.pairs, name, 0.0))
 
@@ -67,11 +67,17 @@ class CaptionValidation:
 
 
 def finite(name: str, *features: Tensor) -> Any:
-    """Return the features unchanged if all of them are finite.
+    """Check that all features are finite, and return the features unchanged.
+
+    Args:
+        name: name of the data, for the error message.
+        features: one or more tensors of features.
 
     Raises:
-        TrainingError: a feature is not finite.
+        TrainingError: a value is infinite or NaN.
     """
     if not all(one.isfinite().all() for one in features):
-        raise TrainingError(f"{name}: its features are not finite; use a lower optim.lr, or train.precision: fp32")
+        raise TrainingError(
+            f"{name}: the model's features of this data are not finite; use a lower optim.lr, or train.precision: fp32"
+        )
     return features

@@ -1,4 +1,4 @@
-"""Validation by image views: retrieval of one view of a held-out image with another view of it."""
+"""Validation by image views: find a view of a held-out image, with another view of the same image as the query."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ from clipkit.training.transfer import send
 
 @dataclass(eq=False)
 class ImageViewValidation:
-    """Validation by retrieval between two views of held-out images, in both directions.
+    """Validation by retrieval between two augmented views of held-out images, in both directions.
 
-    The views are the first two of the recipe, augmented as in the first epoch. Recall, alignment and uniformity are
-    measured on the features that the loss uses, after the head. The neighbors and the map in the result are computed
-    from the features of the saved tower, without the head.
+    The two views are made with the first two policies of the recipe. The metrics use the same features as the loss,
+    after the projection head for views. The nearest neighbors and the map in the result use the features of the tower,
+    without this head.
 
     Args:
-        encoded: the objective's views.
-        workers: loader processes.
-        model: the model that is trained.
-        pairs: the images.
-        processes: the processes of the run. Each encodes a share of the data; all get the result.
+        encoded: views of the objective, by the name of their features.
+        workers: number of loader processes.
+        model: model that is trained.
+        pairs: data with the held-out images.
+        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
     """
 
     encoded: Mapping[str, Encoded]
@@ -51,11 +51,11 @@ class ImageViewValidation:
         self.inputs = TowerInputs(self.model, IndexedFeed(self.pairs), self.processes, encoded, augmented=True)
 
     def figures(self) -> dict[str, float]:
-        """Return recalls, alignment and uniformity."""
+        """Return recalls, alignment and uniformity, by the name of the metric."""
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return the complete result for results.json, under this model name."""
+        """Return the complete result for results.json, with `name` as the name of the model."""
         with evaluating(self.model):
             features = encode_shared(self.pairs.images, self.model.encode_image, self.processes).cpu()
         return self._scores().result(name, self.pairs, features, self.pairs.images)

@@ -16,13 +16,13 @@ class LabelValidation:
     """Validation by k-nearest neighbors and a linear probe with the current weights.
 
     Args:
-        model: the model that is trained.
-        labelled: labeled training images of the probe.
-        test: labeled test images; None: a part of `labelled`.
-        processes: the processes of the run. Each encodes a share of the data; all get the result.
+        model: model that is trained.
+        labelled: labeled images to which the probe is fitted.
+        test: labeled images on which accuracy is measured; None: a fifth of `labelled`.
+        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
 
     Raises:
-        DataError: `test` has classes that are missing in `labelled`.
+        DataError: the labeled images are not suitable for a probe, e.g. `test` has a class that `labelled` lacks.
     """
 
     model: DualEncoder
@@ -34,12 +34,12 @@ class LabelValidation:
         check_labelled(self.labelled, self.test)
 
     def figures(self) -> dict[str, float]:
-        """Return knn_acc1, lp_acc1 and the means over classes."""
+        """Return the accuracies and mean per-class recalls of k-nearest neighbors (knn_…) and linear probe (lp_…)."""
         metrics = self._probe()["metrics"]
         return {name: figure["value"] for name, figure in metrics.items() if figure["value"] is not None}
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return the complete result for results.json, under this model name."""
+        """Return the complete result for results.json, with `name` as the name of the model."""
         return {**self._probe(), "model": name}
 
     def _probe(self) -> dict[str, Any]:

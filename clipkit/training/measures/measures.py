@@ -10,10 +10,10 @@ from clipkit.training.plan import Plan
 
 
 def measurements_of(plan: Plan) -> Iterator[Measurement]:
-    """Yield the measurements of a run, the one with the default metric first.
+    """Yield the evaluations of a run; the first one computes the default metric of the recipe.
 
     Raises:
-        DataError: the labeled images do not match their test set.
+        DataError: the labeled images are not suitable for a probe.
     """
     measured: set[str] = set()
     validation, labelled = plan.data.validation, plan.data.labelled
@@ -27,9 +27,10 @@ def measurements_of(plan: Plan) -> Iterator[Measurement]:
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:
-    """Merge the results of all measurements into the result of the first.
+    """Return one result with the metrics, examples and map of all evaluations, for results.json.
 
-    Metrics, examples and maps are added. The data of the other measurements is in `data`, under `views` and `labelled`.
+    The entry `data` describes the data of the first evaluation. It also contains descriptions of the other data, under
+    `views` and `labelled`.
     """
     if not measurements:
         return {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}

@@ -1,4 +1,4 @@
-"""Retention on a dataset: zero-shot accuracy for labeled images, mean recall for images with captions."""
+"""Retention on a dataset that the recipe names."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class NamedSet:
-    """Retention on a dataset: zero-shot accuracy for labeled images, mean recall for images with captions.
+    """Retention on a dataset: zero-shot accuracy for labeled images, or mean recall for images with captions.
 
-    Frozen trunks run once over the dataset, so that evaluations are fast if only the heads are trained or interpolated.
+    A frozen trunk encodes the dataset only once, so that later evaluations are fast.
 
     Args:
-        model: the model that is trained.
-        source: class folders, a table with a label column, or captions.
-        processes: the processes of the run. Each encodes a share of the data.
+        model: model that is trained.
+        source: class folders, a table with a label column, or a dataset with captions.
+        processes: processes of the run. Each process encodes a share of the data.
 
     Raises:
         DataError: the dataset has neither labels nor captions.
@@ -66,7 +66,7 @@ class NamedSet:
         return float(figures.get("acc1") or figures.get("mean_average_precision") or 0.0)
 
     def _prompts(self, labeled: LabeledImages) -> Pairs:
-        """Return pairs of the images, with the prompts of all classes as captions, and remember the labels."""
+        """Return the images, with the zero-shot prompts of all classes as captions, and keep the labels."""
         names = ClassNames.of(labeled, None)
         templates = checked_templates(labeled.templates or TEMPLATES)
         prompts = [prompts_of(label, each, templates) for label, each in zip(names.labels, names.names, strict=True)]

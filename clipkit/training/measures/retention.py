@@ -20,7 +20,7 @@ _HELD_OUT = 128
 
 
 class Retention(Protocol):
-    """Measure of retention: a single value of at most 1."""
+    """Measure of retention, with a single value of at most 1."""
 
     name: str
     """Name of the data."""
@@ -34,11 +34,10 @@ class Retention(Protocol):
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """Return the retention measure of a recipe.
+    """Return the retention measure of a recipe, or None if retention cannot be measured.
 
-    Retention is measured on the dataset `eval.retention` if it is given, otherwise by the similarities of the
-    pretrained model on held-out pairs. The result is None if the model is not pretrained, or if there are no held-out
-    pairs.
+    If the recipe sets `eval.retention`, retention is measured on this dataset. Otherwise, retention is measured by the
+    similarities of held-out pairs, which requires a pretrained model and at least two held-out images.
 
     Raises:
         DataError: the dataset cannot be read.
@@ -53,13 +52,14 @@ def retention_of(
 
 
 class OwnSimilarities:
-    """Retention on held-out pairs: correlation of the image-caption cosines now and before training; 1: unchanged.
+    """Retention on held-out pairs: correlation between the image-caption cosines before training and now.
 
-    Most of these cosines compare images with captions of other images. Training on similar pairs mainly changes the
-    cosines of matching pairs, a share of 1 / `min(N, 128)`, so it hardly changes the correlation.
+    A value of 1 means that training has not changed the similarities. Up to 128 images are compared with the first
+    captions of all these images. Most of these cosines belong to non-matching pairs, so training on similar pairs
+    hardly lowers the correlation.
 
     Args:
-        model: the model before the first step.
+        model: model before the first step.
         pairs: held-out pairs.
     """
 

@@ -1,4 +1,4 @@
-"""Validation by text views: retrieval of a held-out caption with another wording of it."""
+"""Validation by text views: find a held-out caption, with another wording of the same caption as the query."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,16 +21,16 @@ from clipkit.training.objectives.views import through_head
 
 
 class TextViewValidation:
-    """Validation by text-to-text retrieval: find the first caption of an image, given other wordings of it.
+    """Validation by text-to-text retrieval: find the first caption of each image, with other wordings as queries.
 
-    The wordings are the other captions of the image if it has any, otherwise the paraphrase of the caption, otherwise a
-    crop of it.
+    The wordings are the other captions of the image. If the image has only one caption, the wording is the paraphrase
+    of this caption, or a crop (some consecutive words) if there is no paraphrase.
 
     Args:
         crop: function that crops a caption.
-        model: the model that is trained.
-        pairs: the captions.
-        processes: the processes of the run. Each encodes a share of the data; all get the result.
+        model: model that is trained.
+        pairs: data with the held-out captions.
+        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
     """
 
     def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
@@ -52,11 +52,11 @@ class TextViewValidation:
         """Position of the caption that each wording must find."""
 
     def figures(self) -> dict[str, float]:
-        """Return recalls, alignment and uniformity."""
+        """Return recalls, alignment and uniformity, by the name of the metric."""
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return the complete result for results.json, under this model name."""
+        """Return the complete result for results.json, with `name` as the name of the model."""
         with evaluating(self.model):
             features = F.normalize(self._encoded(self.captions, tower_features), dim=-1).cpu()
         return self._scores().result(name, self.pairs, features, self.captions)

@@ -1,4 +1,4 @@
-"""Validation by translations: retrieval of a held-out caption, as the teacher encodes it, with its translation."""
+"""Validation by translations: find a held-out caption, with its translation as the query."""
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,16 @@ from clipkit.training.measures.text_views import TextViewValidation
 
 
 class TranslationValidation(TextViewValidation):
-    """Validation by retrieval of the teacher's caption features, with the model's features of translations as queries.
+    """Validation by retrieval of captions, with their translations as queries.
+
+    The teacher encodes the captions, and the model that is trained encodes the translations.
 
     Args:
-        teacher_features: (M, D) unit-length features of all captions by the teacher.
-        translation: function that returns the translation of a caption; every caption has one.
-        model: the model that is trained.
-        pairs: the captions.
-        processes: the processes of the run. Each encodes a share of the data; all get the result.
+        teacher_features: (M, D) unit-length features of all captions, computed by the teacher.
+        translation: function that returns the translation of a caption.
+        model: model that is trained.
+        pairs: data with the held-out captions and translations.
+        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
     """
 
     def __init__(

@@ -19,13 +19,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Scores of one set of views.
+    """Scores of the retrieval between views of images, or between views of texts.
 
     Attributes:
         side: `image` or `text`.
-        recalls: by the name of the metric, a value per query.
+        recalls: name of the metric -> value for each query.
         alignment: (N,) squared distance between the two views of each sample.
-        spread: (N, D) features whose uniformity is measured.
+        spread: (N, D) features of which uniformity is computed.
     """
 
     side: Kind
@@ -34,19 +34,19 @@ class ViewScores:
     spread: Tensor
 
     def figures(self) -> dict[str, float]:
-        """Return the metric values without per-query data."""
+        """Return the metric values by name, averaged over the queries."""
         values = {name: column.value for name, column in self.recalls.items()}
         alignment, spread = self.alignment.mean().item(), uniformity(self.spread)
         return values | {f"{self.side}_alignment": alignment, f"{self.side}_uniformity": spread}
 
     def result(self, name: str, pairs: Pairs, features: Tensor, items: Sequence[Any]) -> dict[str, Any]:
-        """Return the measured values as a result, with `name` as the name of the model.
+        """Return the scores as a result, with examples of nearest neighbors and a map of the features.
 
         Args:
-            name: the model's name.
-            pairs: the data.
-            features: (N, D) features of the items from the tower, without a head.
-            items: the N images or captions among which a view is searched.
+            name: name of the model.
+            pairs: the held-out data.
+            features: (N, D) features of the items from the tower, without a projection head for views.
+            items: the N images or captions in the gallery.
         """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})
         metrics |= {name: figure(value, None, None) for name, value in self.figures().items() if name not in metrics}

@@ -1,7 +1,8 @@
-"""Training objectives, one per file; a row in `clipkit/recipe/terms.py` makes an objective available in recipes.
+"""Training objectives.
 
-Each file has two functions: `objective` returns the objective that the training step computes, and `measure` returns an
-object that evaluates the model on the validation pairs.
+Each file of an objective has two functions. `objective` returns the objective that the training step computes, and
+`measure` returns an object that evaluates the model on the validation pairs. A row in `clipkit/recipe/terms.py` makes
+an objective available in recipes.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ __all__ = ["ObjectiveFile", "file_of", "objective_of"]
 
 
 class ObjectiveFile(Protocol):
-    """Functions that each file of this folder defines."""
+    """Functions that the file of each objective defines."""
 
     def objective(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
@@ -34,11 +35,11 @@ class ObjectiveFile(Protocol):
     def measure(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
     ) -> Measurement:
-        """Return an object that evaluates the model on the validation pairs and computes the metrics `term.metrics`."""
+        """Return an object that computes the metrics `term.metrics` of the model on the validation pairs."""
 
 
 def file_of(term: Term) -> ObjectiveFile:
-    """Return the module of this package that defines the objective of a term."""
+    """Return the module that defines the objective of a recipe's term."""
     return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
@@ -53,13 +54,13 @@ def objective_of(
     """Return the objective of a run: the weighted sum of the recipe's terms, or an objective given in Python.
 
     Args:
-        recipe: names the terms.
-        model: has the towers and heads.
-        pairs: the training data.
-        teachers: the teachers of the losses, by name.
-        loss: a function that replaces the losses.
-        given: an objective that replaces the recipe's objective, or a function that receives the recipe's objective and
-            returns another one.
+        recipe: recipe of the run.
+        model: model that is trained.
+        pairs: training data.
+        teachers: teachers of the distillation losses, by name.
+        loss: function of image and text features that replaces the losses of the recipe.
+        given: objective that replaces the objective of the recipe, or a function from the recipe's objective to
+            another objective.
 
     Raises:
         DataError: the data does not have a column that a term needs.
@@ -73,5 +74,5 @@ def objective_of(
         return given or whole
     made = given(whole)
     if not isinstance(made, Objective):
-        raise RecipeError(f"the objective in Python returned {kind_of(made)}, not an Objective; return an Objective")
+        raise RecipeError(f"the function given as objective returned {kind_of(made)}; return an Objective")
     return made

@@ -18,7 +18,9 @@ from clipkit.training.stored.settings import Storing
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Return the objective that compares `image_features` with `text_features` and, if needed, hard negative captions.
+    """Return the objective that compares images with captions.
+
+    If the loss needs hard negative captions, images are also compared with these captions.
 
     Raises:
         DataError: the loss needs hard negative captions, but the data has none.

@@ -12,11 +12,12 @@ from clipkit.training.objectives.objective import Gathered, Scalars, Value
 
 
 def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathered], Gathered]] | None = None) -> Value:
-    """Return the function that adds up several losses.
+    """Return a function that computes the weighted sum of several losses.
 
     Args:
-        terms: names, weights and options; at least one.
-        teachers: by name, a function from the gathered IDs to the teacher's features and scale.
+        terms: name, weight and options of each loss; at least one loss.
+        teachers: teachers of the distillation losses, by name. A teacher is a function from the global batch to the
+            teacher's features and scale.
     """
     calls = [_call(term, teachers or {}) for term in terms]
 
@@ -28,7 +29,14 @@ def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathere
 
 
 def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
-    """Return the weighted sum of the losses if all similarities are equal; None if a loss has no fixed value."""
+    """Return the weighted sum of the losses for a model that gives all pairs the same similarity.
+
+    The result is None if the value of a loss is then not a fixed number.
+
+    Args:
+        terms: the losses.
+        pairs: number of pairs in a global batch.
+    """
     total = 0.0
     for term in terms:
         chance = LOSSES[term.name].chance
@@ -39,7 +47,7 @@ def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
 
 
 def _call(term: LossTerm, teachers: Mapping[str, Callable[[Gathered], Gathered]]) -> Value:
-    """Return a function that calls the loss with the arguments that its row in `clipkit.catalogue.LOSSES` requires."""
+    """Return a function that computes one loss, without its weight, from the gathered features."""
     row = LOSSES[term.name]
     function: Callable[..., Tensor] = getattr(losses, row.name)
     teacher = teachers[term.teacher] if term.teacher is not None else None

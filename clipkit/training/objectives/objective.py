@@ -1,4 +1,4 @@
-"""Interface between objectives and the training step: the features that an objective needs, and its value."""
+"""Interface between objectives and the training step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Value = Callable[[Gathered, Scalars, slice], Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features that an objective needs: the tower that computes them, and how its inputs are made."""
+    """One kind of features that an objective needs: the tower that computes them, and the inputs of this tower."""
 
     tower: Literal["image", "text"]
     make: Augment | TextOf
@@ -30,10 +30,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Objective:
-    """A training objective with its features and its value.
+    """A training objective: the features that it needs, and its value.
 
-    The values over slices of rows that cover the batch must sum to the value of the batch. Processes and micro-batches
-    require nothing else.
+    Each process and micro-batch computes the value for a slice of the rows of the batch. The sum over all slices must
+    be the value for the whole batch.
 
     Example:
         >>> def twice(default: Objective) -> Objective:
@@ -53,7 +53,10 @@ class Objective:
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
-    """Return one objective that is the weighted sum of several; accuracy and cosines are logged for the first one."""
+    """Return the weighted sum of several objectives.
+
+    Accuracy and cosines are logged only for the first objective.
+    """
 
     weighted = list(zip(weights, objectives, strict=True))
 

@@ -1,4 +1,4 @@
-"""Losses that a Python program gives as functions: computed for a slice of rows if possible, otherwise as a whole."""
+"""Losses that a user writes as Python functions."""
 
 import hashlib
 import inspect
@@ -15,10 +15,10 @@ _OPTIONAL = ("scale", "bias", "image_ids", "caption_ids", "rows")
 
 
 def checked_loss(loss: Callable[..., Any]) -> list[str]:
-    """Return the names of a loss's arguments, without the first two, which are the image and text features.
+    """Check a loss function, and return the names of its arguments after the image and text features.
 
     Raises:
-        RecipeError: the loss is not a function, needs other arguments, or has parameters that nothing would train.
+        RecipeError: the loss is not a function, needs unknown arguments, or has trainable parameters.
     """
     if not callable(loss):
         raise RecipeError(
@@ -35,27 +35,28 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
     named = [p.name for p in others if p.name in _OPTIONAL and p.kind != p.POSITIONAL_ONLY]
     unknown = [p.name for p in others if p.name not in named and p.default is p.empty]
     if len(positional) < 2 or unknown:
-        what = f"needs {unknown[0]}" if unknown else "takes fewer than two arguments"
+        what = f"needs an argument {unknown[0]}" if unknown else "takes fewer than two arguments"
         raise RecipeError(
-            f"the loss {_name(loss)} {what}; after image_features and text_features it may take "
+            f"the loss {_name(loss)} {what}; use the arguments image_features, text_features and, if needed, "
             f"{', '.join(_OPTIONAL)}, by these names"
         )
     return named
 
 
 def value_of_loss(loss: Callable[..., Any]) -> Value:
-    """Convert a loss to the `value` function of an objective.
+    """Convert a loss function to the `value` function of an objective.
 
-    A loss with the argument `rows` returns the terms of these rows, divided by the size of the batch, G. Any other loss
-    is computed over the whole batch on every process, and each process counts a share of it, its rows / G: the shares
-    of all processes, and therefore their gradients, sum to the loss.
+    The `value` function computes the part of the loss that belongs to some rows of the batch. If the loss has an
+    argument `rows`, it must return the sum of the terms of these rows, divided by the batch size G. Otherwise, the loss
+    is computed on the whole batch, and the result is multiplied by (number of rows) / G. In both cases, the parts of
+    all processes sum to the loss of the batch.
 
     Args:
-        loss: function of image features (G, D) and text features (G, D), and, if it names them, of scale, bias,
-            image_ids (G,), caption_ids (G,) and rows. It returns a scalar.
+        loss: function of image features (G, D) and text features (G, D) that returns a scalar. It can also have the
+            arguments scale, bias, image_ids (G,), caption_ids (G,) and rows.
 
     Raises:
-        RecipeError: as for `checked_loss`.
+        RecipeError: the loss is not suitable (see `checked_loss`).
 
     Example:
         >>> import torch
@@ -73,7 +74,7 @@ def value_of_loss(loss: Callable[..., Any]) -> Value:
         found = loss(image, text, **arguments)
         if not isinstance(found, Tensor) or found.numel() != 1:
             kind = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else kind_of(found)
-            raise TrainingError(f"the loss {_name(loss)} returned {kind}, not a scalar tensor; return one number")
+            raise TrainingError(f"the loss {_name(loss)} returned {kind}; return a tensor with one number")
         share = 1.0 if "rows" in names else (rows.stop - rows.start) / len(image)
         return found.reshape(()) * share
 
@@ -81,7 +82,7 @@ def value_of_loss(loss: Callable[..., Any]) -> Value:
 
 
 def code_hash(function: object) -> str:
-    """Return a hash of a function's code and constants; variables outside of the function are not included."""
+    """Return a hash of the code and constants of a function, without variables from outside of the function."""
     is_function = hasattr(function, "__code__")
     call: Any = (
         function if is_function else type(function).__dict__.get("forward", vars(type(function)).get("__call__"))

@@ -1,4 +1,4 @@
-"""Teachers for distillation: features of all training images and captions from another model, computed only once."""
+"""Teacher models for distillation, whose features of the training data are computed only once."""
 
 import torch
 
@@ -11,14 +11,15 @@ from clipkit.training.objectives.objective import Gathered
 
 
 class Teacher:
-    """Features of the training pairs, computed by a teacher model with its preprocessing and without augmentation.
+    """Features of all training images and captions, computed by a teacher model.
 
-    Pairs without images have only text features. The features are kept in the user's cache for the next run.
+    The teacher uses its original preprocessing, without augmentation. Data without images has only text features. The
+    features are kept in the user's cache folder for later runs.
 
     Args:
-        name: the model, in any form that model.name accepts.
-        pairs: the training data.
-        processes: the processes of the run. Each encodes a share of the data.
+        name: name of the teacher model, in any form that model.name accepts.
+        pairs: training data.
+        processes: processes of the run. Each process encodes a share of the data.
     """
 
     def __init__(self, name: str, pairs: Pairs, processes: Processes) -> None:
@@ -31,7 +32,7 @@ class Teacher:
         self.fingerprint = f"{tower_fingerprint(model.image)} {tower_fingerprint(model.text)} {self.scale.item()}"
 
     def __call__(self, gathered: Gathered) -> Gathered:
-        """Return the teacher's features of the gathered pairs, and its scale, on the device of the pairs."""
+        """Return the teacher's features and logit scale (after exp) for the pairs of a global batch."""
         device = gathered["image_ids"].device
         captions = self.first_rows[gathered["caption_rows"].cpu()]
         found = {
@@ -44,6 +45,6 @@ class Teacher:
 
 
 def teachers_of(names: list[str], pairs: Pairs, processes: Processes) -> dict[str, Teacher]:
-    """Return the teachers by name, each loaded once."""
+    """Load each named teacher once, and return the teachers by name."""
     with torch.no_grad():
         return {name: Teacher(name, pairs, processes) for name in dict.fromkeys(names)}

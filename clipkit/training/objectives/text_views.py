@@ -15,7 +15,7 @@ from clipkit.training.objectives.views import objective_of_views
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Return the objective that compares the views `text_view_1`, `text_view_2`…, one per policy.
+    """Return the objective that compares views of a caption: text_view_1, text_view_2, …, one per policy.
 
     Raises:
         DataError: the data does not have a column that a policy needs.
@@ -31,7 +31,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> TextViewValidation:
-    """Return an object that validates the model by retrieval of held-out captions, with other wordings as queries."""
+    """Return an object that validates the model by retrieval between different wordings of held-out captions."""
     assert isinstance(term, TextViewsTerm)
     crop = TextView("crop", pairs, term.views.crop, recipe.train.seed, 1)
     return TextViewValidation(crop, model, pairs, processes)

@@ -21,14 +21,14 @@ _NAMES = ("text_features", "translation_features")
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    r"""Return the objective that pulls a caption and its translation to the teacher's feature of the caption.
+    r"""Return the objective that moves a caption and its translation toward the teacher's feature of the caption.
 
-    .. math:: L = \frac{1}{2G} \sum_i (1 - x_i \cdot t_i) + (1 - y_i \cdot t_i)
+    .. math:: L = \frac{1}{2G} \sum_i [(1 - x_i \cdot t_i) + (1 - y_i \cdot t_i)]
 
-    x are the features of the captions, y those of their translations, and t the teacher's features of the captions, all
-    of unit length (Reimers and Gurevych 2020, "Making Monolingual Sentence Embeddings Multilingual using Knowledge
-    Distillation"; Carlsson et al. 2022, M-CLIP). The squared distance of both papers is twice the cosine distance at
-    unit length.
+    x_i is the model's feature of caption i, y_i is the model's feature of its translation, and t_i is the teacher's
+    feature of caption i. All features have unit length. Sources: Reimers and Gurevych 2020, "Making Monolingual
+    Sentence Embeddings Multilingual using Knowledge Distillation"; Carlsson et al. 2022, M-CLIP. Both papers use the
+    squared distance, which is twice the cosine distance for unit-length features.
 
     Raises:
         DataError: the data has no translations.
@@ -64,9 +64,7 @@ def objective(
 def measure(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
 ) -> TranslationValidation:
-    """Return an object that validates the model by retrieval of the teacher's caption features,
-    with held-out translations as queries.
-    """
+    """Return an object that validates the model by retrieval of held-out captions, with translations as queries."""
     assert isinstance(term, TranslationsTerm)
     teacher = teachers_of([term.teacher], pairs, processes)[term.teacher]
     return TranslationValidation(teacher.text_features, TextView("paraphrase", pairs), model, pairs, processes)

@@ -20,7 +20,16 @@ def objective_of_views(
     ids: tuple[str, str],
     batch_size: int,
 ) -> Objective:
-    """Return the objective that compares each pair of views. The metrics in the log compare the first two views."""
+    """Return the objective that is the mean loss over all pairs of views; accuracy is logged for the first two views.
+
+    Args:
+        encoded: views, by the name of their features.
+        loss: loss that compares two views.
+        temperature: fixed temperature, 1 / scale.
+        head: projection head between the trunk and the loss; None: the loss uses the features of the tower.
+        ids: names of the two kinds of IDs that define positives, see `value_of_views`.
+        batch_size: number of samples in a global batch.
+    """
     one, two, *_ = encoded
 
     def compared(gathered: Gathered) -> tuple[Tensor, Tensor]:
@@ -33,15 +42,15 @@ def objective_of_views(
 def value_of_views(
     names: list[str], loss: LossRecipe, temperature: float, head: nn.Module | None, ids: tuple[str, str]
 ) -> Value:
-    """Return the mean of a loss over all pairs of views.
+    """Return a function that computes the mean of a loss over all pairs of views.
 
     Args:
-        names: names of the views' features.
-        loss: the loss of two views.
-        temperature: 1 / scale.
-        head: head that is applied to the trunk's output of the whole batch; None: the loss uses the features of the
-            tower.
-        ids: names of the IDs; samples with an equal ID are positives of each other.
+        names: names of the features of the views.
+        loss: loss that compares two views.
+        temperature: fixed temperature, 1 / scale.
+        head: projection head between the trunk and the loss; None: the loss uses the features of the tower.
+        ids: names of two kinds of IDs, e.g. image_ids and caption_ids. Samples are positives of each other if one of
+            these IDs is equal.
     """
     loss_of_two = loss_sum(loss.terms)
     pairs = list(combinations(names, 2))
@@ -60,5 +69,5 @@ def value_of_views(
 
 
 def through_head(features: Tensor, head: nn.Module | None) -> Tensor:
-    """Return the unit-length features that the loss uses."""
+    """Apply a projection head to outputs of the trunk, and normalize; without a head, return the features unchanged."""
     return features if head is None else F.normalize(head(features), dim=-1)

@@ -1,1 +1,1 @@
-"""Stored inputs: the output of the frozen first part of a tower is kept on disk, and read in each step."""
+"""Stored inputs: outputs of the frozen first layers of a tower, kept on disk as inputs of the trained layers."""

@@ -1,4 +1,4 @@
-"""Computation of stored inputs: run the frozen part of a tower over images, augmented views or captions."""
+"""Computation of stored inputs: run the frozen first layers of a tower on images, augmented views or captions."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -30,9 +30,10 @@ _LOW = 1 << 20
 
 
 def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
-    """Return a function that computes the values to store from the inputs of a tower.
+    """Return a function from (tower, inputs of the tower) to the values to store.
 
-    They are the activations at the cut of its trunk (`clipkit.models.cut`), or the output of a trunk without a cut.
+    If the trunk is cut (see `clipkit.models.cut`), these values are the activations at the cut. Otherwise, they are the
+    output of the whole trunk.
     """
 
     def run(tower: ImageTower | TextTower, inputs: Inputs) -> Inputs:
@@ -47,12 +48,13 @@ def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], 
 def write_images(
     model: DualEncoder, items: Items, storing: Storing, skips_bad: bool
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the image tower on a slice of the images and writes the outputs.
+    """Return a function that computes and writes the values to store for a slice of the images.
 
-    The function returns the position of each image among the rows of its writer; -1 for an unreadable image.
+    For each image of the slice, the function returns the row number in the writer's part of the store, or -1 if the
+    image is unreadable.
 
     Args:
-        model: the model.
+        model: model with a frozen image tower, or with frozen first layers in this tower.
         items: all images.
         storing: settings.
         skips_bad: True to record unreadable images instead of raising an error.
@@ -81,9 +83,9 @@ def write_images(
 
 
 def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the text tower on a slice of the captions and writes the outputs.
+    """Return a function that computes and writes the values to store for a slice of the captions.
 
-    The function returns the position of each caption among the rows of its writer.
+    For each caption of the slice, the function returns the row number in the writer's part of the store.
     """
 
     def write(writer: PartWriter, share: slice) -> Tensor:
@@ -105,17 +107,18 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that runs the frozen part of the image tower on augmented views and writes the outputs.
+    """Return a function that computes and writes the values to store for a slice of the augmented views.
 
-    The function gets a slice of the rows of the store: row `view * N + image`, for N images, is the image as augmented
-    in epoch `view`. It returns the position of each row among the rows of its writer; -1 for a replaced image.
+    The slice selects rows of the store. For N images, row `view * N + image` contains the image as it is augmented in
+    epoch `view`. For each row of the slice, the function returns the row number in the writer's part of the store, or
+    -1 if the loader replaced the image because it is unreadable.
 
     Args:
-        model: the model.
-        feed: the data.
-        augment: function from (image, epoch, position) to the tower's inputs.
+        model: model with a frozen image tower, or with frozen first layers in this tower.
+        feed: data with the images.
+        augment: augmentation, a function from (image, epoch, position of the image) to the inputs of the tower.
         storing: settings.
-        loading: settings of the loader; images that the loader replaces have no rows.
+        loading: settings of the loader.
     """
     count = len(feed.pairs.images)
 
@@ -151,9 +154,9 @@ def write_views(
 
 
 def _kept(writer: PartWriter) -> Callable[[Inputs], Tensor]:
-    """Return a function that writes B rows and returns their positions (B, 2), as quotient and remainder by 2²⁰.
+    """Return a function that writes B rows to a part of the store, and returns the row numbers in this part.
 
-    float32 represents both numbers exactly.
+    The row numbers are encoded as floats (B, 2); `_positions` decodes them.
     """
 
     def keep(values: Inputs) -> Tensor:

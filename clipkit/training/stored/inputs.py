@@ -1,4 +1,4 @@
-"""Stored inputs of a tower: opened from an earlier run or computed, and read in each step."""
+"""Stored inputs of a tower, which are computed once or opened from an earlier run."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -35,14 +35,14 @@ _FP16_SAFE = 8192.0
 
 @dataclass(eq=False)
 class StoredInputs:
-    """Stored inputs of one kind of features.
+    """Stored inputs for one kind of features, e.g. image_features.
 
     Args:
-        store: the rows; row `view * len(items) + item` is a view of an item.
+        store: opened store; row `view * len(items) + item` contains one view of one item.
         items: images or captions.
-        views: number of views.
-        seed: seed of the run.
-        padding: values of padding by the name of the input.
+        views: number of views of each item.
+        seed: seed of the run, for the random choice of views.
+        padding: name of an input -> value of its padding; 0 for other inputs.
     """
 
     store: HeldStore
@@ -57,25 +57,28 @@ class StoredInputs:
 
     @property
     def _rows(self) -> Int[Tensor, " N"]:
-        """For each image or caption, the number of its row in the store; with several views, that of the first view."""
+        """Row in the store of the first view of each image or caption."""
         return torch.arange(len(self.items)) if self.items.row_of is None else self.items.row_of
 
     def example(self, count: int) -> Inputs:
-        """Return the inputs of the item with the most tokens, repeated `count` times."""
+        """Return a batch in which the item with the most tokens is repeated `count` times."""
         longest = int(self.lengths().where(self.store.exist(self._rows), -1).argmax())
         return self.take(torch.full((count,), longest))
 
     def lengths(self) -> Int[Tensor, " N"]:
-        """Return the number of tokens of each caption, or zeros."""
+        """Return the number of tokens of each caption; zeros if the store does not contain tokens."""
         return self.store.lengths(self._rows)
 
     def all(self) -> Tensor:
-        """Return stored trunk features of all images or captions (N, W)."""
+        """Return the stored trunk outputs of all images or captions (N, W)."""
         features: Tensor = self.store.take(self._rows)[TRUNK_FEATURES]
         return features
 
     def take(self, positions: Int[Tensor, " B"], epoch: int = 0) -> Inputs:
-        """Return the stored inputs for images or captions; of several views of an image, one is drawn in each epoch."""
+        """Return the stored inputs of the images or captions at the given positions in the data.
+
+        If the store contains several views of each image, one view per image is drawn at random in each epoch.
+        """
         rows = positions if self.items.row_of is None else self.items.row_of[positions]
         if self.views > 1:
             if epoch != self._epoch:
@@ -87,7 +90,10 @@ class StoredInputs:
 
 
 def has_cut(tower: ImageTower | TextTower, storing: Storing) -> bool:
-    """Return whether the trunk can be cut (see `clipkit.models.cut`); the first call finds out, and logs why not."""
+    """Return whether the trunk of a tower can be cut into frozen and trained layers (see `clipkit.models.cut`).
+
+    If the trunk is not cut yet, this tries to cut it, and logs the reason of a failure.
+    """
     if tower.cut is None:
         may_cut_padding = isinstance(tower, TextTower) and tower.padding_may_be_cut
         try:
@@ -104,19 +110,19 @@ def store_of(
     write: Callable[[PartWriter, slice], Int[Tensor, " R"]],
     view: str = "",
 ) -> HeldStore | None:
-    """Return the store of some items, from an earlier run or computed now.
+    """Open the store of some images or captions from an earlier run, or compute it now.
 
-    The result is None if it cannot be stored, e.g. because the disk is too small; the reason is logged.
+    The result is None if the values cannot be stored, e.g. because the disk is too small. The reason is logged.
 
     Args:
-        tower: the tower; its trunk is cut (`tower.cut`) or frozen as a whole.
-        items: images or captions whose inputs are stored.
+        tower: tower whose trunk is cut (`tower.cut`) or frozen as a whole.
+        items: images or captions.
         storing: settings.
-        write: computes and writes some of the rows.
-        view: describes the augmentation; empty if there is none.
+        write: function that computes and writes a slice of the rows.
+        view: text that identifies the augmentation; empty if images are not augmented.
 
     Raises:
-        RecipeError: it cannot be stored, and the recipe sets `data.views`, which need it.
+        RecipeError: the values cannot be stored, but the recipe sets `data.views`, which requires stored values.
     """
     views = storing.views if view else None
     rows, cut = len(items) * (views or 1), tower.cut
@@ -131,9 +137,9 @@ def store_of(
     key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
     store = open_store(key, storing.machine)
     if store is not None:
-        storing.log(f"{described} from {store.folder}")
+        storing.log(f"{described} are read from {store.folder}")
     else:
-        reason = f"data.store.disk leaves {readable_size(storing.left)}" if needed > storing.left else ""
+        reason = f"data.store.disk leaves only {readable_size(storing.left)}" if needed > storing.left else ""
         reason = reason or make_room(needed, bytes_of(storing.recipe.disk), storing.machine)
         about = {"what": what, "data": items.data, "items": counted, "dtype": name}
         of_tokens = cut is not None and cut.of_tokens
@@ -147,9 +153,9 @@ def store_of(
                 raise RecipeError(
                     f"data.views is {views}: {described} cannot be stored ({error}); use fewer views, {advice}"
                 ) from None
-            storing.log(f"{described} are computed in each step instead of stored ({error}); {advice}")
+            storing.log(f"{described} are computed in each step, because they cannot be stored ({error}); {advice}")
             return None
-        storing.log(f"{described} computed once and stored in {store.folder}")
+        storing.log(f"{described} were computed once and stored in {store.folder}")
     storing.taken += store.nbytes
     return store
 
@@ -157,10 +163,18 @@ def store_of(
 def _type_of(
     storing: Storing, rows: int, sizes: Mapping[torch.dtype, float], largest: float, computed: torch.dtype
 ) -> torch.dtype:
-    """Return the data type of stored activations; auto: the computed type, or a 16-bit type if that does not fit.
+    """Return the data type in which activations are stored.
 
-    It does not depend on what is stored already, so that the same recipe gives the same result.
+    If the recipe says auto, this is the computed type, or a 16-bit type if the computed type needs too much space.
+
+    Args:
+        storing: settings.
+        rows: number of rows to store.
+        sizes: data type -> mean size of a row in bytes.
+        largest: largest absolute activation of a few examples.
+        computed: data type that the tower computes.
     """
+    # The result does not depend on what is stored already, so that the same recipe gives the same data type.
     if storing.recipe.dtype != "auto":
         return _DTYPES[storing.recipe.dtype]
     half = torch.float16 if largest < _FP16_SAFE else torch.bfloat16
@@ -170,7 +184,10 @@ def _type_of(
 def _measured(
     tower: ImageTower | TextTower, items: Items, storing: Storing
 ) -> tuple[dict[torch.dtype, float], float, torch.dtype]:
-    """Return the mean bytes of a stored row by data type, the largest activation, and the computed data type."""
+    """Compute the values to store for a few examples.
+
+    Return the mean size of a row in bytes by data type, the largest absolute value, and the computed data type.
+    """
     inputs = _example(tower)
     with torch.no_grad():
         made = frozen_part(storing)(tower, inputs)
@@ -188,7 +205,7 @@ def _measured(
 
 
 def _example(tower: ImageTower | TextTower) -> Inputs:
-    """Return inputs of two images, or of captions of different lengths."""
+    """Return inputs of a tower for two random images, or for three captions of different lengths."""
     if isinstance(tower, ImageTower):
         noise = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
         inputs = stack_inputs([tower.preprocess(Image.fromarray(pixels)) for pixels in noise])

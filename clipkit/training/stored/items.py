@@ -1,4 +1,4 @@
-"""Images and captions whose inputs are stored, identified by their content."""
+"""Images and captions for which a tower's outputs are stored."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ _SAMPLE = 1000  # number of captions from which the mean length is estimated
 
 @dataclass(frozen=True)
 class Items:
-    """Images or distinct texts whose inputs are stored.
+    """Images, or texts without duplicates, for which a tower's outputs are stored.
 
     Args:
-        kind: kind of the items.
-        values: the images or strings.
-        key: hash of their content and order.
-        data: name of the data, for listings.
-        row_of: for each caption its position in `values`; None for images.
+        kind: `images` or `captions`.
+        values: the images, or the distinct texts.
+        key: hash that identifies the values and their order.
+        data: name of the data, for listings of stores.
+        row_of: (M,) position in `values` of each of the M original texts; None for images.
     """
 
     kind: Literal["images", "captions"]
@@ -47,7 +47,10 @@ class Items:
 
 
 def images_of(pairs: Pairs, processes: Processes) -> Items:
-    """Return the images of a dataset, identified by path, size and modification time, or by content if in memory."""
+    """Return the images of a dataset.
+
+    The key depends on the path, size and modification time of each image file, or on the content of images in memory.
+    """
     share = pairs.images[processes.share(len(pairs.images))]
     states = (_state_of(image).encode(errors="surrogatepass") for image in share)
     digests = processes.gather_objects(b"".join(hashlib.sha256(state).digest() for state in states))
@@ -55,7 +58,12 @@ def images_of(pairs: Pairs, processes: Processes) -> Items:
 
 
 def texts_of(texts: Sequence[str], name: str) -> Items:
-    """Return the distinct texts as items."""
+    """Return the texts without duplicates.
+
+    Args:
+        texts: texts, with duplicates.
+        name: name of the data, for listings of stores.
+    """
     position_of: dict[str, int] = {}
     row_of = torch.tensor([position_of.setdefault(text, len(position_of)) for text in texts])
     digest = hashlib.sha256()

@@ -8,12 +8,12 @@ T = TypeVar("T")
 
 
 def one_ahead(batches: Iterable[T], complete: Callable[[T], T], in_thread: bool) -> Generator[T, None, None]:
-    """Yield completed batches; a batch is completed in a thread while the previous batch is used.
+    """Complete each batch in a thread while the caller uses the previous batch, and yield the completed batches.
 
     Args:
         batches: batches of a loader.
-        complete: adds inputs to a batch.
-        in_thread: False if a batch is valid only until the next one is requested; it is then completed at once.
+        complete: function that returns a batch with the stored inputs added.
+        in_thread: False to use no thread, for loaders whose batch is valid only until the next batch is requested.
 
     Example:
         >>> list(one_ahead([1, 2, 3], lambda batch: 10 * batch, in_thread=True))

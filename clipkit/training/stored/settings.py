@@ -16,15 +16,15 @@ class Storing:
     """Settings for storing the outputs of frozen layers, for the training and the validation data of a run.
 
     Args:
-        recipe: data type of the stored values, and the disk space that they may use.
+        recipe: data type of the stored values, and the largest size on disk.
         processes: processes of the run.
-        pairs: number of pairs that the run uses, over all epochs; storing saves time only if there are more pairs than
-            stored items.
-        views: augmented views of each training image; None: images are stored without augmentation.
+        pairs: number of pairs that the run encodes over all epochs. Storing saves time only if this number is larger
+            than the number of stored items.
+        views: number of augmented views of each training image; None: images are stored without augmentation.
         seed: seed of the run, for the choice of views.
-        workers: loader processes that augment images.
-        autocast: context of the forward passes.
-        log: called with one line.
+        workers: number of loader processes that augment images.
+        autocast: function that returns the autocast context of the forward passes.
+        log: function that logs one line.
     """
 
     recipe: StoreRecipe
@@ -36,14 +36,14 @@ class Storing:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str], None] = lambda message: None
     taken: int = field(default=0, init=False)
-    """Bytes of the stores of this run so far."""
+    """Size in bytes of all stores that this run has opened or written so far."""
 
     @cached_property
     def machine(self) -> Machine:
-        """Processes on this machine."""
+        """Processes of the run that are on this machine."""
         return Machine.of(self.processes)
 
     @property
     def left(self) -> int:
-        """Bytes that further stores of this run may use."""
+        """Disk space in bytes that is left for further stores of this run."""
         return max(0, bytes_of(self.recipe.disk) - self.taken)

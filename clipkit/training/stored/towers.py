@@ -1,4 +1,4 @@
-"""Stored inputs of both towers on one dataset: decides what is stored, and keeps outputs of frozen trunks."""
+"""Stored inputs of both towers for one dataset, with the decision what to store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ class TowerStores:
     """Stored inputs of both towers for one dataset.
 
     Args:
-        model: model whose towers are used.
-        feed: the data.
-        processes: processes that share the work.
-        encoded: kinds of features, by name.
+        model: model with the two towers.
+        feed: the dataset.
+        processes: processes that share the computation.
+        encoded: kinds of features that the run needs, by name.
         storing: settings; None: nothing is stored on disk.
-        replacement: chooses another sample if an image is unreadable; None: raise the error.
-        known_bad: images that are known to be unreadable.
+        replacement: rule that replaces a sample with an unreadable image; None: an error is raised.
+        known_bad: position of each image that is known to be unreadable -> reason.
     """
 
     model: DualEncoder
@@ -47,7 +47,7 @@ class TowerStores:
         """Reasons why images could not be read, by position."""
 
     def texts(self) -> dict[str, Sequence[str]]:
-        """Return the texts that are the same in each epoch, by the name of their features."""
+        """Return the texts that stay the same in every epoch, by the name of their features."""
         pairs = self.feed.pairs
         columns = {
             "text_features": pairs.captions,
@@ -57,13 +57,13 @@ class TowerStores:
         return {name: texts for name, texts in columns.items() if name in self.encoded and texts is not None}
 
     def parts(self, augmented: bool) -> dict[str, StoredInputs]:
-        """Store the outputs of the towers' frozen first blocks, also for augmented views; return the inputs by name.
+        """Store outputs of frozen layers if this saves time, and return the stored inputs by the name of the features.
 
         Args:
-            augmented: True if images are augmented.
+            augmented: True if the run augments images. Images are then stored only if `data.views` is set.
 
         Raises:
-            RecipeError: `data.views` is set, but views cannot be stored.
+            RecipeError: the recipe sets `data.views`, but views cannot be stored.
         """
         storing, views = self.storing, self.storing.views if self.storing is not None else None
         if views and not (self.feed.can_index and "image_features" in self.encoded):
@@ -115,11 +115,12 @@ class TowerStores:
     def images_of_trunk(
         self, compute: Callable[[], Float[Tensor, "N W"]], bad_here: Mapping[int, str]
     ) -> Float[Tensor, "N W"]:
-        """Return the outputs of the frozen image trunk for all images.
+        """Return the outputs of the frozen image trunk for all images, from disk or computed now.
 
         Args:
-            compute: computes them, on all processes.
-            bad_here: filled by `compute` with the images of this process's share that are unreadable.
+            compute: function that computes the outputs for all images; all processes call it.
+            bad_here: dict that `compute` fills with the unreadable images in this process's share: position in the
+                share -> reason.
         """
 
         def computed() -> Tensor:
@@ -132,11 +133,21 @@ class TowerStores:
         return self._of_trunk(lambda: images_of(self.feed.pairs, self.processes), computed)
 
     def texts_of_trunk(self, texts: Sequence[str], compute: Callable[[], Float[Tensor, "M W"]]) -> Float[Tensor, "M W"]:
-        """Return the outputs of the frozen text trunk for all texts; `compute` computes them, on all processes."""
+        """Return the outputs of the frozen text trunk for all texts, from disk or computed now.
+
+        Args:
+            texts: the texts.
+            compute: function that computes the outputs for all texts; all processes call it.
+        """
         return self._of_trunk(lambda: texts_of(texts, self.feed.name), compute)
 
     def _of_trunk(self, identified: Callable[[], Items], compute: Callable[[], Tensor]) -> Tensor:
-        """Return outputs from an earlier run, or compute them and keep them on disk."""
+        """Return the outputs of a trunk from disk, or compute the outputs and store them on disk.
+
+        Args:
+            identified: function that returns the images or texts.
+            compute: function that computes the outputs for all of them.
+        """
         if self.storing is None:
             return compute()
         items, rows = identified(), []
@@ -157,7 +168,13 @@ class TowerStores:
 
 
 def _different(rows: Float[Tensor, "M W"], row_of: Tensor, count: int) -> Float[Tensor, "K W"]:
-    """Return one row per distinct string, given the rows of all strings."""
+    """Return one row for each distinct text.
+
+    Args:
+        rows: one row for each of the M texts, in which equal texts have equal rows.
+        row_of: (M,) number of the distinct text of each text.
+        count: number of distinct texts.
+    """
     kept = rows.new_empty(count, rows.shape[1])
     kept[row_of.to(rows.device)] = rows
     return kept

@@ -173,7 +173,7 @@ def test_tables_show_several_models_and_published_figures(mine: Path, tiny_clip:
         ({"datasets": [{"name": "a", "task": "probe", "source": "x"}]}, "add train"),
         ({"datasets": [{"name": "../a", "task": "zeroshot", "source": "x"}]}, "datasets.0.name"),
         ({"datasets": [{"name": "a", "task": "zeroshoot", "source": "x"}]}, "'zeroshoot'.*zeroshot"),
-        ({"datasets": [{"name": "a", "task": "retrieval", "source": "x", "train": "y"}]}, "train does not apply"),
+        ({"datasets": [{"name": "a", "task": "retrieval", "source": "x", "train": "y"}]}, "retrieval.*remove train"),
         ({"datasets": [{"name": "a", "task": "zeroshot", "source": "wds:cifar10"}]}, "wds:ORG/NAME"),
         ({"datasets": [{"name": "a", "task": "probe", "source": "x", "corruption": {"name": "rain"}}]}, "corruption"),
     ],

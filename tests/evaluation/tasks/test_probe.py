@@ -104,12 +104,12 @@ def test_equal_files_are_never_separated(model: clipkit.DualEncoder, colored: Pa
 
 def test_probe_refuses_unsuitable_data(model: clipkit.DualEncoder, colored: Path, shapes: Path) -> None:
     several = LabeledImages("s", [colored / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
-    with pytest.raises(DataError, match="more than one class"):
+    with pytest.raises(DataError, match="1 of 1 images.*red0.png"):
         evaluate.probe(model, several)
     few = LabeledImages("f", [colored / "red0.png", colored / "blue0.png"], np.array([0, 1]), ["red", "blue"])
     with pytest.raises(DataError, match="'red' has too few different images"):
         evaluate.probe(model, few)
-    with pytest.raises(DataError, match="without training images"):
+    with pytest.raises(DataError, match="'x'.*training images"):
         evaluate.probe(model, str(colored / "train.csv"), test=LabeledImages("t", few.images, few.labels, ["x", "y"]))
 
 

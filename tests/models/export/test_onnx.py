@@ -140,7 +140,7 @@ def test_single_tower_is_exported(tmp_path: Path) -> None:
     for side in ("image", "text"):
         command = [sys.executable, str(tmp_path / side / "example.py"), "x.jpg", "x"]
         output = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "this model has a single tower" in output.stderr
+        assert "only one tower" in output.stderr
         output = subprocess.run(command[:2], capture_output=True, text=True, check=True)
         assert "16)" in output.stdout
 

@@ -39,7 +39,7 @@ def test_run_replaces_and_lists_bad_images(recipe: Build, broken: Path, tmp_path
     listed = read_lines(tmp_path / "run" / "bad_samples.jsonl")
     assert sorted(Path(row["file"]).name for row in listed) == ["11.png", "14.png", "3.png", "7.png"]
     assert {row["step"] for row in listed if Path(row["file"]).name == "14.png"} == {0}
-    assert next(row for row in listed if row["image"] == 3)["reason"].endswith("replace the file or drop its rows")
+    assert next(row for row in listed if row["image"] == 3)["reason"].endswith("from the data")
     known = "1 image is" if tune == "full" else "4 images are"  # a frozen trunk runs over all before the first step
     assert f"{known} missing or unreadable" in (tmp_path / "run" / "log.txt").read_text()
 
@@ -68,7 +68,7 @@ def test_bad_images_do_not_depend_on_processes_and_workers(
 
 def test_too_many_bad_images_stop_the_run_and_it_can_resume(recipe: Build, broken: Path, tmp_path: Path) -> None:
     changes = {"data.train": str(broken), "train.epochs": 4}
-    with pytest.raises(TrainingError, match=r"step \d: 3 of 16 images .*data.max_bad.*\(2\).*--resume"):
+    with pytest.raises(TrainingError, match=r"step \d: 3 of 16 images .*data.max_bad allows 2;.*--resume"):
         clipkit.train(recipe({**changes, "data.max_bad": 0.13}))
     stopped = read_lines(tmp_path / "run" / "metrics.jsonl")
     clipkit.train(recipe({**changes, "data.max_bad": 0.3}), resume=True)

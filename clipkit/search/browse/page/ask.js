@@ -4,7 +4,7 @@ export async function ask(path, body, raw = false) {
   let answer;
   try {
     answer = await fetch(path, body === undefined ? {} : { method: "POST", body: raw ? body : JSON.stringify(body) });
-  } catch { throw new Error("clipkit browse does not answer; start it again"); }
+  } catch { throw new Error("clipkit browse does not answer; start clipkit browse again"); }
   if (!answer.ok) {
     const text = await answer.text();
     let error = text;

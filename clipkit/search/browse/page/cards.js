@@ -15,14 +15,14 @@ export function thumbnail(app, item, first) {
   const image = make("img", { src: address(app, "thumbnail", item), alt: item.captions[0] || item.image, loading: "lazy" });
   const button = make("button", { className: `open${first ? " first" : ""}`, type: "button", title: item.image }, image);
   button.setAttribute("aria-label", `Open ${item.captions[0] || item.image}`);
-  image.addEventListener("error", () => { button.classList.add("gone"); button.replaceChildren("image cannot be opened"); });
+  image.addEventListener("error", () => { button.classList.add("gone"); button.replaceChildren("The image cannot be opened."); });
   button.addEventListener("click", () => app.open(item));
   return button;
 }
 
 function lines(item) {
   if (item.fit !== undefined) {
-    const better = item.other ? `; fits the image on the right better (${item.better.toFixed(2)})` : "";
+    const better = item.other ? `; with the image on the right: ${item.better.toFixed(2)}` : "";
     return [make("p", {}, make("b", {}, item.captions[0])), make("p", {}, `similarity ${item.score.toFixed(2)}${better}`)];
   }
   if (item.suggested !== undefined) {

@@ -23,15 +23,15 @@ export function difference(app, item) {
   const ask = make("button", { type: "button", className: "ask" }, item.text);
   ask.addEventListener("click", () => app.go({ ...app.query, view: "compare", words: item.text, minus: "", like: [], images: [] }));
   const rank = (one) => (one === null ? "over 100" : one);
-  const own = item.row === null ? "" : ` · rank of its image: ${rank(item.ranks[0])} → ${rank(item.ranks[1])}`;
+  const own = item.row === null ? "" : ` · rank of the caption’s image: ${rank(item.ranks[0])} → ${rank(item.ranks[1])}`;
   return make("div", { className: "card query" }, ask, make("div", { className: "text" }, `${item.common} of 10 in common${own}`));
 }
 
 function summary(found) {
   const percent = (count) => `${Math.round((100 * count) / found.captions)} %`;
   const ranks = found.captions
-    ? ` The image of a caption is among the first 10 for ${percent(found.among_ten[0])} of the captions in the first index, for ${percent(found.among_ten[1])} in the second.` : "";
-  return `${found.total.toLocaleString("en")} queries, those whose results differ most first (rank-biased overlap of the first 10; mean ${found.overlap.toFixed(2)}).${ranks}`;
+    ? ` The first 10 results contain the image of the caption for ${percent(found.among_ten[0])} of the captions in the first index, and for ${percent(found.among_ten[1])} in the second index.` : "";
+  return `${found.total.toLocaleString("en")} queries. The queries whose first 10 results differ most come first. The mean rank-biased overlap is ${found.overlap.toFixed(2)}.${ranks}`;
 }
 
 // body: the query as the server takes it.
@@ -46,8 +46,8 @@ export async function showComparison(app, grid, body, isShown) {
       const found = await (await ask("/api/compare", { query: body })).json();
       if (!isShown()) return;
       showSides(app, found);
-      say(`${found.common} of the first ${found.depth} in common, rank-biased overlap ${found.overlap.toFixed(2)}. Images with a blue edge are not among the first 100 of the other list.`);
-    } else say("Enter words, drop an image here, or choose one of the queries.");
+      say(`${found.common} of the first ${found.depth} in common; the rank-biased overlap is ${found.overlap.toFixed(2)}. Images with a blue edge are not among the first 100 of the other list.`);
+    } else say("Enter words, drop an image here, or choose one of the queries below.");
     const fetched = async (start, count) => (await ask("/api/differences", { start, count })).json();
     const found = await finished(() => fetched(0, 60), isShown, (one) => `Comparing queries: ${Math.round(100 * one.working)} %`, tell);
     if (!found) return;

@@ -5,7 +5,7 @@ const keyOf = (item) => (item.fit !== undefined || item.caption !== undefined ? 
 const REASONS = {
   duplicates: (item) => `looks like ${item.other.image} (similarity ${item.score.toFixed(3)})`,
   outliers: (item) => `resembles no other image (similarity ${item.score.toFixed(2)})`,
-  labels: (item) => `labeled ${item.label}, but similar images are ${item.suggested}`,
+  labels: (item) => `labeled ${item.label}, but similar images are labeled ${item.suggested}`,
   map: () => "selected on the map",
   captions: (item) => `does not fit the image (similarity ${item.score.toFixed(2)})`,
 };

@@ -33,11 +33,11 @@ export class ImageMap {
       if (key !== this.loaded) {
         say("…");
         const question = async () => (await ask("/api/map", { where: query.where, color: query.color })).json();
-        const points = await finished(question, isShown, (one) => `Computing the map of ${one.images.toLocaleString("en")} images; this is done once, and takes a few minutes for 20,000 images…`);
+        const points = await finished(question, isShown, (one) => `Computing the map of ${one.images.toLocaleString("en")} images. The map is computed once, and takes a few minutes for 20,000 images…`);
         if (!points) return false;
         [this.points, this.loaded] = [points, key];
       }
-      const { rows, total } = this.points, sample = total > rows.length ? ` (a sample of ${total.toLocaleString("en")})` : "";
+      const { rows, total } = this.points, sample = total > rows.length ? ` (a sample of all ${total.toLocaleString("en")} images)` : "";
       say(`${rows.length.toLocaleString("en")} images on the map${sample}. Draw around images to list them.`);
       return this.show(this.points, query.rows);
     } catch (error) {
@@ -50,7 +50,7 @@ export class ImageMap {
     this.points = points;
     this.selected = new Set(selected);
     const others = points.names && points.colors.includes(points.names.length);
-    const legend = [...(points.names || []), ...(others ? ["other or none"] : [])];
+    const legend = [...(points.names || []), ...(others ? ["other or no label"] : [])];
     this.element.querySelector("#legend").replaceChildren(...legend.map((name, number) => {
       const color = make("span", {}, "●");
       color.style.color = this.color(number);

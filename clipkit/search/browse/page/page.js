@@ -9,12 +9,12 @@ import { ImageMap } from "/map.js";
 
 const $ = (id) => document.getElementById(id);
 const EXPLAINED = {
-  duplicates: "Pairs of images that look alike, the most similar first; of a pair, the left image is marked to drop.",
-  outliers: "Images by their mean similarity to their ten most similar images, the lowest first.",
-  captions: "Captions that fit their image and its other captions least, the most doubtful first. If another image fits better, that image is shown on the right.",
-  labels: "Images whose label differs from the label of most of their similar images, the most doubtful first. On the right: the most similar image with the other label.",
-  map: "Similar images are near each other; distances between far groups mean little. Draw around images to list them; press a point to open its image.",
-  list: "Images and captions that you have marked. The list is kept in this browser; nothing is changed on disk.",
+  duplicates: "Pairs of images that look alike, the most similar first. “drop left” marks the left image of a pair.",
+  outliers: "Images that resemble no other image. The images with the lowest mean similarity to their ten most similar images come first.",
+  captions: "Captions that do not fit their image or the other captions of the image, the most doubtful first. If another image fits better, that image is shown on the right.",
+  labels: "Images whose label differs from the label of most of their similar images, the most doubtful first. The image on the right is the most similar image with the suggested label.",
+  map: "Similar images are near each other, but distances between groups that are far apart mean little. Draw around images to list them. Click a point to open its image.",
+  list: "Images and captions that you have marked. The list is kept in this browser. No files are changed.",
 };
 
 const empty = () => ({ view: "all", words: "", minus: "", like: [], images: [], where: "", precision: "", at_least: 0.97, column: "", color: "", rows: [] });
@@ -52,7 +52,7 @@ const app = {
     this.marked();
   },
   marked() {
-    if (!this.list.save()) say("this list is too long to be kept in the browser; download it before you close the page", true);
+    if (!this.list.save()) say("The list is too long to be kept in the browser; download the list before you close the page.", true);
     $("listed").textContent = this.list.entries.size;
     for (const element of document.querySelectorAll(".card")) {
       const { item } = element;
@@ -149,12 +149,12 @@ async function show() {
 function showList() {
   const items = app.list.items();
   grid.reset(items.length, 1, async (start, count) => ({ items: items.slice(start, start + count) }), items.slice(0, 60));
-  say(items.length ? `${items.length.toLocaleString("en")} to drop` : "Nothing is marked yet: use “drop” below images.");
+  say(items.length ? `${items.length.toLocaleString("en")} images and captions to drop` : "Nothing is marked yet; use “drop” below an image.");
   for (const id of ["download", "clear"]) $(id).hidden = !items.length;
   if (items.length) {
-    $("command").replaceChildren("Download the list, then write a copy of the data without them: ",
+    $("command").replaceChildren("Download the list. Then write a copy of the data without the marked images and captions: ",
       make("code", {}, `clipkit data check ${app.about.source} --fix cleaned --drop drop.jsonl`),
-      ". Remove lines from the list to keep images.");
+      ". To keep an image or a caption, remove its line from the file first.");
   }
 }
 
@@ -176,7 +176,7 @@ async function markAll() {
         added.push(item);
       }
     }
-    say(`${added.length.toLocaleString("en")} marked; they are under “To drop”`);
+    say(`${added.length.toLocaleString("en")} marked; see the list under “To drop”`);
   } catch (error) { say(error.message, true); }
   app.marked();
   $("select_all").textContent = "Undo";
@@ -205,7 +205,7 @@ async function downloadView(query, body, total) {
       entries.push(...items.map((item) => entryOf(item, query.view, query.words)));
     }
     await download({ index: app.index, entries });
-    say(`${entries.length.toLocaleString("en")} entries written to drop.jsonl, for: clipkit data check ${app.about.source} --fix cleaned --drop drop.jsonl`);
+    say(`${entries.length.toLocaleString("en")} entries written to drop.jsonl. To write a copy of the data without them: clipkit data check ${app.about.source} --fix cleaned --drop drop.jsonl`);
   } catch (error) { say(error.message, true); }
 }
 
