@@ -63,6 +63,11 @@ class Term:
     """Minimum number of validation samples that the metrics need."""
     not_streamed: tuple[str, ...] = ()
     """Recipe keys that the term uses and that are not supported with a stream."""
+    closed_form: bool = False
+    """True if projections can be computed in closed form before the term trains them (`model.start: cca`). The term then
+    compares `image_features` with `text_features`."""
+    frozen: tuple[Side, ...] = ()
+    """Towers of a whole model that must be frozen, because the term leaves their features unchanged."""
 
     @property
     def is_cross_modal(self) -> bool:
@@ -120,6 +125,7 @@ def _captions(sections: Sections, weight: float) -> list[Term]:
         augmentation=sections.data.augmentation(sections.model),
         safe=sections.data.safe,
         not_streamed=tuple(what for what, need in refused.items() if need in needs),
+        closed_form=True,
     )
     return [term]
 
@@ -192,6 +198,7 @@ def _translations(sections: Sections, weight: float) -> list[Term]:
         metrics=view_metrics("text"),
         fewest_samples=2,
         not_streamed=("translations.teacher",),
+        frozen=("image",),
         teacher=sections.translations.teacher,
     )
     return [term]
@@ -205,7 +212,8 @@ class ObjectiveRow:
     """Function that takes the recipe sections and the weight, and returns the terms. It raises ValueError if the
     sections do not fit the objective."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply only to this objective, and to other objectives with the same key here."""
+    """Keys of the recipe that apply only to this objective, and to other objectives with the same key here. A section,
+    e.g. loss, stands for all keys in it."""
 
 
 OBJECTIVES = {
