@@ -64,8 +64,8 @@ class Term:
     not_streamed: tuple[str, ...] = ()
     """Recipe keys that the term uses and that are not supported with a stream."""
     closed_form: bool = False
-    """True if projections can be computed in closed form before the term trains them (`model.start: cca`). The term then
-    compares `image_features` with `text_features`."""
+    """True if projections can be computed in closed form before the term trains them (`model.start: cca`). The term must
+    compare `image_features` with `text_features`."""
     frozen: tuple[Side, ...] = ()
     """Towers of a whole model that must be frozen, because the term leaves their features unchanged."""
 
