@@ -4,7 +4,8 @@ import pytest
 
 from clipkit.catalogue import Need
 from clipkit.errors import RecipeError
-from clipkit.recipe import Recipe, parse_overrides
+from clipkit.recipe import Recipe, Term, parse_overrides
+from clipkit.recipe.terms import OBJECTIVES, ObjectiveRow
 
 MINIMAL = {"model": {"name": "a/b"}, "data": {"train": "t.csv"}, "output": "runs/x"}
 
@@ -163,6 +164,50 @@ def test_terms_say_what_an_objective_reads_and_offers() -> None:
     assert Need.SCALE not in views.needs
     assert recipe.is_cross_modal
     assert not Recipe.from_dict(VIEWS).is_cross_modal
+
+
+def _toy(closed_form: bool, keys: tuple[str, ...]) -> ObjectiveRow:
+    """Return an objective of both towers that multiplies by the model's scale."""
+    return ObjectiveRow(
+        lambda sections, weight: [
+            Term(
+                name="toy",
+                weight=weight,
+                towers=("image", "text"),
+                reads=frozenset({"images", "captions"}),
+                needs=frozenset({Need.SCALE}),
+                closed_form=closed_form,
+            )
+        ],
+        keys,
+    )
+
+
+def test_an_objective_can_use_one_key_of_a_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = {**MINIMAL, "objective": "toy"}
+    monkeypatch.setitem(OBJECTIVES, "toy", _toy(False, ("loss.logit_scale",)))
+    assert Recipe.from_dict({**toy, "loss": {"logit_scale": 50.0}}).loss.logit_scale == 50
+    with pytest.raises(RecipeError, match=r"loss\.label_smoothing"):
+        Recipe.from_dict({**toy, "loss": {"logit_scale": 50.0, "label_smoothing": 0.1}})
+    monkeypatch.setitem(OBJECTIVES, "toy", _toy(False, ()))
+    with pytest.raises(RecipeError, match=r"loss\.logit_scale"):
+        Recipe.from_dict({**toy, "loss": {"logit_scale": 50.0}})
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_an_objective_says_whether_projections_can_start_in_closed_form(
+    monkeypatch: pytest.MonkeyPatch, closed_form: bool
+) -> None:
+    monkeypatch.setitem(OBJECTIVES, "toy", _toy(closed_form, ()))
+    towers = {side: {"name": f"hf:me/{side}", "tune": "frozen"} for side in ("image", "text")}
+    both = {**MINIMAL, "model": towers, "objective": {"captions": 1, "toy": 1}}
+    assert Recipe.from_dict(both).start == ("cca" if closed_form else "random")
+    requested = {**both, "model": {**towers, "start": "cca"}}
+    if closed_form:
+        assert Recipe.from_dict(requested).start == "cca"
+    else:
+        with pytest.raises(RecipeError, match="toy"):
+            Recipe.from_dict(requested)
 
 
 def test_augmentation_of_captions() -> None:

@@ -70,6 +70,21 @@ def linear_of(head: nn.Module) -> nn.Linear:
     return linear
 
 
+def keep_outputs(head: nn.Module, count: int) -> None:
+    """Remove all outputs after the first `count` from a projection that `projection_of_coordinates` built.
+
+    The parameters stay the same objects, so an optimizer without state can still update them.
+    """
+    layers = [linear_of(head)]
+    if isinstance(head, ResidualProjection):
+        last = head.residual[-1]
+        assert isinstance(last, nn.Linear)
+        layers.append(last)
+    for layer in layers:
+        layer.weight.data = layer.weight.data[:count].clone()
+        layer.out_features = count
+
+
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:
     """Build a projection that consists of a LayerNorm and one or two linear layers.
 

@@ -96,8 +96,9 @@ class ModelRecipe(Section):
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: Width | None = None
-    """Dimension of the features that new projections compute. null: 512 with two towers (256 with `start: cca`); no
-    projection with one tower."""
+    """Dimension of the features that new projections compute. null: 512 with two towers (with `start: cca`, the number
+    of coordinates that it chooses, at most 256); no projection with one tower. With `start: cca`, a larger number adds
+    features that stay zero."""
     projection: Literal["linear", "mlp", "residual"] = "linear"
     """New projections. linear: LayerNorm, linear layer (with `start: cca`, without LayerNorm); mlp: LayerNorm, linear
     layer, GELU, linear layer; residual, only with `start: cca`: linear, plus two layers whose output is initially 0.
@@ -196,7 +197,7 @@ class ModelRecipe(Section):
 
     @property
     def space(self) -> int:
-        """Dimension of the features of a model of two towers: `embed_dim`, or its default."""
+        """Dimension of the features of a model of two towers; with `start: cca`, the largest possible one."""
         return self.embed_dim or (256 if self.starts_with_cca else 512)
 
     def has(self, tower: str) -> bool:

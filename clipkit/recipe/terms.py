@@ -63,6 +63,11 @@ class Term:
     """Minimum number of validation samples that the metrics need."""
     not_streamed: tuple[str, ...] = ()
     """Recipe keys that the term uses but that do not work with streamed data."""
+    closed_form: bool = False
+    """True if projections can be computed in closed form before the term trains them (`model.start: cca`). The term
+    must compare `image_features` with `text_features`."""
+    frozen: tuple[Side, ...] = ()
+    """Towers of a whole model that must be frozen, because the term leaves their features unchanged."""
 
     @property
     def is_cross_modal(self) -> bool:
@@ -124,6 +129,7 @@ def _captions(sections: Sections, weight: float) -> list[Term]:
         augmentation=sections.data.augmentation(sections.model),
         safe=sections.data.safe,
         not_streamed=tuple(what for what, need in refused.items() if need in needs),
+        closed_form=True,
     )
     return [term]
 
@@ -196,6 +202,7 @@ def _translations(sections: Sections, weight: float) -> list[Term]:
         metrics=view_metrics("text"),
         fewest_samples=2,
         not_streamed=("translations.teacher",),
+        frozen=("image",),
         teacher=sections.translations.teacher,
     )
     return [term]
@@ -209,7 +216,8 @@ class ObjectiveRow:
     """Function that takes the recipe sections and the weight, and returns the terms. It raises ValueError if the
     sections do not fit the objective."""
     keys: tuple[str, ...] = ()
-    """Recipe keys that only this objective uses. If several rows list a key, only these objectives use the key."""
+    """Recipe keys that only this objective uses. If several rows list a key, only these objectives use the key. A
+    section, e.g. loss, stands for all its keys."""
 
 
 OBJECTIVES = {

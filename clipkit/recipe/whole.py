@@ -1,6 +1,6 @@
 """Class `Recipe`: all sections of a recipe, and checks that involve several sections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -88,7 +88,7 @@ class Recipe(Section):
     @property
     def start(self) -> Literal["random", "cca"]:
         """Initialization of new projections; `model.start: auto` is resolved to random or cca."""
-        fits = set(self.objective) == {"captions"} and self.data.samples is None
+        fits = all(term.closed_form for term in self.terms) and self.data.samples is None
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
     def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
@@ -130,9 +130,10 @@ class Recipe(Section):
         for side in SIDES:
             users = [term for term in self.terms if side in term.towers]
             tune = (model.image if side == "image" else model.text).tune
-            if not users and "translations" in self.objective and model.name is not None and tune != "frozen":
+            keeping = [term.name for term in self.terms if side in term.frozen]
+            if not users and keeping and model.name is not None and tune != "frozen":
                 raise ValueError(
-                    f"objective translations trains only the text tower, but model.{side}.tune is {tune}; set "
+                    f"objective {keeping[0]} does not train the {side} tower, but model.{side}.tune is {tune}; set "
                     f"model.{side}.tune: frozen"
                 )
             if not users and model.name is None and model.has(side):
@@ -152,10 +153,10 @@ class Recipe(Section):
         requested = self.model.start == "cca" or self.model.projection == "residual"
         requested = requested or "auto" in (self.model.image.layers, self.model.text.layers)
         if requested and self.model.starts_with_cca:
-            if set(self.objective) != {"captions"}:
+            if other := [term.name for term in self.terms if not term.closed_form]:
                 raise ValueError(
                     "model.start: cca (also for projection: residual and layers: auto) applies only to objective: "
-                    "captions, not to views; set model.start: random"
+                    f"captions, not to {other[0]}; set model.start: random"
                 )
             if self.data.samples is not None:
                 raise ValueError(
@@ -171,14 +172,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _keys_apply(self) -> Self:
-        used = {key for name in self.objective for key in OBJECTIVES[name].keys}
+        used = [key for name in self.objective for key in OBJECTIVES[name].keys]
         for name, row in OBJECTIVES.items():
-            for key in (key for key in row.keys if key not in used):
-                if given := _changed(self, key):
-                    raise ValueError(
-                        f"{given} applies only to the objective {name}, which this recipe does not have; "
-                        f"remove {given}, or set objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
-                    )
+            changed = (given for key in row.keys for given in _changed(self, key))
+            given = next((given for given in changed if not any(_is_in(given, key) for key in used)), None)
+            if given is not None:
+                raise ValueError(
+                    f"{given} applies only to the objective {name}, which this recipe does not have; "
+                    f"remove {given}, or set objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -192,7 +194,7 @@ class Recipe(Section):
             "a stream (data.samples)": (self.data.samples is not None, "remove data.samples"),
             "data.views": (self.data.views is not None, "remove data.views"),
             "augmented images": (bool(self.data.augmentation(self.model)), "set data.augment: none"),
-            "several objectives": (set(self.objective) != {"captions"}, "set objective: captions"),
+            "several objectives": (len(self.objective) > 1, "set objective: captions"),
             "a loss with a teacher": (Need.TEACHER in self.needs, "set another loss"),
         }
         for given, (is_set, advice) in conflicts.items():
@@ -304,8 +306,13 @@ def _without_credentials(value: Any) -> Any:
     return without_credentials(value) if isinstance(value, str) else value
 
 
-def _changed(section: Section, key: str) -> str:
-    """Return the first key at or below `key` whose value differs from its default, or "" if there is none.
+def _is_in(key: str, section: str) -> bool:
+    """Return True if a key is `section` itself or a key below it."""
+    return key == section or key.startswith(f"{section}.")
+
+
+def _changed(section: Section, key: str) -> Iterator[str]:
+    """Yield the keys at or below `key` whose values differ from their defaults.
 
     Args:
         section: section that contains the key.
@@ -315,8 +322,8 @@ def _changed(section: Section, key: str) -> str:
     value, default = getattr(section, name), type(section).model_fields[name].default
     if not rest and not isinstance(default, Section):
         # augment: crop counts as a default, because earlier versions wrote it into the recipe of every run.
-        return "" if value == default or (name == "augment" and value == "crop") else name
+        if value != default and not (name == "augment" and value == "crop"):
+            yield name
+        return
     for sub in [rest] if rest else type(value).model_fields:
-        if changed := _changed(value, sub):
-            return f"{name}.{changed}"
-    return ""
+        yield from (f"{name}.{changed}" for changed in _changed(value, sub))

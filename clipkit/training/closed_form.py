@@ -14,7 +14,7 @@ from clipkit.metrics.canonical_correlation import CanonicalCorrelation, PairSums
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.encode import encode_images, encode_strings, trunk_features
 from clipkit.models.layers import Layered, columns, set_coordinates
-from clipkit.models.projections import linear_of
+from clipkit.models.projections import keep_outputs, linear_of
 from clipkit.processes import Processes
 from clipkit.recipe.layers import shortened
 from clipkit.training.folder.checkpoint import checkpoint_of, read_tensors
@@ -70,6 +70,8 @@ def closed_form_start(
         for side, tower in model.sides.items():
             names = (f"{side}.trunk.coordinates.{name}" for name in ("mean", "matrix"))
             _set_coordinates(tower, facts["chosen"][f"{side}_layers"], *(saved[name] for name in names))
+            linear = next(name for name, module in tower.named_modules() if module is linear_of(tower.head))
+            keep_outputs(tower.head, len(saved[f"{side}.{linear}.weight"]))
     inputs.stores.update(coordinates_of(model, inputs.stores, of_all))
     return facts
 
@@ -168,6 +170,9 @@ def _fit(
         result = [(chosen, solution, [choice.row for choice in comparison.choices])]
     chosen, solution, compared = processes.gather_objects(result)[0][0]
     _set_projections(model, chosen, solution)
+    if plan.recipe.model.embed_dim is None:  # later outputs are 0 in both towers, so training could not change them
+        for tower in (model.image, model.text):
+            keep_outputs(tower.head, chosen.width)
     if plan.learned.average is not None:
         plan.learned.average.load(dict(model.named_parameters()))
     facts = {"method": "cca", "chosen": chosen.row, "compared": compared, "held_out_images": len(held_out)}

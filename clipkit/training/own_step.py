@@ -115,7 +115,18 @@ class Step:
         """
         with self.processes.failing_together():
             batch = self._batch(images, captions, image_ids, caption_ids)
-        loss = self._gradients(batch, self.steps)
+        # Gradients from before must not take part in the sum over processes, nor be lost after a lack of memory.
+        before = [(parameter, parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
+        for parameter, _ in before:
+            parameter.grad = None
+        try:
+            loss = self._gradients(batch, self.steps)
+        except BaseException:
+            for parameter, grad in before:
+                parameter.grad = grad
+            raise
+        for parameter, grad in before:
+            parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
         self.steps += 1
         return loss
 

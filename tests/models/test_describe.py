@@ -7,12 +7,13 @@ import pytest
 
 import clipkit
 from clipkit.models.describe import describe, loadable
+from clipkit.models.families import FAMILIES
 from tests.models.families import build
 
 
 def test_loadable_lists_every_architecture_of_open_clip() -> None:
     found = loadable()
-    assert len(found["transformers"]) == 8
+    assert found["transformers"] == [family.class_name for family in FAMILIES.values()]
     names = found["open_clip"]
     assert len(names) == len(set(names)) == len(open_clip.list_models()) + len(open_clip.list_pretrained())
     assert "open_clip:ViT-B-32" in names

@@ -10,7 +10,8 @@ from PIL import Image
 import clipkit
 
 
-def main(folder: str, data: str, out: str, micro_batch_size: int) -> None:
+def main(folder: str, data: str, out: str, micro_batch_size: int, accumulate: bool = False) -> None:
+    """Train for two batches, with an update after each, or with one update by the sum of their gradients."""
     accelerator = Accelerator(cpu=True)
     model = clipkit.load(folder, device=accelerator.device, dtype=torch.float64)
     pairs = [line.split(",", 1) for line in Path(data).read_text().splitlines()[1:]]
@@ -25,6 +26,8 @@ def main(folder: str, data: str, out: str, micro_batch_size: int) -> None:
         inputs = [model.image.preprocess(Image.open(image).convert("RGB"))["pixel_values"] for image in images[rows]]
         pixels = {"pixel_values": torch.stack(inputs).double()}
         losses.append(step(pixels, captions[rows], image_ids=[row // 2 for row in range(rows.start, rows.stop)]))
+        if accumulate and start == 0:
+            continue
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -32,4 +35,4 @@ def main(folder: str, data: str, out: str, micro_batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], micro_batch_size=int(sys.argv[4]))
+    main(*sys.argv[1:4], micro_batch_size=int(sys.argv[4]), accumulate="accumulate" in sys.argv)

@@ -99,10 +99,12 @@ def test_projections_start_with_the_chosen_coordinates(shapes: Path, tmp_path: P
     torch.testing.assert_close(model.image.head(coordinates), expected)
 
 
-def test_resumed_run_has_the_same_bits(shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    whole = recipe_of(shapes, tmp_path / "whole")
+@pytest.mark.parametrize("embed_dim", [16, None])
+def test_resumed_run_has_the_same_bits(shapes: Path, tmp_path: Path, monkeypatch: Any, embed_dim: int | None) -> None:
+    changes = {"model.embed_dim": embed_dim, "train.ema": None if embed_dim else 0.9}
+    whole = recipe_of(shapes, tmp_path / "whole", **changes)
     clipkit.train(whole)
-    halted = recipe_of(shapes, tmp_path / "halted")
+    halted = recipe_of(shapes, tmp_path / "halted", **changes)
     with monkeypatch.context() as patched:
         step = step_module.Step.__call__
 
@@ -120,6 +122,26 @@ def test_resumed_run_has_the_same_bits(shapes: Path, tmp_path: Path, monkeypatch
     assert one == other
     settings = [json.loads((tmp_path / name / "results.json").read_text())["settings"] for name in ("whole", "halted")]
     assert settings[0]["closed_form"] == settings[1]["closed_form"]
+
+
+@pytest.mark.parametrize("projection", ["linear", "residual"])
+def test_features_have_only_the_chosen_coordinates(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, projection: str
+) -> None:
+    """A dimension that is zero in both towers gets no gradient, so the model does not have it."""
+    monkeypatch.setattr(layer_choice, "_WIDTHS", (4, 6))
+    changes = {"model.embed_dim": None, "model.projection": projection, "train.ema": 0.5}
+    result = clipkit.train(recipe_of(shapes, tmp_path / "run", **changes))
+    width = result["settings"]["closed_form"]["chosen"]["width"]
+    assert width in (4, 6)
+    model = clipkit.load(tmp_path / "run")
+    pairs = make_plan(recipe_of(shapes, tmp_path / "run")).data.train.pairs
+    features = [model.encode_image(pairs.images), model.encode_text(pairs.captions)]
+    assert [side.shape[1] for side in features] == [width, width]
+    assert all((side.abs().amax(dim=0) > 1e-4).all() for side in features)
+    longer = recipe_of(shapes, tmp_path / "run", **changes, **{"train.epochs": 4})
+    clipkit.train(longer, resume=True)
+    assert clipkit.load(tmp_path / "run").encode_text(["a red circle"]).shape == (1, width)
 
 
 @pytest.mark.slow

@@ -55,8 +55,7 @@ class Average:
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Restore a saved average."""
-        for name, value in self.values.items():
-            value.copy_(values[name])
+        self.values = {name: values[name].detach().to(old, copy=True) for name, old in self.values.items()}
 
     def _swap(self) -> None:
         for name, parameter in self._trainable.items():
