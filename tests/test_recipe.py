@@ -112,7 +112,7 @@ def test_a_recipe_with_views_reads_back_the_same() -> None:
         ({"views": None, "objective": "captions"}, ("captions", "text tower", "model.text.name")),
         ({"model": {"name": "a/b"}, "objective": "captions"}, ("views", "{captions: 1, views: 1}")),
         ({"views.image.policies": ["simcl", "simclr"]}, ("did you mean simclr?",)),
-        ({"views.image.policies": ["slip"]}, ("views.image.policies", "at least 2 items")),
+        ({"views.image.policies": ["slip"]}, ("views.image.policies", "2 or more")),
         ({"views.image.policies": [[{"name": "rotate", "degrees": 400}], "slip"]}, ("degrees is 400",)),
         ({"views.image.policies": [[{"name": "crop", "scale": [0.5, 0.2]}], "slip"]}, ("scale", "[0.5, 0.2]")),
         ({"views.image.policies": [["kropp"], "slip"]}, ("'kropp'",)),

@@ -1,6 +1,7 @@
 """Bad values of recipes: every numeric key with every bad value, and YAML that is deep, doubled or endless."""
 
 import copy
+import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -189,6 +190,7 @@ def test_every_number_refuses_bad_values_in_one_line(name: str) -> None:
             assert "\n" not in line, line
             assert len(line) < 1000, line
             assert "\0" not in line, line
+            assert "; " in line, line  # advice
             last = next(part for part in reversed(path) if isinstance(part, str))
             assert last in line, (key, line)
             assert not allowed, (key, line)
@@ -220,8 +222,32 @@ def test_values_outside_of_their_range_are_refused_in_one_line(key: str, value: 
     with pytest.raises(RecipeError) as caught:
         recipe.override({key: value})
     assert key.rpartition(".")[2] in str(caught.value)
+    assert "; " in str(caught.value)  # advice
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("train.epochs", -1, ("-1", "at least 1")),
+        ("train.precision", "fp8", ("fp8", "auto, fp32, bf16 or fp16")),
+        ("optim.betas", [0.9], ("1 value",)),
+        ("optim.lr", float("inf"), ("inf", "finite")),
+        ("data.augment", [{"name": "rotate", "degrees": -5}], ("degrees", "-5", "greater than 0")),
+        ("data.augment", [{"name": "rotat"}], ("rotat", "crop, flip, rotate")),
+        ("data.augment", ["crop", {"name": "rotate", "degres": 5}], ("1.rotate.degres", "remove")),
+    ],
+)
+def test_messages_give_the_value_and_the_values_that_are_possible(key: str, value: Any, parts: tuple[str, ...]) -> None:
+    recipe = Recipe.from_dict({"model": {"name": "a"}, "data": {"train": "t"}, "output": "o"})
+    with pytest.raises(RecipeError) as caught:
+        recipe.override({key: value})
+    assert all(part in str(caught.value) for part in (key, *parts)), caught.value
+    if key == "data.augment":
+        with pytest.raises(RecipeError) as caught:
+            parse_policy(json.dumps(value))
+        assert all(part in str(caught.value) for part in parts), caught.value
 
 
 @pytest.mark.parametrize(

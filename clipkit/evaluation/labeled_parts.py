@@ -1,6 +1,6 @@
 """Training, validation and test parts of labeled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +48,16 @@ def read_single_label(data: object) -> LabeledImages:
         DataError: the data cannot be read, or an image has several classes.
     """
     labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
-    if labeled.several:
-        other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
-        first = f", e.g. {labeled.images[other[0]]}" if len(other) else ""
+    if not labeled.several:
+        return labeled
+    other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
+    if len(other):
         raise DataError(
-            f"{labeled.name}: {len(other)} of {len(labeled.images)} images have no class or several "
-            f"classes{first}; correct or remove these rows, because a linear probe needs exactly one class per image"
+            f"{labeled.name}: {len(other)} of {len(labeled.images)} images have no class or several classes, e.g. "
+            f"{labeled.images[other[0]]}; correct or remove these rows, because a linear probe needs exactly one class "
+            "per image"
         )
-    return labeled
+    return replace(labeled, labels=labeled.labels.argmax(axis=1))
 
 
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
@@ -75,8 +77,8 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
         if len(contents) < 2:
             raise DataError(
                 f"class {name!r} has too few different images ({len(contents)}) to hold one out; give at "
-                "least three different images per class (for training, validation and test), or give test images with "
-                "--test"
+                "least three different images per class (for training, validation and test), or two if you give test "
+                "images with --test"
             )
         order = np.random.default_rng(seed).permutation(len(contents))
         out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}

@@ -69,10 +69,12 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
         positions = encoder.positions(native.config)
         tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions, fixed=not may_be_cut)
     if tokenizer.vocab_size > native.config.vocab_size:
+        which, advice = f"model.text.tokenizer {recipe.tokenizer}:", "remove model.text.tokenizer"
+        if recipe.tokenizer is None:
+            which, advice = f"model.text.name {name}: the tokenizer of this folder", "set model.text.tokenizer"
         raise ModelError(
-            f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, but the text tower has "
-            f"embeddings for only {native.config.vocab_size}; remove model.text.tokenizer, or set "
-            "model.text.pretrained: false"
+            f"{which} has {tokenizer.vocab_size} tokens, but the text tower has embeddings for only "
+            f"{native.config.vocab_size}; {advice}, or set model.text.pretrained: false"
         )
     pooling = recipe.pooling
     if pooling == "auto":

@@ -172,7 +172,7 @@ def _check_metric(name: str) -> str:
     if name not in _METRICS:
         near = difflib.get_close_matches(name, _METRICS, 1, 0.5)
         advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_METRICS)}"
-        raise ValueError(f"{name!r} is not a metric; {advice}")
+        raise ValueError(f"{name[:200]!r} is not a metric; {advice}")
     return name
 
 

@@ -24,6 +24,7 @@ from pydantic import (
 from clipkit.closest import closest
 from clipkit.errors import RecipeError
 from clipkit.parsing import parse_yaml
+from clipkit.recipe.problems import key_of, value_and_advice
 from clipkit.recipe.section import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -196,7 +197,11 @@ def parse_policy(text: str) -> tuple[Step, ...]:
         return steps_of(TypeAdapter(Policy).validate_python(parse_yaml(text)))
     except ValidationError as error:
         problem = error.errors()[0]
-        raise RecipeError(f"--policy {text}: {problem['msg'].removeprefix('Value error, ')}") from None
+        if problem["type"] == "value_error":
+            reason = problem["msg"].removeprefix("Value error, ")
+        else:
+            reason = f"{key_of(problem)} {value_and_advice(problem)}".strip()
+        raise RecipeError(f"--policy {text}: {reason}") from None
     except ValueError as error:
         raise RecipeError(f"--policy {text!r} is not valid YAML ({error}); give a name or a list of steps") from None
 

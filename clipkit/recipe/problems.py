@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from clipkit.recipe.loss import LossTerm
 
@@ -39,17 +40,65 @@ _ELSEWHERE = {
 }
 
 
+# Advice by the type of a pydantic error. {name} is replaced by the entry `name` of the error's context.
+_ADVICE = {
+    "greater_than": "give a number greater than {gt:g}",
+    "greater_than_equal": "give a number of at least {ge:g}",
+    "less_than": "give a number less than {lt:g}",
+    "less_than_equal": "give a number of at most {le:g}",
+    "finite_number": "give a finite number",
+    "too_short": "give {min_length} or more values",
+    "too_long": "give {max_length} or fewer values",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+    "int_type": "give an integer",
+    "int_parsing": "give an integer",
+    "int_parsing_size": "give an integer with fewer digits",
+    "int_from_float": "give an integer",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "string_type": "give a text",
+    "list_type": "give a list",
+    "tuple_type": "give a list",
+    "dict_type": "give keys with values",
+    "model_type": "give keys with values",
+    "model_attributes_type": "give keys with values",
+    "literal_error": "use {expected}",
+    "extra_forbidden": "remove this key",
+    "union_tag_invalid": "set {discriminator} to one of {expected_tags}",
+    "union_tag_not_found": "add the key {discriminator}",
+}
+
+
+def key_of(problem: ErrorDetails) -> str:
+    """Return the recipe key of a pydantic error, e.g. data.augment.0.degrees."""
+    # `one` and `several` are tags of unions, not parts of the key.
+    return ".".join(shortened(str(part)) for part in problem["loc"] if part not in ("one", "several"))
+
+
+def value_and_advice(problem: ErrorDetails) -> str:
+    """Return the value that a pydantic error refuses, with advice, e.g. "is -5; give a number greater than 0"."""
+    advice = _ADVICE.get(problem["type"])
+    context = {
+        name: value.replace("'", "") if isinstance(value, str) else value
+        for name, value in problem.get("ctx", {}).items()
+    }
+    text = problem["msg"][0].lower() + problem["msg"][1:] if advice is None else advice.format(**context)
+    return f"is {_shown(problem['input'])}; {text}"
+
+
 def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
     """Return a one-line message about the first problem of an invalid recipe, with the key and advice."""
     # Unknown keys are reported first: often a required key is only missing because it is misspelled.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    # `one` and `several` are tags of unions, not parts of the key.
-    key = ".".join(shortened(str(part)) for part in problem["loc"] if part not in ("one", "several"))
+    key = key_of(problem)
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(recipe)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            if not siblings and any(isinstance(part, int) for part in problem["loc"]):
+                return f"{key} is not a valid key; remove this key"
             if key.startswith("loss.name."):
                 siblings = [f"{key.rpartition('.')[0]}.{field}" for field in LossTerm.model_fields]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
@@ -63,6 +112,9 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not a valid key; {advice}"
+        case "missing" if isinstance(problem["loc"][-1], int):
+            listed, _, index = key.rpartition(".")
+            return f"{listed} has only {index} value{'s' * (index != '1')}; add another value"
         case "missing":
             return f"{key} is missing; add this key, which is always needed"
         case "value_error":
@@ -73,7 +125,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
         case "value_of_key":
             return shortened(f"{key}.{problem['msg']}".lstrip("."))
         case _:
-            return f"{key} is {_shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            return f"{key} {value_and_advice(problem)}"
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def line_chart(
     """
     with _drawing(x_label, y_label) as drawing:
         axes = drawing.axes
-        for (name, (x, y)), color in zip(series.items(), _LINES, strict=False):
+        for (name, (x, y)), color in zip(series.items(), cycle(CATEGORIES), strict=False):
             axes.plot(x, y, label=name, color=color, linewidth=1.6, marker="o" if len(x) < 40 else None, markersize=3)
         if reference is not None and math.isfinite(reference[1]):
             axes.axhline(reference[1], color=_TEXT, linewidth=1, linestyle=":", label=reference[0])

@@ -253,7 +253,7 @@ class Index:
         if precision is not None and not 0 < precision < 1:
             raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
         if precision is not None and (words is None or not self.calibrations):
-            why = "works only for queries of a single text" if words is None else "needs an index with more captions"
+            why = "works only for a query of a single text" if words is None else "needs more captions in the index"
             raise UserError(f"precision {precision} {why}; leave out precision")
         return None if where is None else rows_where(self.rows, where)
 

@@ -389,3 +389,10 @@ def test_confident_mistakes_of_retrieval_have_the_largest_margins(tiny_clip: Pat
     scores = images @ model.encode_text("a cross")[0]
     assert [one["image"] for one in chosen["answers"]] == [queries["images"][row] for row in scores.topk(3).indices]
     assert clipkit.evaluate.retrieval(model, data)["metrics"] == result["metrics"]
+
+
+def test_line_chart_draws_every_series() -> None:
+    names = [f"series {number}" for number in range(12)]
+    chart = line_chart({name: ([1, 2], [3.0, 1.5]) for name in names}, "step", "loss")
+    legend = chart.split("</title>")[-1]
+    assert all(f">{name}<" in legend for name in names)

@@ -45,10 +45,11 @@ class BadSamples:
             DataError: too many images are bad.
         """
         if len(bad) > self.max_bad:
+            first = min(bad)
             raise DataError(
-                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or "
-                f"unreadable (reason for the first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix the "
-                "images, drop their rows (clipkit data check --fix), or raise data.max_bad"
+                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or unreadable (the "
+                f"first is {self.feed.image_name(first)}: {bad[first]}), but data.max_bad allows {self.max_bad}; fix "
+                "the images, drop their rows (clipkit data check --fix), or raise data.max_bad"
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:

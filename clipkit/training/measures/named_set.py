@@ -37,8 +37,14 @@ class NamedSet:
         self._value: Callable[[], float]
         try:
             labeled = read_labeled(source)
-        except DataError:
-            pairs = read_pairs(source)
+        except DataError as no_labels:
+            try:
+                pairs = read_pairs(source)
+            except DataError as no_captions:
+                raise DataError(
+                    f"eval.retention {source}: cannot be read as labeled images ({no_labels}), nor as images with "
+                    f"captions ({no_captions}); correct the data, or remove it from eval.retention"
+                ) from None
             self.metric, self._value = "retention_mean_recall", self._mean_recall
         else:
             pairs, self.metric, self._value = self._prompts(labeled), "retention_acc1", self._accuracy

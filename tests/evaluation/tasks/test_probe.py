@@ -102,6 +102,13 @@ def test_equal_files_are_never_separated(model: clipkit.DualEncoder, colored: Pa
         assert measured.count(str(image)) in (0, 2)
 
 
+def test_probe_of_a_mask_with_one_class_per_image_is_that_of_labels(model: clipkit.DualEncoder, colored: Path) -> None:
+    labelled = clipkit.data.read_labeled(str(colored / "train.csv"))
+    mask = LabeledImages(labelled.name, labelled.images, np.eye(4, dtype=bool)[labelled.labels], labelled.classes)
+    expected, found = (evaluate.probe(model, data) for data in (labelled, mask))
+    assert found["metrics"] == expected["metrics"]
+
+
 def test_probe_refuses_unsuitable_data(model: clipkit.DualEncoder, colored: Path, shapes: Path) -> None:
     several = LabeledImages("s", [colored / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
     with pytest.raises(DataError, match="1 of 1 images.*red0.png"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clipkit
-from clipkit.errors import RecipeError
+from clipkit.errors import DataError, RecipeError
 from clipkit.recipe import Recipe
 from clipkit.training.interpolation import ALPHAS, alphas_of, best_row, interpolated, start_of
 from clipkit.training.measures import retention
@@ -55,6 +55,14 @@ def test_retention_on_a_named_set(
     assert result["settings"]["retention"]["chosen"] == pytest.approx(chosen["metrics"][figure]["value"], abs=1e-9)
     best = result["settings"]["best"]["step"]
     assert next(row[metric] for row in rows if row["step"] == best) == result["settings"]["retention"]["chosen"]
+
+
+def test_a_named_set_without_valid_labels_and_captions_gives_both_reasons(recipe: Build, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\na.png,\n")
+    with pytest.raises(DataError) as caught:
+        clipkit.train(recipe({"eval.retention": str(table)}))
+    assert all(part in str(caught.value) for part in ("eval.retention", "label", "caption"))
 
 
 def test_a_resumed_run_keeps_the_start_of_its_retention(recipe: Build, tmp_path: Path) -> None:
