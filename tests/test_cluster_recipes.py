@@ -16,7 +16,7 @@ from clipkit.recipe import Recipe
 from tests.forked import ENVIRONMENT, free_port
 from tests.training.test_machines import STEPS, assert_same_losses
 
-FOLDER = Path(__file__).parents[1] / "recipes" / "cluster"
+FOLDER = Path(__file__).parents[1] / "docs" / "cluster"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 

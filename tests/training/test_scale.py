@@ -53,20 +53,22 @@ def test_bias_is_fixed_for_the_sigmoid_loss(recipe: Build, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"loss.logit_scale": "fix"}, "loss.logit_scale is 'fix'"),
-        ({"loss.logit_scale": -1}, "loss.logit_scale is -1"),
-        ({"loss.logit_scale": 100, "loss.name": "triplet"}, "loss.logit_scale does not apply to triplet"),
-        ({"loss.logit_bias": 0}, "loss.logit_bias does not apply to infonce"),
+        ({"loss.logit_scale": "fix"}, ("loss.logit_scale", "'fix'")),
+        ({"loss.logit_scale": -1}, ("loss.logit_scale", "-1")),
+        ({"loss.logit_scale": 100, "loss.name": "triplet"}, ("loss.logit_scale", "triplet")),
+        ({"loss.logit_bias": 0}, ("loss.logit_bias", "infonce")),
         (
             {"objective": "views", "views": {"image": {"loss": {"name": "ntxent", "logit_scale": 10}}}},
-            "views.image.loss.logit_scale",
+            ("views.image.loss.logit_scale",),
         ),
     ],
 )
-def test_values_that_do_not_apply_are_refused(recipe: Build, changes: dict[str, object], shown: str) -> None:
+def test_values_that_do_not_apply_are_refused(
+    recipe: Build, changes: dict[str, object], shown: tuple[str, ...]
+) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(changes)
-    assert shown in str(caught.value)
+    assert all(part in str(caught.value) for part in shown)
 
 
 def test_run_with_nothing_to_train_is_refused(recipe: Build) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on machines that are reached by ssh: one torchrun per machine, one process per GPU.
 #
-#   recipes/cluster/ssh.sh "node1 node2" RECIPE.yaml [key.sub=value …]
+#   docs/cluster/ssh.sh "node1 node2" RECIPE.yaml [key.sub=value …]
 #
 # The first machine coordinates. The same environment, recipe and data must be at the same paths on all machines, and
 # the output folder on a file system that they share. Ctrl-C stops all of them after a checkpoint; running the same

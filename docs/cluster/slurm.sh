@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on several machines under Slurm: one torchrun per machine, one process per GPU.
 #
-#   sbatch recipes/cluster/slurm.sh RECIPE.yaml [key.sub=value …]
+#   sbatch docs/cluster/slurm.sh RECIPE.yaml [key.sub=value …]
 #
 # Submitting it again continues the run: --resume starts a new run if there is none. Slurm sends SIGUSR1 ninety seconds
 # before the time limit; the run then saves a checkpoint and ends. The output folder and the data must be on a file
