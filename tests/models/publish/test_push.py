@@ -184,7 +184,7 @@ def test_push_keeps_edited_card_and_other_files(hub: Hub, client: Client, run: P
     folder = hub.repositories["me/existing"].revisions["main"]
     (folder / "pytorch_model.bin").write_bytes(b"older weights")
     again = client.ask("me/existing", run / "model")
-    assert any("also contains pytorch_model.bin" in note for note in again["notes"])
+    assert any("pytorch_model.bin" in note for note in again["notes"])
     assert (folder / "pytorch_model.bin").read_bytes() == b"older weights"
     card = folder / "README.md"
     card.write_text(card.read_text().replace("A dual encoder", "My dual encoder"))
