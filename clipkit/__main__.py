@@ -1,4 +1,4 @@
-"""Entry point of `python -m clipkit …`, which torchrun and accelerate launch use to start the command line."""
+"""Entry point of `python -m clipkit …`, with which torchrun and accelerate start the command line."""
 
 from clipkit.cli import main
 

@@ -1,7 +1,7 @@
 """Table of the losses that a recipe can use, with one row per loss. This module does not import torch.
 
-A row with the name `NAME` describes the function `clipkit.losses.NAME`. Recipes are validated with the rows, and
-training uses the rows to call the losses. `clipkit train --help` and docs/losses.md are written from the rows.
+A row with the name `NAME` describes the function `clipkit.losses.NAME`. The rows serve to validate recipes, to call
+the losses in training, and to write `clipkit train --help` and docs/losses.md.
 
 After changing a row, update docs/losses.md:
 
@@ -24,7 +24,7 @@ class Need(Enum):
     BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
     NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
     TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
-    ANOTHER_LOSS = "another loss in the list loss.name", ()
+    ANOTHER_LOSS = "a second loss, e.g. loss.name: [infonce, …]", ()
 
     def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
         self.words = words
@@ -52,15 +52,14 @@ class LossRow:
         name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence about what the loss does.
         formula: formula of the loss in one line. The docstring of the function has the exact equation.
-        level: text for the help pages: the value of the loss when all similarities are equal, e.g. "ln G".
+        level: value of the loss when all similarities are equal, as text for the help pages, e.g. "ln G".
         source: paper that introduced the loss.
         use_when: situation in which to choose this loss.
         positives: image-caption combinations that the loss pulls together.
         memory: order of magnitude of the memory, in addition to the features.
         needs: inputs in addition to the features; every batch has IDs and a scale.
         options: keys of the recipe's loss section that this loss uses.
-        chance: function that computes the value of the loss when all similarities are equal; None if this value is not
-            a fixed number.
+        chance: function that computes `level` as a number; None if this value is not a fixed number.
     """
 
     name: str

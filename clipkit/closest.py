@@ -9,12 +9,7 @@ _LISTED = 20
 def closest(name: str, names: Iterable[str], count: int = 1) -> str:
     """Return advice for an unknown name: the most similar names, or a list of all names if none is similar.
 
-    Names that start with the given name count as the most similar.
-
-    Args:
-        name: the unknown name.
-        names: the names that exist.
-        count: largest number of names to suggest.
+    At most `count` similar names are suggested. Names that start with the unknown name count as the most similar.
 
     Example:
         >>> closest("infonse", ["infonce", "sigmoid"])

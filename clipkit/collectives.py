@@ -22,9 +22,9 @@ _MOST_SECONDS = 1.0
 
 @contextmanager
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
-    """Context for a collective operation, which raises a one-line error if another process has ended.
+    """Context that raises a one-line error if another process ends during a collective operation.
 
-    The operation must use the tensors that the context returns. These tensors share memory with the given tensors.
+    The operation must use the tensors that the context returns, which share memory with the given tensors.
 
     Raises:
         TrainingError: another process has ended or does not respond.
@@ -53,7 +53,7 @@ _UNSHARED = _references([object()])[0]
 
 
 def _forget_dropped() -> None:
-    """Remove the tensors that gloo no longer uses from `_lent`."""
+    """Remove the tensors that gloo no longer uses from the list `_lent`, which keeps tensors alive for gloo."""
     # A tensor that gloo uses has an additional reference.
     counts = _references(_lent)
     _lent[:] = [
@@ -75,7 +75,7 @@ os.register_at_fork(before=_wait_for_threads)
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
-    """Append rows of zeros, so that the result has `height` rows."""
+    """Append rows of zeros up to `height` rows."""
     return (
         rows.contiguous()
         if len(rows) == height
@@ -86,8 +86,7 @@ def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
 class GatherRows(torch.autograd.Function):
     """Differentiable all_gather of rows. The number of rows may differ between processes.
 
-    The backward pass sums the gradients of all processes, and returns the gradients of this process's rows
-    (reduce_scatter).
+    The backward pass sums the gradients over all processes, and returns those of this process's rows (reduce_scatter).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Errors with messages for users. Each message says in one line what was given, what is wrong and what to do."""
+"""Errors with messages for users: in one line, what was given, what is wrong and what to do."""
 
 import re
 
@@ -32,7 +32,7 @@ def without_credentials(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of another library's error as a single line, or the error's type if it has no message."""
+    """Return another library's error message as one line, or the type of the error if there is no message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -81,11 +81,11 @@ class TrainingError(Exception):
 
 
 class BatchError(TrainingError):
-    """Error for a batch for which the loss is undefined. All processes raise it, because all see the whole batch."""
+    """Error for a batch for which the loss is undefined. All processes raise this error."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Exception that stops a run after a stop signal. `code` is the exit code: 130 after Ctrl+C, otherwise 143."""
+    """Exception that stops a run after a stop signal; `code` is the exit code: 130 after Ctrl+C, otherwise 143."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -111,7 +111,7 @@ def _without_line_breaks(message: str) -> str:
 
 
 def lost_process(error: BaseException) -> TrainingError:
-    """Return the error to raise if a collective operation fails because another process has ended."""
+    """Return the error for a collective operation that failed because another process has ended."""
     lost = TrainingError(
         f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
         "start all processes again, and add --resume for a training run"

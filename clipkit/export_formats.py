@@ -1,8 +1,8 @@
 """Tables of the export formats of models and indexes, without heavy imports.
 
 To add a format of models, write a class that implements `Format` in a new file of `clipkit/models/export`, and add a
-row here. To add a format of indexes, write a function in `clipkit/search/export.py`, add a row to the table in that
-file, and add a row here.
+row here. To add a format of indexes, write a function in `clipkit/search/export.py`, and add a row to the table there
+and a row here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,11 +38,7 @@ FORMATS = {
 
 
 def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
-    """Return the row of an export format of models, after checking its name and options.
-
-    Args:
-        name: name of the format.
-        options: names of the options to use with it.
+    """Return the row of an export format of models, after checking the names of the format and the options.
 
     Raises:
         ModelError: the format does not exist, or does not have one of the options.
@@ -92,7 +88,7 @@ INDEX_FORMATS = {
 
 
 def index_format(name: str) -> IndexFormat:
-    """Return the row of an export format of indexes, after checking that the library of the format is installed.
+    """Return the row of an export format of indexes, after checking that its library is installed.
 
     Raises:
         UserError: the format does not exist, or its library is not installed.

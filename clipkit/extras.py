@@ -1,4 +1,4 @@
-"""Optional libraries, which `pip install clipkit-torch` installs only with an extra."""
+"""Optional libraries, which are installed only with an extra, e.g. `pip install clipkit-torch[NAME]`."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ def check_extra(extra: str, modules: list[str], error: type[UserError] = UserErr
 
     Args:
         extra: name of the extra in pyproject.toml.
-        modules: the libraries, by the names under which they are imported.
+        modules: import names of the libraries.
         error: type of the error to raise.
 
     Raises:

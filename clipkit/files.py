@@ -66,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_whole(file: Path, content: str | bytes) -> None:
     """Replace a file atomically: readers see either the complete old content or the complete new content.
 
-    Characters that UTF-8 cannot represent, e.g. half of a surrogate pair in a caption, are written as escapes.
+    Characters that UTF-8 cannot represent, e.g. half of a surrogate pair, are written as escapes.
     """
     with replacing(file) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
@@ -74,7 +74,10 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextmanager
 def as_os_errors(path: Path = Path()) -> Iterator[Path]:
-    """Context that converts system errors of Rust libraries (safetensors, tokenizers) to OSError; it gives `path`."""
+    """Context that converts system errors of Rust libraries (safetensors, tokenizers) to OSError.
+
+    The value of the context is `path`.
+    """
     try:
         yield path
     except Exception as error:
@@ -86,10 +89,7 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
 
 @contextmanager
 def sharing_files(folder: Path) -> Iterator[None]:
-    """Context that gives the files written in a folder the default permissions of new files, e.g. 0o644.
-
-    Files that already exist and are not replaced keep their permissions.
-    """
+    """Context that gives files created or replaced in a folder the default permissions, e.g. 0o644."""
     # Some libraries, e.g. safetensors 0.8, write files that only the owner can read.
     before = {file.stat().st_ino for file in folder.rglob("*") if is_file(file)}
     yield

@@ -21,7 +21,7 @@ class Finding:
         severity: "error" if training fails or metrics are wrong, "warning" if the result gets worse, or "note".
         message: description of the problem, with numbers.
         advice: action that solves the problem.
-        step: training step at which the problem was detected; None: the problem does not belong to a step.
+        step: training step at which the problem was detected; None: not at a particular step.
         count: number of affected images or captions; None: not counted.
         share: `count` divided by the number of all images or captions, in [0, 1].
         examples: up to ten affected images or captions.
@@ -55,8 +55,8 @@ class Rule(Generic[T]):
     """Rule that checks an object, e.g. a run, and can report a finding.
 
     Args:
-        name: name of the finding that the rule reports.
-        find: function that examines the object and returns a finding, or None if there is no problem.
+        name: name of the finding.
+        find: function that returns a finding about the object, or None if there is no problem.
         summary: condition under which the rule reports a finding, as listed in docs/guards.md.
     """
 
@@ -94,7 +94,7 @@ def finding_about(
         what: plural noun for the affected rows, e.g. "missing images".
         advice: action that solves the problem.
         describe: function that returns a text for a position, e.g. the path of the image.
-        severity: severity of the finding; None: a warning if 1 % or more of the rows are affected, otherwise a note.
+        severity: severity of the finding; None: a warning if at least 1 % of the rows are affected, otherwise a note.
 
     Example:
         >>> finding_about([3], 8, name="empty", what="empty captions", advice="drop them", describe=str).message

@@ -1,7 +1,6 @@
 """Opening of image files with Pillow, limited to allowed formats and to a maximum number of pixels.
 
-Pillow also supports formats that start programs (EPS starts Ghostscript) or that contain a file of any other format
-(IPTC). These formats are not allowed.
+Formats that start programs (EPS starts Ghostscript) or contain a file of any other format (IPTC) are not allowed.
 """
 
 import io
@@ -75,7 +74,7 @@ def open_by_pillow(file: BinaryIO) -> Image.Image:
 
     Raises:
         RefusedImageError: the image has too many pixels, or one side is more than 200 times as long as the other.
-        UnidentifiedImageError: Pillow does not recognize the format, or the format is not allowed.
+        UnidentifiedImageError: the format is unknown or not allowed.
         Exception: the file is damaged.
     """
     file.seek(0, io.SEEK_END)
@@ -151,7 +150,7 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
 
 
 def _check_icon(file: BinaryIO, size: int) -> None:
-    """Check the sizes of the images in an ICO file before Pillow opens the file and decodes the largest image."""
+    """Check the sizes of the images in an ICO file, before Pillow decodes the largest image."""
     if file.read(4) != b"\0\0\1\0":
         return
     (count,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))

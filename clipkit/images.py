@@ -39,7 +39,7 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the file, or of the row that contains it."""
+        """Name of the file, or of the table row, that contains the image."""
 
     @property
     @abstractmethod
@@ -56,13 +56,13 @@ class Stored(ABC):
 
 
 class Held(Stored):
-    """Base class of images from a Python object, e.g. a dataset that creates images when they are accessed."""
+    """Base class of images from a Python object, e.g. a dataset that creates images on access."""
 
     __slots__ = ()
 
     @property
     def size(self) -> int:
-        """Return −1, because the size is unknown."""
+        """−1, because the size is unknown."""
         return -1
 
     @abstractmethod
@@ -97,11 +97,7 @@ class Changed(Stored):
 
     @abstractmethod
     def changed(self, image: Image.Image) -> Image.Image:
-        """Return the changed version of the source image.
-
-        Args:
-            image: the source image, upright and in RGB.
-        """
+        """Return the changed version of `image`, which is the source image in upright RGB."""
 
     def read_bytes(self) -> bytes:
         content = io.BytesIO()
@@ -262,7 +258,7 @@ def read_image(image: Path | Stored) -> bytes:
 
 
 def kind_of(thing: object) -> str:
-    """Return the type of an object with its article for messages, e.g. "a list"."""
+    """Return the type of an object with an article for messages, e.g. "a list"."""
     if thing is None:
         return "None"
     name = type(thing).__name__
@@ -270,11 +266,7 @@ def kind_of(thing: object) -> str:
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
-    """Return the width and height of an image after EXIF rotation, without decoding the pixels.
-
-    Args:
-        content: content of the image file.
-    """
+    """Return the width and height of an image file's content after EXIF rotation, without decoding the pixels."""
     with open_content(content) as opened:
         width, height = opened.size
         try:

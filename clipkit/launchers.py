@@ -1,4 +1,4 @@
-"""Errors for launches that clipkit does not support: some settings of `accelerate launch`, and a shared GPU."""
+"""Errors for unsupported launches: some settings of `accelerate launch`, and processes that share a GPU."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,7 @@ _UNSUPPORTED = (
 def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
     """Raise an error if `accelerate launch` requests a feature that clipkit does not support.
 
-    Args:
-        environment: environment variables of this process.
+    The launcher passes its settings in environment variables.
 
     Raises:
         UserError: an unsupported feature is requested. The message names the variable and an alternative.
@@ -39,10 +38,10 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
 
 
 def refuse_shared_gpus(used: Sequence[tuple[str, str]]) -> None:
-    """Raise an error if two processes use the same GPU, because they would be slow or wait for each other forever.
+    """Raise an error if two processes use the same GPU, because training would be slow or wait forever.
 
     Args:
-        used: name of the machine and name of the GPU for each rank; the name of the GPU is "" on a CPU.
+        used: names of the machine and the GPU for each rank; the name of the GPU is "" on a CPU.
 
     Raises:
         UserError: two processes use the same GPU. The message names their ranks.

@@ -6,11 +6,11 @@ from typing import Any
 
 
 def on_first_use(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` function for a package, which imports a public name when the name is first used.
+    """Return a `__getattr__` function for a package, which imports each public name on first use.
 
     Args:
         package: dotted name of the package.
-        names: mapping from each module of the package to the public names in the module, separated by spaces.
+        names: mapping from each module of the package to its public names, separated by spaces.
     """
     modules = {name: f"{package}.{module}" for module, listed in names.items() for name in listed.split()}
 

@@ -1,7 +1,6 @@
 """Opening of local data files, limited to regular files and to a maximum size.
 
-All local data files are opened here, because a path may be a pipe or a device that blocks forever, or a sparse file
-that is larger than the memory.
+Other paths, e.g. pipes and devices, can block forever. A sparse file can be larger than the memory.
 """
 
 import errno
@@ -21,7 +20,7 @@ _KINDS = {
 
 
 class UnsuitableFileError(OSError):
-    """Error for a path that is not a regular file, or for a file that is too large. `strerror` is the reason."""
+    """Error for a path that is not a regular file, or for a too large file; `strerror` is the reason."""
 
 
 def check_file(path: str | Path, most_bytes: int | None = None) -> None:
@@ -38,7 +37,7 @@ def check_file(path: str | Path, most_bytes: int | None = None) -> None:
 def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
     """Open a regular file for reading bytes.
 
-    If the size of the file is 0, the result is an empty file in memory.
+    A file whose reported size is 0 counts as empty, because reading a pseudo file, e.g. in /proc, could block.
 
     Raises:
         UnsuitableFileError: the path is not a regular file, or the file is larger than `most_bytes`.

@@ -20,14 +20,11 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
     """Check that a file can be written without overwriting data of the user.
 
     An existing file is replaced if it is empty, or if clipkit wrote it: a result, a comparison, findings, a report,
-    predictions, an explanation or a preview. Tables, images, models, recipes and notes are therefore never replaced.
-
-    Args:
-        file: the file to write.
-        inputs: data that the command reads.
+    predictions, an explanation or a preview.
 
     Raises:
-        OutputError: the file cannot be written, was not written by clipkit, is an input, or belongs to a run.
+        OutputError: the file cannot be written, was not written by clipkit, is one of the command's `inputs`, or
+            belongs to a run.
     """
     folder = file.absolute().parent
     if not folder.is_dir():
@@ -80,9 +77,9 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder of a path that a run of clipkit writes, e.g. RUN for RUN/metrics.jsonl.
+    """Return the run folder of a path that a run writes, e.g. RUN for RUN/metrics.jsonl.
 
-    The result is None for all other paths, also for other files in a run folder, e.g. RUN/notes.md.
+    The result is None for any other path, even in a run folder, e.g. RUN/notes.md.
     """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:

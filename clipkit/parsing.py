@@ -19,7 +19,7 @@ _MOST_NODES = 20_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader for plain values; rejects duplicate keys, deep nesting and aliases that repeat too many values."""
+    """YAML loader that rejects duplicate keys, deep nesting and aliases that repeat too many values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the values of a YAML document.
+    """Parse a YAML document.
 
     Raises:
         ValueError: the document is invalid, too deeply nested, or has duplicate keys or too many values.
@@ -77,7 +77,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(file: Path) -> Any:
-    """Return the values of a YAML file.
+    """Parse a YAML file.
 
     Raises:
         OSError: the file cannot be read.
@@ -91,7 +91,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the values of a JSON document.
+    """Parse a JSON document.
 
     Raises:
         ValueError: the document is invalid or too deeply nested.

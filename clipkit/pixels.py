@@ -1,7 +1,7 @@
 """Conversion of decoded pixels to upright 8-bit RGB: rotation, transparency, and values of more than 8 bits.
 
-Values of more than 8 bits are scaled by the value range that the file declares. If the file declares no range, the
-range is estimated from the values. docs/data.md describes the rules.
+Values of more than 8 bits are scaled by the value range that the file declares; otherwise, by a range estimated from
+the values (docs/data.md).
 """
 
 import sys
@@ -58,10 +58,7 @@ class _File:
         return self.layout.startswith(_SEVERAL) and self.layout.partition(";")[2] in _OTHER_ORDER
 
     def lower_bytes(self) -> Image.Image | None:
-        """Decode the file again, and return an image of the lower bytes of the 16-bit values.
-
-        The result is None if the decoder cannot read the lower bytes.
-        """
+        """Decode the file again, and return the lower bytes of the 16-bit values; None if the decoder fails."""
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
         with open_file(self.source) if isinstance(self.source, str) else nullcontext(self.source) as file:
@@ -81,18 +78,14 @@ class _File:
         return decoded
 
     def tag(self, number: int) -> float | None:
-        """Return the value of a TIFF tag for the first channel; None if the tag is missing or not a number."""
+        """Return the number in a TIFF tag for the first channel; None if there is no number."""
         value = self.tags.get(number)
         value = value[0] if isinstance(value, tuple) and value else value
         return value if isinstance(value, int | float) and np.isfinite(value) else None
 
 
 def has_lower_bytes(image: Image.Image) -> bool:
-    """Return whether an image has several channels of 16 bits, whose lower bytes Pillow discards.
-
-    Args:
-        image: image that Pillow has opened but not decoded.
-    """
+    """Return whether an undecoded image has several channels of 16 bits, whose lower bytes Pillow discards."""
     return _File.of(image).has_lower_bytes
 
 
@@ -146,7 +139,7 @@ def _transparent_color(image: Image.Image, file: _File) -> tuple[int, ...] | Non
 
 
 def in_strips(size: tuple[int, int], convert: Callable[[Box], Image.Image]) -> Image.Image:
-    """Build an RGB image of the given size; a large image is built from strips of rows, to save memory.
+    """Build an RGB image, from strips of rows if the image is large, to save memory.
 
     Args:
         size: width and height in pixels.
@@ -201,13 +194,7 @@ def _of_gray(image: Image.Image, file: _File) -> Image.Image:
 
 
 def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[Values], Values]:
-    """Return a function that scales the values of a gray image to 0 … 255.
-
-    Args:
-        parts: the values of the image, split into strips of rows.
-        file: information about the image file.
-        is_float: True if the values are floats.
-    """
+    """Return a function that scales the values of a gray image, given as strips of rows, to 0 … 255."""
     lowest, highest = np.inf, -np.inf
     for part in parts:
         finite = part[np.isfinite(part)] if is_float else part
@@ -230,7 +217,7 @@ def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[
 def _window(lowest: float, highest: float) -> tuple[float, float]:
     """Estimate the value range of a float image: (0, 1), (0, 255), or otherwise (lowest, highest).
 
-    Values up to 10 % outside (0, 1) or (0, 255) are tolerated, because resizing can produce such values.
+    Resizing can exceed a range, so values up to 10 % outside (0, 1) or (0, 255) are tolerated.
 
     Example:
         >>> _window(0.0, 0.7), _window(0.0, 250.0), _window(-2.0, 2.5)
@@ -254,7 +241,7 @@ def _linear(low: float, high: float) -> Callable[[Values], Values]:
 
 
 def _depth(highest: float) -> int | None:
-    """Return the bit depth of an image whose highest value is `highest`; None if the value needs more than 16 bits.
+    """Return the bit depth of an image from its highest value; None if the value needs more than 16 bits.
 
     Example:
         >>> _depth(255), _depth(4000), _depth(70_000)
@@ -264,11 +251,7 @@ def _depth(highest: float) -> int | None:
 
 
 def _is_dark(image: Image.Image) -> bool:
-    """Return whether all values of a 16-bit image fit into 14 bits.
-
-    Args:
-        image: image of the upper bytes of the values.
-    """
+    """Return whether all values of a 16-bit image fit into 14 bits, given the image of their upper bytes."""
     extrema: Any = image.getextrema()
     return max(high for _, high in extrema[:3]) < 1 << (_DEPTHS[-2] - 8)
 
@@ -277,9 +260,9 @@ def _of_16_bits(upper: Image.Image, lower: Image.Image, key: tuple[int, ...] | N
     """Convert an image of 16 bits per channel to 8-bit RGB.
 
     Args:
-        upper: RGB or RGBA image of the upper bytes of the values.
-        lower: image of the lower bytes of the values.
-        key: transparent color, with 16 bits per channel; None: the image declares no transparent color.
+        upper: RGB or RGBA image of the upper bytes.
+        lower: image of the lower bytes.
+        key: transparent color, with 16 bits per channel; None: no color is transparent.
     """
 
     def values_in(box: Box) -> Values:

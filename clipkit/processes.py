@@ -76,7 +76,7 @@ def _leave_processes() -> None:
 
 
 def _gpu_of(device: torch.device) -> tuple[str, str]:
-    """Return the name of this machine and the UUID of the GPU; "" instead of the UUID for a CPU."""
+    """Return the name of this machine and the UUID of the GPU; on a CPU, the UUID is ""."""
     if device.type != "cuda":
         return socket.gethostname(), ""
     return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
@@ -97,8 +97,8 @@ class Processes:
 
     Args:
         accelerator: Accelerator that is connected to the processes; None: only this process, on the CPU.
-        timeout: maximum time that an operation on CPU tensors waits for the other processes of a run on GPUs. The
-            timeout of all other operations was given to `accelerator_of`.
+        timeout: for runs on GPUs: maximum time that operations on CPU tensors wait for other processes. All other
+            operations use the timeout that was given to `accelerator_of`.
 
     Example:
         >>> processes = Processes(None)
@@ -137,7 +137,7 @@ class Processes:
         In the backward pass, the gradients of a row are summed over all processes.
 
         Args:
-            rows: the rows of this process, i.e. those of `share(total)`.
+            rows: the rows `share(total)` of this process.
             total: number of rows of all processes together.
         """
         if self.count == 1:
@@ -154,7 +154,7 @@ class Processes:
         return self._cpu_group if value.device.type == "cpu" else None
 
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Replace a tensor by a reduction, e.g. the sum, over all processes, and return the tensor."""
+        """Replace a tensor in place by a reduction over all processes, e.g. the sum, and return the tensor."""
         if self.count > 1:
             with together(value) as (lent,):
                 dist.all_reduce(lent, op=operation, group=self._group_of(value))
@@ -185,7 +185,7 @@ class Processes:
         return -self.smallest(-value)
 
     def any(self, *facts: bool) -> list[bool]:
-        """Return for each boolean whether this boolean is True on at least one process."""
+        """Return for each boolean whether it is True on at least one process."""
         if self.count == 1:
             return list(facts)
         agreed = self._reduced(torch.tensor(facts, dtype=torch.int32), dist.ReduceOp.MAX)
@@ -196,7 +196,7 @@ class Processes:
         return int(self.rows_of_main(torch.tensor(value)))
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return the values of all processes in rank order; a value can be any picklable object."""
+        """Return the values (any picklable objects) of all processes in rank order."""
         if self.count == 1:
             return [value]
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
@@ -247,11 +247,7 @@ class Processes:
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
-        """Return the main process's tensor on all processes.
-
-        Args:
-            rows: tensor with the same shape and data type on all processes.
-        """
+        """Return the main process's tensor on all processes; `rows` must have the same shape and dtype on all."""
         if self.count == 1:
             return rows
         agreed = rows.clone()
@@ -283,7 +279,7 @@ _groups_on_cpu: dict[int, dist.ProcessGroup] = {}
 
 
 def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
-    """Return the gloo group of all processes. The first call must be made by all processes."""
+    """Return the gloo group of all processes. All processes must make the first call."""
     default = dist.group.WORLD
     if id(default) not in _groups_on_cpu:
         _groups_on_cpu.clear()  # remove groups of an earlier launch in this Python process

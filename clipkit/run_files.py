@@ -15,10 +15,7 @@ IN_SPEED = ("pairs_per_second", "data_wait_seconds", "step_seconds")
 
 
 class RunFiles:
-    """Paths of all files in a run folder. The files do not have to exist.
-
-    Args:
-        path: the run folder.
+    """Paths of all files in a run folder, whether they exist or not.
 
     Example:
         >>> RunFiles("runs/clip").metrics.name
@@ -61,12 +58,12 @@ class RunFiles:
 
     @property
     def is_marked(self) -> bool:
-        """True if the folder contains the file with which clipkit marks its run folders."""
+        """True if the folder contains clipkit's marker file for run folders."""
         return self.marker.is_file() and not self.marker.is_symlink()
 
     @property
     def model_files(self) -> list[str]:
-        """Names of the files that clipkit wrote to the folder `model`; empty if the names are unknown."""
+        """Names of the files that clipkit wrote to the folder `model`; empty if unknown."""
         return self.marker.read_text(encoding="utf-8").splitlines() if self.is_marked else []
 
     @property
@@ -117,12 +114,11 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return the JSON objects of a log file with one object per line; skip damaged lines.
 
-    A killed process can leave an incomplete last line, and a power failure can leave NUL characters. If the file is
-    missing, the result is an empty list.
+    A killed process or a power failure can damage lines. If the file is missing, the result is an empty list.
 
     Args:
         file: log file of a run.
-        needed: keys whose values must be numbers; a row is skipped if one of these numbers is missing.
+        needed: keys whose values must be numbers; rows without one of these numbers are skipped.
     """
     rows = (row for line in _lines(file) if (row := row_of(line)) is not None)
     return [row for row in rows if all(isinstance(row.get(name), int | float) for name in needed)]
@@ -134,7 +130,7 @@ def last_row(file: Path) -> dict[str, Any] | None:
 
 
 def row_of(line: str | bytes) -> dict[str, Any] | None:
-    """Return the JSON object in a line of a log file; None if the line is damaged or has no integer `step`."""
+    """Return the JSON object in a line of a log file; None if damaged or without an integer `step`."""
     try:
         row = parse_json(line)
     except ValueError:

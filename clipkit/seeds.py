@@ -1,4 +1,4 @@
-"""Random seeds that depend only on the purpose of the random numbers, never on the process that draws them."""
+"""Random seeds that depend only on the purpose of the random numbers, not on the process."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Names and display formats of evaluation tasks and metrics, without heavy imports.
 
-To add a task, define `TASK` in a new file `clipkit/evaluation/tasks/NAME.py`, and add a row to `TASKS`. If the task has
-training data or additional options, write its command in `clipkit/cli/evaluate.py`, and leave `help` and `data` of the
-row empty.
+To add a task, define `TASK` in a new file `clipkit/evaluation/tasks/NAME.py`, and add a row to `TASKS`. For a task
+with training data or additional options, write a command in `clipkit/cli/evaluate.py`, and leave `help` and `data` of
+the row empty.
 """
 
 from collections.abc import Mapping
@@ -62,9 +62,9 @@ TASKS: dict[str, TaskRow] = {
         help="Evaluate landmark retrieval (revisited Oxford and Paris).\n\nEach query image is compared with "
         "all gallery images. The correct gallery images of a query are easy or hard to find; junk images are ignored.",
         data="A JSON file with three keys. imlist: names of the gallery images. qimlist: names of the query images. "
-        "gnd: for each query, the lists easy, hard and junk of positions in imlist, and optionally bbx, the box to "
-        "which the query image is cropped. If the images are in another folder, append ?images=FOLDER to the name of "
-        "the file.",
+        "gnd: for each query, three lists of positions in imlist, named easy, hard and junk, and optionally bbx, the "
+        "box to which the query image is cropped. If the images are in another folder, append ?images=FOLDER to the "
+        "name of the file.",
     ),
     "clustering": TaskRow(
         "Clustering", "image-feature-extraction", "nmi", ("nmi", "ami", "ari"),
@@ -151,12 +151,12 @@ _PREFIXES = {
 
 
 def title_of(task: str) -> str:
-    """Return the title of a task for display; for an unknown task, return the given name."""
+    """Return the display title of a task; for an unknown task, the given name."""
     return TASKS[task].title if task in TASKS else _OF_RUNS.get(task, (task, task))[0]
 
 
 def hub_name_of(task: str) -> str:
-    """Return the task type for the Hub's model index; for an unknown task, return the given name."""
+    """Return the task type for the Hub's model index; for an unknown task, the given name."""
     return TASKS[task].hub_name if task in TASKS else _OF_RUNS.get(task, (task, task))[1]
 
 
@@ -189,15 +189,15 @@ def counts_of(data: Mapping[str, Any]) -> str:
 
 
 def named_data(data: Mapping[str, Any]) -> str:
-    """Return the name of the data of a result, followed by the numbers of images, captions and classes."""
+    """Return the name of a result's data, with the numbers of images, captions and classes."""
     counts = counts_of(data)
     return str(data.get("name", "")) + f" ({counts})" * bool(counts)
 
 
 def shown_metrics(*results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the names of the first result's metrics, without a redundant mAP@R.
+    """Return the names of the first result's metrics, without mAP@R if it equals R@1 in all results.
 
-    If every query has only one correct answer, mAP@R equals R@1. In this case, mAP@R is left out.
+    The two metrics are equal if every query has only one correct answer.
 
     Example:
         >>> same = {"low": 0.1, "value": 0.2}

@@ -42,7 +42,7 @@ _ORDER = (
 
 
 class _InOrder(TyperGroup):
-    """Command group whose help lists the commands in the order of `_ORDER`; Typer would list subgroups last."""
+    """Command group whose help page lists the commands in the order of `_ORDER`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         position = {name: number for number, name in enumerate(_ORDER)}
@@ -118,9 +118,9 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """Train a small model on emoji names in about five minutes.
+    """Train a small model on the names of emoji, in about five minutes.
 
-    The model learns the names of emoji. A report shows what the model has learned.
+    A report shows what the model has learned.
     """
     with running():
         from clipkit.cli.demo import run_demo

@@ -17,7 +17,7 @@ app = typer.Typer(
 def list_() -> None:
     """List the stored data.
 
-    Training stores the outputs of frozen layers, and evaluation stores features, so that they are computed only once.
+    Training stores the outputs of frozen layers, and evaluation stores features, to avoid recomputation.
     """
     import time
 
@@ -67,8 +67,7 @@ def prune(
 ) -> None:
     """Remove stored data.
 
-    Give at least one option. Data that a running process uses is kept. Training and evaluation compute removed data
-    again when they need this data.
+    Give at least one option. Data that a running process uses is kept. Removed data is computed again when needed.
     """
     import time
 

@@ -1,4 +1,4 @@
-"""Functions of `clipkit data check` that read the data and print the report."""
+"""Steps of `clipkit data check`: read the data and print the report."""
 
 import textwrap
 from contextlib import suppress
@@ -19,10 +19,10 @@ _INDENT = " " * 9
 
 
 def read_for_check(source: str, only: str | None = None, *, may_lack: bool = False) -> Pairs:
-    """Read the images and captions of data that may contain only images or only captions.
+    """Read the images and captions of a data source; one of the two kinds may be missing.
 
     Args:
-        source: the data.
+        source: path or name of the data.
         only: "images" or "captions", to read only this kind; None: read all that the data contains.
         may_lack: True: accept a table without a column of images or of captions; False: raise an error for this table.
 

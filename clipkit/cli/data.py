@@ -121,7 +121,7 @@ def prepare(
         Path,
         typer.Option(
             metavar="DIR",
-            help="New folder for the shards. To resume an interrupted command, give the folder of this command.",
+            help="New folder for the shards. To resume after an interruption, give the same folder again.",
         ),
     ],
     size: Annotated[

@@ -24,7 +24,7 @@ _SHUFFLED_SHARE = 0.4
 
 
 def run_demo(out: Path) -> None:
-    """Build the data, train one model on emoji names and one on shuffled names, evaluate both, and write a report.
+    """Train and evaluate one model on emoji names and one on shuffled names, and write a report.
 
     The folders of an earlier demo in `out` are replaced.
 

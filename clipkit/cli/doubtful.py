@@ -47,8 +47,8 @@ def doubtful(
     """Find wrong captions in training data by cross-validation.
 
     Each caption is judged by a model that was not trained on this caption. The list starts with the most doubtful
-    caption. If a listed caption is correct, delete its line from the list. Then run clipkit data check D --fix DIR
-    --drop LIST.jsonl, which writes a copy of the data without the captions that are still listed.
+    caption. Delete the lines of correct captions from the list. Then run clipkit data check D --fix DIR --drop
+    LIST.jsonl, which writes a copy of the data without the captions that are still listed.
     """
     from clipkit.recipe import Recipe
 

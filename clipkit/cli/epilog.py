@@ -1,4 +1,4 @@
-"""Help pages that end with a preformatted text. Typer's epilog would wrap the lines of this text."""
+"""Help pages that end with a preformatted text, whose lines Typer's epilog would wrap."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 
 def ending_with(text: Callable[[], str]) -> type[TyperCommand]:
-    """Return a command class whose help page ends with a text; `text` is called when the page is shown."""
+    """Return a command class whose help page ends with the text that `text()` returns."""
 
     class Command(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:

@@ -43,7 +43,7 @@ ExplainedQueries = Annotated[
 
 
 def _explained(measuring: Measuring, explain: bool, queries: list[str] | None) -> bool | list[str]:
-    """Convert the options --explain and --explain-query to the argument `explain` of an evaluation function."""
+    """Convert --explain and --explain-query to the argument `explain` of an evaluation function."""
     from clipkit.data import read_queries
 
     if (explain or queries) and measuring.report is None and measuring.json_file is None:
@@ -53,7 +53,7 @@ def _explained(measuring: Measuring, explain: bool, queries: list[str] | None) -
 
 
 def _task(name: str, **given: Any) -> Callable[..., "Result"]:
-    """Return a function that imports an evaluation task and runs it with the given arguments."""
+    """Return a function that imports an evaluation task and runs the task with the given arguments."""
 
     def evaluate(model: "DualEncoder", **options: Any) -> "Result":
         from clipkit import evaluation
@@ -212,7 +212,7 @@ def probe(
 
 
 def _add_command(name: str, row: TaskRow) -> None:
-    """Add the command of a task; the command has only the options that all evaluation commands share."""
+    """Add the command of an evaluation task that needs only the options shared by all evaluation commands."""
 
     def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
         from clipkit.data.sources.read import check_exists
@@ -267,8 +267,8 @@ def compare(
     """Compare two results, or two models over a suite.
 
     Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
-    most. For suites, prints the difference on each dataset with its p-value, and a summary sentence for papers. The
-    p-values are corrected for the number of datasets (Holm). If both models are in suite A, leave out B.
+    most. For suites, prints the difference on each dataset with its p-value, corrected for the number of datasets
+    (Holm), and a summary sentence for papers. If both models are in suite A, leave out B.
     """
     advice = "give a file that clipkit eval … --json wrote, results.json of a run, or the folder of a suite"
     for file in (first, second):

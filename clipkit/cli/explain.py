@@ -31,7 +31,8 @@ def explain(
         str | None,
         typer.Option(
             metavar="D",
-            help="Images with captions to explain, instead of --image and --text. Prints the mean scores of the maps.",
+            help="Images with captions to explain, instead of --image and --text. Prints the mean deletion and "
+            "insertion scores of the maps.",
         ),
     ] = None,
     images: Annotated[

@@ -64,8 +64,8 @@ def export(
 ) -> None:
     """Export a model or an index to another library.
 
-    To verify the export of a model, the command loads the exported model with the other library. If the exported model
-    and the original model compute different features, the export fails.
+    To verify the export of a model, the command loads the exported model with the other library. If this model computes
+    different features than the original model, the export fails.
     """
     if to in INDEX_FORMATS or is_index(Path(model)):
         _export_index(Path(model), to, out, {"--data": data, "--int8": int8 or None, "--tolerance": tolerance})
@@ -96,7 +96,7 @@ def export(
 
 
 def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object]) -> None:
-    """Export an index and print code that opens the result.
+    """Export an index and print code that opens the exported index.
 
     Raises:
         UserError: the folder is not an index, the format is unknown, an option is only for models, or `out` exists.
@@ -119,7 +119,7 @@ def _export_index(folder: Path, to: str, out: Path, options: Mapping[str, object
 
 
 def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:
-    """Return images and captions of the user's data, at evenly spaced positions."""
+    """Return evenly spaced images and captions of the user's data."""
     from clipkit.data import read_pairs
     from clipkit.data.sequences import evenly_spaced
 

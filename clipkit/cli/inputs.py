@@ -1,4 +1,4 @@
-"""Checks of the models and files on the command line. The checks run before slow imports, such as torch."""
+"""Checks of models and files on the command line, before slow imports such as torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _SMALL = 8 << 20
 def check_models(*names: str) -> None:
     """Check that the folder or the Hub repository of each model exists.
 
-    Names that begin with `open_clip:` are skipped, because `load` checks them.
+    Skips names that begin with `open_clip:`, because `load` checks them.
 
     Raises:
         ModelError: a folder or repository does not exist.
@@ -32,11 +32,6 @@ def check_models(*names: str) -> None:
 
 def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None:
     """Check the data, the models and the output folder of a recipe before training starts.
-
-    Args:
-        recipe: the recipe.
-        resume: True if the run in the output folder will be continued.
-        overwrite: True if the run in the output folder will be replaced.
 
     Raises:
         DataError: a file is missing, or a small table is invalid or has fewer pairs than a batch.
@@ -68,7 +63,7 @@ def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None
 
 
 def _check_small_tables(recipe: "Recipe") -> None:
-    """Read the small tables of a recipe, so that errors in these tables are reported at once.
+    """Read the small tables of a recipe, so that their errors are reported before training starts.
 
     Raises:
         DataError: a table is invalid, or the training data has fewer pairs than a batch.

@@ -1,4 +1,4 @@
-"""Processes of a command: start them with torch's elastic launcher, or join the processes of another launcher."""
+"""Multi-process commands: start the processes with torch's elastic launcher, or join those of another launcher."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def process_rank() -> int | None:
-    """Return the rank that a launcher gave this process, or None if no launcher started it."""
+    """Return the rank that a launcher gave this process; None without a launcher."""
     return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
@@ -43,7 +43,7 @@ def _watch(launcher: int) -> None:
 
 
 def joined_processes() -> "Processes":
-    """Return the group of processes that a launcher started, or this process alone."""
+    """Return the group of all processes of the launcher; without a launcher, only this process."""
     from clipkit.processes import Processes, accelerator_of
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -52,9 +52,9 @@ def joined_processes() -> "Processes":
 
 
 def _signals(config: Any) -> dict[str, Any]:
-    """Return the options that make torch's launcher end the processes after SIGUSR1 and the usual stop signals.
+    """Return the option that makes torch's launcher end its processes after SIGUSR1, as after SIGTERM.
 
-    If torch has no such option, this function installs a handler for SIGUSR1 and returns an empty dict.
+    If torch lacks this option, install a handler for SIGUSR1 and return an empty dict.
     """
     # Older versions of torch always forward SIGTERM, SIGINT, SIGHUP and SIGQUIT, but never SIGUSR1.
     if "signals_to_handle" in config.__dataclass_fields__:
@@ -69,7 +69,7 @@ def _signals(config: Any) -> dict[str, Any]:
 
 
 def run_again_on_processes(count: int) -> NoReturn:
-    """Run the current command line again in `count` processes, and exit with the exit code of these processes.
+    """Run the current command line again in `count` processes, and exit with their exit code.
 
     Raises:
         UserError: a launcher started this process.

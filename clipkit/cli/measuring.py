@@ -76,8 +76,7 @@ class Measuring:
         """Evaluate the model on the requested number of processes, print the result and write the files.
 
         Args:
-            evaluate: function that evaluates a model and returns the result. It accepts the options that all
-                evaluation functions share.
+            evaluate: evaluation function, which accepts the options that all evaluation functions share.
             inputs: data sources that the output files must not overwrite.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
@@ -119,7 +118,7 @@ class Measuring:
 
 
 def cache_of(folder: str | None) -> "Cache":
-    """Convert the value of --cache to the `cache` argument of the evaluation functions."""
+    """Convert the value of --cache to the argument `cache` of the evaluation functions."""
     return False if folder == "none" else folder
 
 
@@ -127,7 +126,7 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
     """Return a decorator that adds an evaluation command to `app`.
 
     The command has the options of `Measuring`, whose values are passed as the first argument of the decorated function.
-    The other parameters of the function become additional options of the command.
+    The other parameters of the function become additional options.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

@@ -77,7 +77,7 @@ def merge(
 
 
 def _average(models: list[str], alpha: float | None) -> tuple["DualEncoder", str]:
-    """Return the weighted mean of the models, and one line that describes the result."""
+    """Return the weighted mean of the models, and one line that names the models and weights."""
     from clipkit.models import load
     from clipkit.models.merge import merge as averaged
 
@@ -88,7 +88,7 @@ def _average(models: list[str], alpha: float | None) -> tuple["DualEncoder", str
 
 
 def _greedy(models: list[str], data: str) -> tuple["DualEncoder", str]:
-    """Build the greedy soup and print the tried models. Return the soup, and one line that describes the soup."""
+    """Build the greedy soup and print the tried models. Return the soup and its one-line description."""
     from clipkit.cli.tables import print_table
     from clipkit.data.sources.read import check_exists
 

@@ -1,4 +1,4 @@
-"""Output files of a command: check that they can be written before any work begins, and write them at the end."""
+"""Output files of a command: checked before any work begins, and written at the end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,10 @@ from clipkit.overwriting import check_replaceable
 def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
     """Check that all output files can be written without overwriting an input or each other.
 
-    Args:
-        files: files to write; None for a file that was not requested.
-        inputs: sources that must not be overwritten.
+    `files` contains None for each file that was not requested.
 
     Raises:
-        OutputError: a file cannot be written, is given twice, or would replace a file that is not an output of clipkit.
+        OutputError: a file cannot be written, is given twice, or would replace a file that clipkit did not write.
     """
     given = [source for source in inputs if source is not None]
     taken: dict[Path, Path] = {}
@@ -33,12 +31,7 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
 
 
 def write_output(file: Path | None, text: str, what: str) -> None:
-    """Write a file and print its path; do nothing if `file` is None.
-
-    Args:
-        file: path of the file.
-        text: content of the file.
-        what: noun that is printed before the path, e.g. "report".
+    """Write a text file, and print `what` (e.g. "report") and the path; do nothing if `file` is None.
 
     Raises:
         OutputError: the file cannot be written.

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep freed memory, so that a model runs faster on a CPU.
+    """Make the C library keep freed memory, so that models run faster on a CPU.
 
     Does nothing if the C library is not glibc, or if a GPU is available.
     """
@@ -35,9 +35,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Context without garbage collection, which makes imports of libraries and loading of models faster.
+    """Context without garbage collection, so that libraries are imported and models are loaded faster.
 
-    Objects that exist at the end of the context are never searched for reference cycles.
+    The garbage collector later skips the objects that exist at the end of the context (`gc.freeze`).
     """
     # Imports create hundreds of thousands of objects that stay in use. Python would search them again and again, which
     # takes a sixth of the time of importing torch and transformers.

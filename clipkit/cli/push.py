@@ -80,9 +80,9 @@ def _print(done: "Pushed") -> None:
 
 
 def _save(model: str, folder: Path, measured: Sequence[dict[str, Any]]) -> None:
-    """Save a model in the layout of its library, with a model card.
+    """Save a model in the file format of its original library, with a model card.
 
-    A card that already exists is kept, unless results are to be added.
+    An existing card is kept if `measured` contains no results to add.
     """
     from clipkit.models import load
     from clipkit.models.publish.card import is_of_export

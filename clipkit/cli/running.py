@@ -13,7 +13,7 @@ from clipkit.errors import Interrupted
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Context for a training run: if a signal stops the run, print one line and exit with the code of the signal."""
+    """Context for training: if a signal stops the run, print one line and exit with the signal's code."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))

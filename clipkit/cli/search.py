@@ -122,7 +122,7 @@ def search(
 
 
 def _check_image(file: Path) -> None:
-    """Raise an error if a file is not an image. Call this function before the slow loading of the model."""
+    """Raise an error if a file is not an image, before the model is loaded."""
     from clipkit.images import open_image
 
     try:

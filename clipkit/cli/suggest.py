@@ -1,4 +1,4 @@
-"""Command `clipkit suggest`: write a recipe for given data, a model and this machine, with reasons."""
+"""Command `clipkit suggest`: write a recipe for the user's data, model and machine, with reasons."""
 
 from pathlib import Path
 from typing import Annotated

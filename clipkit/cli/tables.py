@@ -12,12 +12,12 @@ from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
 
 def print_metrics(result: Mapping[str, Any]) -> None:
-    """Print the metrics of a result with confidence intervals and chance levels, and name the model and the data."""
+    """Print a result: the model, the data, and the metrics with confidence intervals and chance levels."""
     print_columns({"value (95 % interval)": result["metrics"]}, f"{result['model']} on {named_data(result['data'])}")
 
 
 def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the accuracy with each choice of class names and templates."""
+    """Print the zero-shot accuracy for each combination of class names and prompts."""
     from clipkit.report.evaluation import prompt_choices_table
 
     for table in prompt_choices_table(rows):
@@ -57,14 +57,14 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
 
 
 def _query(query: Mapping[str, Any]) -> str:
-    """Return the name of a query in a table: a caption, or the end of the path of an image."""
+    """Return a short label of a query: its caption, or the end of its image path."""
     return shortened(str(query["query"]), 80, keep_end=query["asks"] == "image")
 
 
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: Sequence[str] = ()
 ) -> None:
-    """Print a table; the first column and the columns named in `texts` are left-aligned, the others right-aligned."""
+    """Print a table; the first column and the columns in `texts` are left-aligned, the others right-aligned."""
     table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
         table.add_column(heading, justify="left" if column == 0 or heading in texts else "right", overflow="fold")
@@ -75,6 +75,6 @@ def print_table(
 
 
 def open_console() -> Console:
-    """Return a console as wide as the terminal; 120 columns if the output is not a terminal."""
+    """Return a console as wide as the terminal, or of 120 columns if the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=120)

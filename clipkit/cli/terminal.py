@@ -1,4 +1,4 @@
-"""Output of commands: escape characters that cannot be shown, and raise an error if output is lost."""
+"""Output of commands: escape characters that cannot be shown, and raise an error if writing fails."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 class _Neutral:
-    """Standard output that escapes control characters, e.g. in names and captions, and removes passwords from URLs."""
+    """Wrapper of standard output that escapes control characters and removes passwords from URLs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,7 +33,7 @@ class _Neutral:
 
 
 class _MayBeFull:
-    """Standard error that ignores write errors (full disk, closed terminal), so that they do not end the command."""
+    """Wrapper of standard error that ignores write errors, e.g. because the disk is full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context for the output of a command: escape control characters, and characters that the terminal cannot show.
+    """Context in which printed control characters, and characters that the terminal cannot show, are escaped.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.
@@ -98,7 +98,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 
 def _is_read() -> bool:
-    """Return whether the pipe at standard output still has a reader."""
+    """Return whether a program still reads the pipe at standard output."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()

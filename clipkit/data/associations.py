@@ -1,4 +1,4 @@
-"""Association tests: which of several candidate images fit a word? The format is that of WinoGAViL."""
+"""Association tests in the format of WinoGAViL: which of several candidate images fit a word?"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ _ROLES = ("cue", "candidates", "associations")
 
 @dataclass(frozen=True)
 class Associations:
-    """K association tests. Each test has a word and candidate images, and some of the candidates fit the word."""
+    """K association tests. Each test has a word and candidate images, some of which fit the word."""
 
     name: str
     images: list[Path]

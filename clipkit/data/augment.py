@@ -45,19 +45,18 @@ _COLORS = re.compile(
 class Policy:
     """Augmentation policy: converts an image to the inputs of the image tower.
 
-    A call takes (image, epoch, position of the image in the data). Random choices depend only on the seed, the epoch,
-    that position and the view, so they are the same in every process and worker. The global random state of torch does
-    not change.
+    A call takes (image, epoch, position of the image in the data). Random choices depend only on the seed, the view,
+    the epoch and this position, so they are the same in all processes. Torch's global random state does not change.
 
     Args:
         policy: augmentation steps in order; empty: no augmentation, only the preprocessing for evaluation.
         image_size: side of the tower's input in pixels; None: crops are not resized.
-        of_crop: converts a square crop of side `image_size` to the inputs of the tower by name, e.g. pixel_values. The
+        of_crop: function from a square crop of side `image_size` to the tower's inputs by name, e.g. pixel_values. The
             crop is a PIL image or a uint8 tensor (3, H, W).
-        evaluate: converts an image of any size to the inputs of the tower; used if the policy has no crop.
+        evaluate: function from an image of any size to the tower's inputs; used if the policy has no crop.
         seed: seed of the run.
-        view: number of the augmented view: 0 for the view that is compared with captions, 1, 2, … for further views.
-        safe: tells which images must not be flipped or recolored; None: all images may be flipped and recolored.
+        view: number of the augmented view: 0 for the view that is compared with captions; 1, 2, … for further views.
+        safe: images that must not be flipped or recolored; None: all images may be flipped and recolored.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -93,9 +92,9 @@ class Policy:
 
     @property
     def draft(self) -> int | None:
-        """Smallest short side in pixels that a decoded image needs for this policy; None: decode images at full size.
+        """Smallest short side in pixels at which images may be decoded for this policy; None: full size.
 
-        If the short side is at least this long, even the smallest crop does not have to be enlarged to `image_size`.
+        At this size, even the smallest crop does not have to be enlarged to `image_size`.
         """
         if self.image_size is None or not self._scales:
             return None
@@ -157,7 +156,7 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def shared_draft(augments: Iterable[object]) -> int | None:
-    """Return the smallest short side in pixels that a decoded image needs for all given policies.
+    """Return the smallest short side in pixels at which images may be decoded for all given policies.
 
     This is the largest `draft` of the policies, or None if any policy needs images at full size.
     """
@@ -169,8 +168,8 @@ def shared_draft(augments: Iterable[object]) -> int | None:
 class TextSafe:
     """Finds images that must not be flipped or recolored, because a caption would become wrong.
 
-    An image must not be flipped if one of its captions mentions left or right. It must not be recolored if one of its
-    captions mentions a color.
+    Images whose captions mention left or right must not be flipped. Images whose captions mention a color must not be
+    recolored.
 
     Args:
         pairs: images with captions.
@@ -205,8 +204,7 @@ def _sometimes(transform: Change, p: float) -> Change:
 class _Crop:
     """Random resized crop. If `size` is None, the crop is not resized.
 
-    The crop is computed in torch on uint8 pixels, which is four times as fast as Pillow. The pixel values differ from
-    Pillow's by at most 1 of 255.
+    Torch resizes four times as fast as Pillow, and the pixel values differ by at most 1 of 255.
     """
 
     def __init__(self, step: steps.Crop, size: int | None) -> None:
@@ -232,7 +230,7 @@ class _Crop:
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Return the left, top, right and bottom edges of a random crop, in pixels.
 
-        The edges equal those of torchvision's RandomResizedCrop for the same random state.
+        For the same random state, torchvision's RandomResizedCrop has the same edges.
         """
         width, height = image.size
         for _ in range(_ATTEMPTS):
@@ -258,7 +256,7 @@ def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
 
 
 class _Blur:
-    """Gaussian blur. The radius of the kernel is three standard deviations, but less than the image's short side."""
+    """Gaussian blur with a kernel radius of three times the largest sigma, limited to the size of the image."""
 
     def __init__(self, step: steps.Blur) -> None:
         self.sigma = step.sigma
@@ -269,7 +267,7 @@ class _Blur:
 
 
 class _Cutout:
-    """Erases a random rectangle of a PIL image, because torchvision's RandomErasing accepts only tensors."""
+    """Erases a random rectangle of a PIL image; torchvision's RandomErasing accepts only tensors."""
 
     def __init__(self, step: steps.Cutout) -> None:
         self.erase = T.RandomErasing(step.p, step.scale, value=_GRAY)

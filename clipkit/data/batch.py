@@ -1,4 +1,4 @@
-"""Batches of inputs, and the classes that build them from samples."""
+"""Batches of tower inputs, and the classes that build batches from samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,9 @@ Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of a batch: inputs of the towers, and the IDs of the images and captions.
+    """Inputs of the towers for B samples, with the IDs of the images and captions.
 
-    The rows are the part of a global batch that one process handles, or a smaller part of it (a chunk).
+    The samples are the rows of a global batch that one process handles, or a part of these rows (a chunk).
     """
 
     inputs: Inputs
@@ -42,14 +42,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class InputMaker:
-    """Converts samples to the inputs of a batch.
+    """Converts samples to the inputs of the towers.
 
     Args:
         augments: functions that convert an image to inputs. The keys are the names of the image features.
         texts: functions that convert a sample to a string. The keys are the names of the text features.
         tokenize: function from strings to tokens.
-        draft: decode a large JPEG at 1/2, 1/4 or 1/8 of its size, with a short side of at least this many pixels. None:
-            decode at full size.
+        draft: smallest short side in pixels to which the JPEG decoder may reduce an image (by 2, 4 or 8); None: no
+            reduction.
         store: cache for the tokens of captions; None: tokenize the captions of each batch.
     """
 
@@ -69,7 +69,7 @@ class InputMaker:
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
 
     def example(self) -> Inputs:
-        """Return the inputs of a gray image, to determine the shapes and data types that all images have in common."""
+        """Return the inputs of a gray image, to determine the shapes and data types of the inputs."""
         gray = Image.new("RGB", (224, 224), (128, 128, 128))
         return {name: augment(gray, 0, 0) for name, augment in self.augments.items()}
 
@@ -103,7 +103,7 @@ class InputMaker:
 
 
 class BatchMemory:
-    """Memory for the image inputs of batches. This class allocates new CPU tensors; subclasses can use other memory."""
+    """Memory for the image inputs of batches: new CPU tensors, or other memory in a subclass."""
 
     def begin(self) -> None:
         """Prepare the memory for a new batch."""
@@ -112,9 +112,9 @@ class BatchMemory:
         """Return an uninitialized tensor for one input of the batch.
 
         Args:
-            key: name of the features and name of the tower's argument, e.g. ("image", "pixel_values").
-            shape: shape of the tensor, with all rows of the batch.
-            dtype: data type of the tensor.
+            key: names of the features and of the tower's argument, e.g. ("image", "pixel_values").
+            shape: shape with all rows of the batch.
+            dtype: data type.
         """
         return empty(shape, dtype)
 
@@ -128,7 +128,7 @@ class BatchMemory:
         target.copy_(source)
 
     def end(self) -> None:
-        """Wait until all copies of the batch are complete. After this call, the tensors of the batch can be used."""
+        """Wait until all copies are complete. After this call, the tensors of the batch can be used."""
 
 
 class Assembly:
@@ -149,7 +149,7 @@ class Assembly:
     def add(self, chunk: Batch) -> None:
         """Copy a chunk to the next rows of the batch.
 
-        The chunk must not have more rows than the batch still needs (attribute `missing`).
+        The chunk must have at most `missing` rows, the number of rows that are still empty.
         """
         if not self._chunks:
             self._memory.begin()

@@ -1,4 +1,4 @@
-"""Hash of the contents of a dataset's images, to detect changes of the images between two commands."""
+"""Hash of a dataset's images, to detect changes between two commands."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ _THREADS = 8
 
 
 def content_hash(images: Sequence[Path | Stored]) -> str:
-    """Return a hash of the images' contents. The hash does not depend on file names and modification times.
+    """Return a hash of the images' contents, independent of file names and modification times.
 
-    Only a sample of a large dataset is read. For image files, this is the file size and the first and last 4 KiB of up
-    to 10,000 evenly spaced files. For images in archives and tables, this is the whole content of up to 1,000 images.
-    Images at URLs are ignored.
+    Only a sample of a large dataset is read:
+    - Image files: the size and the first and last 4 KiB of up to 10,000 evenly spaced files.
+    - Images in archives and tables: the whole content of up to 1,000 images.
+    - Images at URLs are ignored.
     """
     sampled = [images[position] for position in evenly_spaced(len(images), _MOST_FILES)]
     stored = [image for image in sampled if isinstance(image, Stored) and not isinstance(image, Remote)]
@@ -36,7 +37,7 @@ def content_hash(images: Sequence[Path | Stored]) -> str:
 
 
 def _content(image: Path | Stored) -> bytes:
-    """Return the bytes of an image that `content_hash` includes; b"" if the image is missing or unreadable."""
+    """Return the bytes of an image that `content_hash` includes; b"" for an unreadable image."""
     try:
         if isinstance(image, Stored):
             return image.read_bytes()

@@ -36,10 +36,10 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
     Args:
         image: path of the image, or an image stored in an archive or table.
-        size: largest short side in pixels. A larger image is resized (bicubic, with antialiasing), and the long side is
+        size: largest short side in pixels. Larger images are resized (bicubic, with antialiasing). The long side is
             truncated to whole pixels, as in torchvision.
         quality: JPEG quality, 1 to 100.
-        lossless: encode as PNG instead of JPEG.
+        lossless: PNG instead of JPEG.
 
     Raises:
         DataError: the image is missing or cannot be decoded or encoded.
@@ -75,10 +75,9 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the extension of an image file that can be copied unchanged, or None if the image must be encoded again.
+    """Return the extension if an image file can be copied unchanged; None if the image must be encoded again.
 
-    A file can be copied if every decoder returns the same pixels as `open_image`. This excludes e.g. rotated or
-    transparent images.
+    A file can be copied if every decoder returns the same pixels as `open_image`.
     """
     with open_content(content) as file:
         plain = (

@@ -1,4 +1,4 @@
-"""Training data of a run, with one interface for datasets with random access and for streams."""
+"""Training data of a run, with one interface for random access and for streams."""
 
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Loading:
         process: index of this process, and number of processes.
         replacement: function that chooses another sample if an image is unreadable; None: raise the error.
         progress: record of the image that each worker is reading.
-        known_bad: positions of images that are already known to be missing or unreadable.
+        known_bad: positions of images that are known to be missing or unreadable.
         memory: memory for the batches; None: new tensors on the CPU.
     """
 
@@ -58,7 +58,7 @@ class IndexedFeed:
 
     @property
     def fingerprint(self) -> str:
-        """Hash that identifies the data: it changes if the data changes."""
+        """Hash that changes if the data changes."""
         return self.pairs.fingerprint
 
     @property
@@ -74,7 +74,7 @@ class IndexedFeed:
 
     @property
     def reopened(self) -> int | None:
-        """Number of times that this process opened a lost connection again; None, because only streams count this."""
+        """None: only streams count how many lost connections were opened again."""
         return None
 
     def image_name(self, image: int) -> str:
@@ -82,7 +82,7 @@ class IndexedFeed:
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
-        """Return a sampler, which determines the order of the samples.
+        """Return the sampler, which determines the order of the samples.
 
         Args:
             captions: "one": each image occurs once per epoch; "all": each caption occurs once per epoch.
@@ -101,7 +101,7 @@ class IndexedFeed:
 
         Args:
             slices: for each batch, the samples that this process loads; result of the sampler's method `slices`.
-            maker: converts samples to inputs.
+            maker: object that converts samples to inputs.
             loading: settings of the loader.
 
         Raises:
@@ -139,7 +139,7 @@ class StreamFeed:
 
     @property
     def pairs(self) -> Pairs:
-        """Pairs without images and captions, because a stream has no random access."""
+        """Empty pairs, because a stream has no random access."""
         return Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
 
     @property

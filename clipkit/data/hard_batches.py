@@ -1,4 +1,4 @@
-"""Grouping of similar images into the same batch, so that a batch contains hard negatives (`data.hard_negatives`)."""
+"""Search for hard negatives, and grouping of similar images into the same batch (`data.hard_negatives`)."""
 
 import numpy as np
 import torch
@@ -17,17 +17,17 @@ def hard_neighbors(
 ) -> Int[np.ndarray, "N K"]:
     r"""Return the K hardest negatives of each image, hardest first.
 
-    Let x_i be the feature of image i, and y_i the mean feature of its captions, scaled to unit length. The hardness of
+    Let x_i be the feature of image i, and y_i the L2-normalized mean of the features of its captions. The hardness of
     image j for image i is (x_i · y_j + x_j · y_i) / 2. Image j is excluded if x_i · y_j or x_j · y_i exceeds
-    x_i · y_i − margin, because such an image is probably a false negative (TopK-MarginPos in Moreira et al. 2024,
+    x_i · y_i − margin, because j is then probably a false negative (TopK-MarginPos in Moreira et al. 2024,
     NV-Retriever, section 3).
 
     Args:
-        image_features: image features of unit length.
-        text_features: caption features of unit length.
+        image_features: L2-normalized image features.
+        text_features: L2-normalized caption features.
         image_of_caption: for each caption, the position of its image.
         count: K, limited to N − 1.
-        margin: amount by which the similarity of a hard negative must be lower than that of the positive.
+        margin: smallest allowed difference between the similarities of the positive and a hard negative.
 
     Returns:
         Positions of images. A row with fewer than K hard negatives is filled with −1 at the end. Ties are in ascending
@@ -63,14 +63,14 @@ def grouped(
 ) -> Int[np.ndarray, " N"]:
     """Reorder images so that an image and its hard negatives are adjacent.
 
-    The images are visited in the given order. Each image that has no group yet starts a new group. Then its hardest
-    negatives that have no group yet join this group, until the group is full. At the end, the groups are shuffled.
+    The images are visited in the given order. An image without a group starts a group, and its hardest negatives
+    without a group join until the group is full. At the end, the groups are shuffled.
 
     Args:
         order: positions of the N images.
         neighbors: result of `hard_neighbors`.
         size: maximum number of images in a group.
-        generator: shuffles the groups.
+        generator: random generator.
 
     Example:
         >>> neighbors = np.array([[2], [3], [0], [1]])

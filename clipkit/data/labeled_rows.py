@@ -23,7 +23,7 @@ def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
     Findings report the number of removed rows, and the classes that have no images.
 
     Args:
-        rows: rows with a column `label`. A null means that the label is missing; so does -1 in a column of numbers.
+        rows: rows with a column `label`. Null, and -1 in a column of numbers, mean that there is no label.
         classes: source of class names for `read_classes`; None: use the names in the data.
 
     Raises:

@@ -41,7 +41,7 @@ class LabeledImages:
 
     @property
     def several(self) -> bool:
-        """True if the data is multilabel, so that an image may have several classes."""
+        """True for multilabel data: an image may have several classes."""
         return self.labels.ndim == 2
 
     @property
@@ -72,14 +72,14 @@ class LabeledImages:
         )
 
     def positions_in(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return (C,) the position of each class of this data in the list `classes`, or -1 if the list lacks the class.
+        """Return (C,) the position of each class in the list `classes`; -1 for an unlisted class without images.
 
         Args:
             classes: names of classes.
-            otherwise: second half of the error message, after "has images of the class X,": reason and advice.
+            otherwise: reason and advice, to follow "has images of the class X," in the error message.
 
         Raises:
-            DataError: the list lacks a class that has images.
+            DataError: a class that has images is not listed.
         """
         position = {name: index for index, name in enumerate(classes)}
         positions = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
@@ -96,11 +96,11 @@ def read_labeled(source: object) -> LabeledImages:
     and a file `classnames.txt` next to class folders (see `paired_names`). A file
     `zeroshot_classification_templates.txt` next to class folders contains prompt templates.
 
-    An image has several classes if its file occurs in several rows, or if its label is a list. Images that are stored
-    in a table are always different images, one per row.
+    An image has several classes if its file occurs in several rows, or if its label is a list. In a table that contains
+    the images themselves, each row is a separate image.
 
     Args:
-        source: a path or name of a source, or a Python object as in `read_pairs`. Options: `?classes=FILE` gives class
+        source: path or name of a source, or a Python object as in `read_pairs`. Options: `?classes=FILE` gives class
             names; `?group=COLUMN` gives the group of each image, to report the accuracy of the worst group. In shards,
             `?group=npy` reads the group from the first number in each sample's .npy file.
 
@@ -146,7 +146,7 @@ def _group(rows: Rows, row: int) -> str:
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return the position of the image and the label, as two lists with one entry per label of each row.
+    """Return two lists with one entry per label of each row: the position of the image, and the label.
 
     Raises:
         DataError: a row has no label, and `may_be_none` is False.
@@ -170,7 +170,7 @@ def _doubts(
     values: NDArray[np.int64] | NDArray[np.bool_],
     classes: Sequence[str],
 ) -> Iterator[Finding]:
-    """Report images with several labels, equal images with different labels, and data of a single class."""
+    """Report images with several labels, equal images with different labels, and data with only one class."""
     if len(classes) == 1:
         advice = (
             "with a single class, every prediction is correct: give data with at least two classes, or give more "

@@ -1,4 +1,4 @@
-"""Landmark retrieval data: queries with easy, hard and ignored images, in the format of revisited Oxford and Paris."""
+"""Landmark retrieval data, in the format of the revisited Oxford and Paris datasets."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ _GRADES = ("easy", "hard", "junk")
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Q query images, and G gallery images that are searched."""
+    """Q query images, and the G gallery images in which each query is searched."""
 
     name: str
     images: list[Path | Stored]
@@ -36,7 +36,7 @@ class Landmarks:
 
     @property
     def fingerprint(self) -> str:
-        """JSON text with the image names, file sizes and relevance lists, to detect whether the data has changed."""
+        """JSON text with the image names, file sizes and relevance lists, to detect changes of the data."""
         sizes = [[image.name, size_of(image)] for image in self.images]
         return json.dumps([sizes, self.easy, self.hard, self.junk])
 

@@ -11,13 +11,12 @@ _ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
 
 
 def listing_of(source: str | Path) -> tuple[Path, Path | None]:
-    """Split a source into its path and the image folder that the option `?images=FOLDER` gives.
+    """Return the path of a data file, and the image folder that the option `?images=FOLDER` gives.
 
-    The image folder is None without this option. For the name of a built-in test (`twemoji:NAME`), the path is that of
-    the test's file.
+    The folder is None without this option.
 
     Args:
-        source: a path, optionally with `?images=FOLDER`, or the name of a built-in test.
+        source: a path, optionally with `?images=FOLDER`, or `twemoji:NAME` for the file of a built-in test.
 
     Raises:
         DataError: the source has another option, or there is no such test.

@@ -32,9 +32,9 @@ _ATTEMPTS = 64
 
 
 class _Pairs(Dataset[Batch | Packed | DataError]):
-    """Dataset that converts a list of samples to a chunk, which is a part of a batch.
+    """Dataset that converts a list of samples to a chunk (a part of a batch).
 
-    A DataError is returned, not raised, because torch would add a traceback to an error that a worker raises.
+    A DataError is returned, not raised, because torch adds a traceback to an error that a worker raises.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class _Pairs(Dataset[Batch | Packed | DataError]):
         return packed(self.maker.batch(drawn, stack, ids, bad))
 
     def _made(self, sample: Sample, all_bad: dict[int, str]) -> tuple[Sample, Inputs] | DataError:
-        """Load the image of a sample. Return the sample and the inputs of its image.
+        """Load the image of a sample, or of a replacement sample if the image is unreadable.
 
-        If the image is unreadable, try replacement samples, and return the first one whose image is readable. Each
-        unreadable image is added to `all_bad` (position -> reason).
+        Return the sample whose image was loaded, and the inputs of this image. Unreadable images are added to `all_bad`
+        (position -> reason).
         """
         bad: dict[int, str] = {}
         for attempt in range(_ATTEMPTS):
@@ -111,18 +111,16 @@ def pair_loader(
     known_bad: Collection[int] = (),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of this process. Worker processes load them in advance.
-
-    A batch is split into chunks, so that several workers can load parts of the same batch.
+    """Yield the batches of this process, which loader workers prepare in advance.
 
     Args:
         pairs: the data.
         batches: for each step, the samples of this process.
-        maker: converts samples to inputs.
+        maker: object that converts samples to inputs.
         workers: loader processes; 0 loads in this process.
-        replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
+        replacement: function that chooses another sample if an image is unreadable; None: raise the error.
         progress: record of the image that each worker is reading.
-        known_bad: positions of images that are already known to be missing or unreadable.
+        known_bad: positions of images that are known to be missing or unreadable.
         memory: memory for the batches; None: new tensors on the CPU.
 
     Raises:
@@ -180,9 +178,9 @@ def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | No
 
 
 class _Chunks:
-    """Batch sampler that splits each batch into lists of at most `chunk` samples; None: one list per batch.
+    """Batch sampler that splits each batch into lists of at most `chunk` samples.
 
-    The queue `sizes` receives the size of each batch when its first list is requested.
+    If `chunk` is None, batches are not split. The size of each batch is appended to `sizes`.
     """
 
     def __init__(self, batches: Iterable[list[Sample]], chunk: int | None) -> None:

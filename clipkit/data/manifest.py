@@ -1,7 +1,6 @@
-"""Manifest of a folder that `data prepare` writes.
+"""Manifest of a folder that `clipkit data prepare` writes.
 
-The file prepared.json contains the source, the settings and the finished shards; skipped.jsonl contains the images
-that were skipped.
+prepared.json contains the source, the settings and the finished shards; skipped.jsonl lists the skipped images.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ _LAYOUT = 2  # version of the format of the shards and of these files
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of `data prepare`. The source and these settings determine every byte of the shards."""
+    """Settings of `clipkit data prepare`. Together with the source, they determine every byte of the shards."""
 
     size: int
     """Short side in pixels."""
@@ -48,7 +47,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Consecutive images of the source (at most `shard_size`) whose shard is finished."""
+    """At most `shard_size` consecutive images of the source, and the finished shard that contains them."""
 
     name: str | None
     """File name of the shard; None if every image of the block was skipped."""
@@ -100,7 +99,7 @@ class Manifest:
         write_whole(self.folder / _MANIFEST, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def check_shards(self) -> None:
-        """Check that the finished shards still have the hashes that the manifest lists.
+        """Verify the hashes of the finished shards.
 
         Raises:
             OutputError: a shard is missing or damaged.
@@ -115,7 +114,7 @@ class Manifest:
             )
 
     def remove(self) -> None:
-        """Delete prepared.json and skipped.jsonl. If the folder is then empty, also delete the folder."""
+        """Delete prepared.json and skipped.jsonl, and the folder if it is then empty."""
         for name in (_SKIPPED, _MANIFEST):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):

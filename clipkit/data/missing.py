@@ -22,7 +22,10 @@ _MOST_FETCHED = 100_000
 
 
 def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
-    """Return the positions of images whose file does not exist. Images in archives and at URLs are not checked."""
+    """Return the positions of images whose file does not exist.
+
+    Images in archives and at URLs are not checked.
+    """
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
     missing = [index for index, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]

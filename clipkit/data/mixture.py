@@ -1,4 +1,4 @@
-"""Functions that join several data sources, and that split off validation data."""
+"""Functions that join data sources or split off validation data."""
 
 import hashlib
 from collections import Counter
@@ -19,7 +19,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
     """Join several sources. An image that occurs in several sources becomes one image with all its captions.
 
     Args:
-        sources: the pairs of each source.
+        sources: data to join.
         weights: for each source, how often each image occurs per epoch. With 0.5, an image occurs in every other epoch.
 
     Raises:
@@ -81,7 +81,7 @@ def _joined(texts: Sequence[Sequence[str]]) -> Strings:
 
 
 def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate one column of texts of several sources, or return None if no source has the column.
+    """Concatenate one text column of several sources; None if no source has the column.
 
     A source without the column contributes empty strings.
     """
@@ -93,7 +93,7 @@ def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pair
 
 
 def _joined_classes(sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate the classes of several sources, or return None if no source has classes.
+    """Concatenate the classes of several sources; None if no source has classes.
 
     A source without classes contributes its captions.
     """
@@ -110,7 +110,7 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Split the images into two parts, each with all captions of its images. Return (remaining pairs, pairs split off).
+    """Split off a share of the images with all their captions. Return (remaining pairs, pairs split off).
 
     The split depends only on hashes of the image names, so it is the same for any order of the rows.
 
@@ -139,7 +139,7 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return a name for each image, to split the images by. For data without images, return the captions.
+    """Return the names whose hashes `split` uses: image names, or captions if there are no images.
 
     If several images in tables or archives have the same name, a hash of the content is added to their names.
     """

@@ -99,7 +99,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
 
 
 def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
-    """Return the image names, the captions and the category of each row. The category is "" if the file has none."""
+    """Return the image names, the captions and the category of each row; without category, ""."""
     rows = rows_of(str(file), Wanted(str(file), {}, (), tuple(_NAMES), _NAMES))
     values = {role: column.to_pylist() for role, column in rows.columns.items()}
     if isinstance(rows.images, Files):

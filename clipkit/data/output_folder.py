@@ -31,7 +31,7 @@ def as_output_errors(out: Path) -> Iterator[None]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock a folder during the `with` block, so that no other process writes to the folder.
 
-    The lock is released even if the process is killed. There is no lock on Windows.
+    A killed process releases the lock. There is no lock on Windows.
 
     Raises:
         OutputError: another process is writing to the folder.

@@ -1,4 +1,4 @@
-"""Images with their captions: the data structure to which every source of training data is converted."""
+"""Images with captions: the data structure to which all training data is converted."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -29,7 +29,7 @@ _MOST_SIZES = 10_000  # largest number of image files whose sizes are part of th
 
 @dataclass(frozen=True)
 class Part:
-    """One source of joined data: the positions of its images and captions in the joined data."""
+    """Positions of the images and captions of one source in joined data."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Pairs:
 
     @property
     def texts(self) -> dict[str, Sequence[str]]:
-        """Columns of texts by role: caption and, if the source has them, negative_caption and paraphrase."""
+        """Text columns by role: caption and, if present, negative_caption and paraphrase."""
         captions = self.captions if self.has_captions else None
         columns = {"caption": captions, "negative_caption": self.negatives, "paraphrase": self.paraphrases}
         return {role: column for role, column in columns.items() if column is not None}
@@ -81,7 +81,7 @@ class Pairs:
 
     @cached_property
     def caption_ids(self) -> NDArray[np.int64]:
-        """(M,) ID of each caption, so that equal captions have the same ID: the position of the first equal caption."""
+        """(M,) ID of each caption: the position of the first equal caption."""
         distinct, first = first_positions(Strings.of(self.captions).column)
         return first[distinct]
 
@@ -89,7 +89,7 @@ class Pairs:
     def positive_ids(self) -> NDArray[np.int64]:
         """(M,) ID of each caption. Two captions with the same ID are positives for each other's images.
 
-        Equal captions have the same ID. If captions were made from class labels, all prompts of a class share one ID.
+        Equal captions share an ID. If captions were made from class labels, all prompts of a class share an ID.
         """
         if self.classes is None:
             return self.caption_ids
@@ -98,7 +98,7 @@ class Pairs:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the image names, the captions and their order. The pixels are not included."""
+        """Hash of the image names, the captions and their order, but not of the pixels."""
         digest = hashlib.sha256()
         for names in (_file_names(self.images), self.captions):
             digest.update("\0".join(names).encode() + b"\0\0")
@@ -109,8 +109,8 @@ class Pairs:
     def fingerprint(self) -> str:
         """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images.
 
-        If `content` is set, it replaces the file sizes. If images come from a Python object and `content` is not set,
-        the fingerprint is the constant `UNIDENTIFIED`.
+        If `content` is set, it replaces the file sizes. Images from a Python object without `content` give the constant
+        `UNIDENTIFIED`.
         """
         if self.content:
             return hashlib.sha256(f"{self.sha256} {self.content}".encode()).hexdigest()
@@ -152,7 +152,7 @@ class Pairs:
 
 
 def checked_negatives(pairs: Pairs) -> Sequence[str]:
-    """Return the hard negative captions, or raise an error if they cannot be used for training.
+    """Return the hard negative captions, or raise an error if they are unsuitable for training.
 
     Raises:
         DataError: a hard negative is missing, or equals a correct caption of its image.
@@ -273,9 +273,9 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
 
 
 def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
-    """Return the text columns by role, with lists of texts flattened to one text per row.
+    """Return the text columns by role with one text per row, and the source row of each text.
 
-    Also return the row in the source from which each text comes.
+    Lists of texts are flattened.
 
     Raises:
         DataError: the text columns of a row have lists of different lengths.
@@ -309,7 +309,7 @@ def _at_least_one(column: Any) -> Any:
 
 
 def _with_prompts(rows: Rows, templates: str | None) -> Rows:
-    """Add captions that are made from the labels: the class names, or prompts if templates are given."""
+    """Add captions made from the labels: prompts if templates are given, otherwise class names."""
     labels = rows.columns["label"]
     is_named = rows.classes is not None and rows.classes.names is not None
     if pa.types.is_large_list(labels.type):
@@ -332,7 +332,7 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
-    """Return the class name of each label. If the source has no name for a label, return the label."""
+    """Return the class name of each label. A label without a name stays unchanged."""
     classes = rows.classes or ClassList()
     names = dict(zip(classes.labels or (), classes.names or (), strict=False))
     return [names.get((label or "").strip(), label or "") for label in labels]

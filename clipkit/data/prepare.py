@@ -1,4 +1,4 @@
-"""Preparation of data for fast training: images are resized once, and written with their captions into shards."""
+"""Preparation of data for fast training: writes resized images with their captions into shards."""
 
 import os
 from collections import deque
@@ -43,7 +43,7 @@ class Prepared:
 
 
 def read_for_shards(source: str) -> Pairs:
-    """Read images, and their captions if the source has captions. Images may be missing or broken.
+    """Read images, with captions if the source has captions. Images may be missing or broken.
 
     Raises:
         DataError: the source cannot be read, has no images, or has an empty caption.
@@ -75,9 +75,9 @@ def prepare(
     """Resize images to a short side of `size` pixels, and write them with all their captions into shards.
 
     The images keep the order of the source. The same source and settings give the same bytes, for any number of workers
-    and interruptions. After an interruption, call this function again with the same arguments: the finished shards are
-    verified, and the missing shards are written. When all shards are finished, prepared.json contains
-    `"complete": true`. Broken images are skipped and listed in skipped.jsonl.
+    and interruptions. To continue after an interruption, call this function again with the same arguments. When all
+    shards are finished, prepared.json contains `"complete": true`. Broken images are skipped and listed in
+    skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
@@ -86,7 +86,7 @@ def prepare(
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar (the layout of WebDataset) or parquet (the layout of the Hugging Face Hub).
-        shard_size: images of the source per shard. A shard has fewer images if some of them are broken.
+        shard_size: images of the source per shard, including broken images.
         workers: threads; None: one per core.
 
     Raises:
@@ -220,11 +220,11 @@ def _key(pairs: Pairs, position: int) -> str:
 
 
 def _name(pairs: Pairs, position: int) -> str:
-    """Return the path of an image relative to the source's folder, or the name of an image in an archive or table."""
+    """Return the path of an image in the source's folder, or its name in an archive or table."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else pairs.images[position].name
 
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
-    """Return the texts of an image by role. Roles that the source lacks are omitted."""
+    """Return the texts of an image by role, as in `Pairs.texts`."""
     rows = pairs.captions_of_image[position].tolist()
     return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

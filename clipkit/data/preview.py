@@ -26,8 +26,8 @@ def preview(
         count: number of images.
         views: number of views per image.
         size: side of a view in pixels.
-        safe: do not flip images whose captions mention left or right, and do not recolor images whose captions mention
-            a color. A note below such an image says "not flipped" or "not recolored".
+        safe: True: do not flip images whose captions mention left or right, and do not recolor images whose captions
+            mention a color. A note below such an image says "not flipped" or "not recolored".
         seed: seed of the run.
     """
     guard = TextSafe(pairs) if safe else None

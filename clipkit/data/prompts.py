@@ -79,7 +79,7 @@ def read_templates(source: str) -> Templates:
 
 
 def read_queries(source: str) -> list[str]:
-    """Return the search queries in a text file, one per line, or the given text as a single query.
+    """Return the lines of a text file as search queries, or the given text as a single query.
 
     Args:
         source: an existing file, a name that ends in .txt, or a query.
@@ -96,7 +96,7 @@ def read_queries(source: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the nonempty lines of a text file, without leading and trailing spaces.
+    """Return the nonempty lines of a text file, without surrounding spaces.
 
     Raises:
         DataError: the file is empty or unreadable.
@@ -113,7 +113,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Assign a class name to each label.
+    """Return a mapping from each label to its class name.
 
     The first of these rules that fits is applied:
     1. `classes` is a mapping that contains all labels.
@@ -126,9 +126,6 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
         where: location of the names, for messages.
         labels: labels of the data, in alphabetical order.
         classes: a list of names, or a mapping from labels to names. If a label has several names, the first is used.
-
-    Returns:
-        Mapping from labels to names.
 
     Raises:
         DataError: the names do not fit the labels.
@@ -164,12 +161,12 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
 
 
 def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return the position of each label in a list of `count` classes, if the labels are numbers.
+    """Return the position of each label in a list of `count` classes, if all labels are numbers.
 
     - With `count` labels, the labels in numerical order have the positions 0, 1, …
-    - With fewer labels, a label is a position that counts from 0 (if the lowest label is 0), or from 1 (if the highest
-      label is `count`).
-    - Otherwise, and if a label is not a number, the result is None.
+    - With fewer labels, the lowest of which is 0, the position is the label.
+    - With fewer labels, the highest of which is `count`, the position is the label minus 1.
+    - Otherwise, the result is None.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
         return None
@@ -183,7 +180,7 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
 
 
 def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
-    """Report class names that are numbers or WordNet IDs, because the prompts would have no meaning."""
+    """Report class names that are numbers or WordNet IDs, which would make meaningless prompts."""
     codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
     numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
     if not codes and len(numbers) < len(classes):
@@ -231,7 +228,7 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
 def _lines_or_json(source: str, what: str, named: list[str]) -> object:
     """Return the content of a JSON file, or the lines of a text file.
 
-    `what` and `named` are used in the error message.
+    For the error message, `what` is the kind of the built-in lists, and `named` has their names.
     """
     path = Path(source)
     if not is_file(path):

@@ -19,7 +19,7 @@ _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class HardGroups(NamedTuple):
-    """Hard negatives of each image, from which groups of similar images are built."""
+    """Hard negatives of each image, for groups of similar images."""
 
     neighbors: NDArray[np.int64]
     """(N, K) positions of the hard negatives of each image, as `hard_neighbors` returns them."""
@@ -44,9 +44,9 @@ class EpochSampler:
     """Splits the data into global batches, with a new random order in each epoch.
 
     With captions "one", each image occurs once per epoch, and its caption changes from epoch to epoch. With captions
-    "all", each caption occurs once per epoch. A source with a weight other than 1 occurs that many times per epoch. For
-    example, with weight 0.5, half of its images occur in one epoch and the other half in the next. If possible, a batch
-    contains an image only once. The last partial batch is dropped.
+    "all", each caption occurs once per epoch. A source with another weight than 1 occurs that many times per epoch:
+    with weight 0.5, half of its images occur in one epoch and the other half in the next. If possible, a batch contains
+    an image only once. The last partial batch is dropped.
 
     Args:
         pairs: training data.
@@ -69,7 +69,7 @@ class EpochSampler:
             math.floor(len(items) * part.weight + 1e-9) for part, items in zip(self._parts, self._items, strict=True)
         )
         if batch_size > available:
-            what = "images (captions: one)" if captions == "one" else "captions"
+            what = "images (data.captions: one uses one caption per image)" if captions == "one" else "captions"
             raise DataError(
                 f"train.batch_size is {batch_size}, but {pairs.name} has only {available} {what}; "
                 f"set train.batch_size to at most {available}"
@@ -95,7 +95,7 @@ class EpochSampler:
             yield [Sample(epoch, image, caption) for image, caption in rows]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the samples of an epoch in order, as the positions of the images and the positions of the captions."""
+        """Return the positions of the images and captions of an epoch, in the order of the samples."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
         of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
         items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
@@ -115,10 +115,10 @@ class EpochSampler:
         return images, captions
 
     def _items_of_epoch(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the items of one source in an epoch, and how often each item occurred earlier in the run.
+        """Return the items (images or captions) of one source in an epoch, and how often each occurred before.
 
-        Items are images or captions. By the end of epoch e, an item has occurred ⌊w (e + 1) + r / n⌋ times. Here w is
-        the weight of the source, n is the number of its items, and r is the item's random rank.
+        By the end of epoch e, an item has occurred ⌊w (e + 1) + r / n⌋ times. Here w is the weight of the source, n is
+        the number of its items, and r is the item's random rank.
         """
         items, weight = self._items[part], self._parts[part].weight
         if weight == 1:
@@ -130,9 +130,9 @@ class EpochSampler:
         return np.repeat(items, count), np.repeat(before, count) + nth
 
     def replacement(self, sample: Sample, attempt: int) -> Sample:
-        """Return a random sample that replaces a sample whose image is missing or unreadable.
+        """Return a random sample to replace a sample whose image is missing or unreadable.
 
-        The result depends only on the seed, the sample and the attempt (1, 2, …), so it is the same in all processes.
+        The result depends only on the seed, the sample and the attempt (1, 2, …).
         """
         image = mix(self.seed, _REPLACEMENT, *sample, attempt) % len(self.pairs.images)
         caption = self._permuted[self._start[image] + sample.epoch % self._count[image]]
@@ -149,14 +149,10 @@ class EpochSampler:
 
 
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Reorder rows so that each batch contains an image at most once, if possible.
+    """Reorder rows (image, caption) so that each batch contains an image at most once, if possible.
 
-    A second row of an image moves to a later batch. An image moves to an earlier batch if it has as many remaining rows
-    as there are remaining batches.
-
-    Args:
-        rows: (position of the image, position of the caption) of each sample.
-        batch_size: rows in a batch.
+    If a batch already contains the image of a row, the row moves to a later batch. An image with as many remaining rows
+    as there are remaining batches moves to an earlier batch.
     """
     rows_of: dict[int, deque[int]] = {}
     for image, row in rows:

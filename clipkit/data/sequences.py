@@ -1,4 +1,4 @@
-"""Sequences that need little memory, because captions and image paths are stored in Arrow columns."""
+"""Sequences of captions and images that need little memory, because Arrow columns store the strings."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -103,7 +103,7 @@ class Files(Items[Path | Stored]):
 
 
 class Chosen(Items[T]):
-    """View of the items of a sequence at the given positions, in the order of the positions."""
+    """View of the items of a sequence at the given positions, in this order."""
 
     def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
         self.whole = whole
@@ -117,7 +117,7 @@ class Chosen(Items[T]):
 
 
 class Joined(Items[T]):
-    """View of several sequences as one sequence, one after the other."""
+    """View of several sequences as one concatenated sequence."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self.parts = parts
@@ -132,7 +132,7 @@ class Joined(Items[T]):
 
 
 def chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Sequence[Path | Stored]:
-    """Return the images at the given positions, in the order of the positions."""
+    """Return the images at the given positions, in this order."""
     if len(positions) == len(images) and (positions == np.arange(len(positions))).all():
         return images
     if isinstance(images, Files):
@@ -163,10 +163,10 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the K distinct values in a column of R keys, in order of their first occurrence.
+    """Assign the indices 0 … K − 1 to the K distinct values of a column, in order of first occurrence.
 
     Returns:
-        (R,) number of each key, and (K,) position of the first occurrence of each distinct value.
+        (R,) index of the value in each row, and (K,) row in which each distinct value first occurs.
 
     Example:
         >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))

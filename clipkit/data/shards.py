@@ -1,4 +1,4 @@
-"""Writer of shards: tar or Parquet files with images and texts. The same samples always give the same bytes."""
+"""Writer of shards: tar or Parquet files with images and texts. Equal samples always give equal bytes."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ _GROUP_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image with its texts, to be written to a shard."""
+    """An image with its texts, as written to a shard."""
 
     key: str
     """Position in the source, as a string of digits; the base name of the files of the sample."""
@@ -38,7 +38,7 @@ class ShardSample:
 def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
     """Write a shard, and return its SHA-256. If there are no samples, write nothing and return None.
 
-    The shard is written to a temporary file, which is then renamed. An interruption leaves no partial shard.
+    An interruption leaves no partial shard.
 
     Args:
         path: path of the shard; the extension, .tar or .parquet, determines the format.
@@ -68,7 +68,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of an unfinished shard. The name starts with a dot, so `*.tar` does not match it."""
+    """Return the path of an unfinished shard. The name starts with a dot, so that `*.tar` does not match it."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -85,7 +85,7 @@ def sha256_of(path: Path) -> str:
 def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
     """Write a tar file in WebDataset's layout.
 
-    The sample 000000 has two files: 000000.jpg, and 000000.json with the texts and the name of the image.
+    The first sample has two files: 000000.jpg, and 000000.json with the texts and the name of the image.
     """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -98,10 +98,7 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
 
 
 def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
-    """Write a Parquet file in the Hugging Face Hub's layout.
-
-    The columns are image, name, and one list of strings per role.
-    """
+    """Write a Parquet file in the Hugging Face Hub's layout: image, name, and a list of strings per role."""
     from datasets import Features, Image, Value
 
     texts = {role: [Value("string")] for role in roles}

@@ -1,4 +1,4 @@
-"""Memory that is shared with loader workers. It also works in containers with a small /dev/shm (64 MB or less)."""
+"""Memory shared with loader workers, also in containers with a small /dev/shm (64 MB or less)."""
 
 import mmap
 import multiprocessing
@@ -21,7 +21,7 @@ _FOLDER = "/dev/shm"
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     """Return a tensor of zeros that loader workers can read and write.
 
-    The operating system allocates a part of the memory only when that part is used.
+    The operating system allocates a part of the memory only when this part is used.
     """
     count = int(np.prod(shape, dtype=np.int64))
     if not _forks() or not count:
@@ -31,12 +31,12 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def fits_shared(size: int) -> bool:
-    """Return whether there is enough shared memory for a `shared_zeros` tensor of `size` bytes."""
+    """Return whether a `shared_zeros` tensor of `size` bytes fits into shared memory."""
     return _forks() or size <= free_bytes()
 
 
 def available_memory() -> int:
-    """Return the available memory in bytes. A cgroup limit of this process, e.g. of a container, is respected."""
+    """Return the available memory in bytes. A cgroup limit, e.g. of a container, is respected."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -50,9 +50,9 @@ def available_memory() -> int:
 
 
 def free_bytes() -> int:
-    """Return the free space of /dev/shm in bytes. PyTorch uses this space to pass tensors between processes.
+    """Return the free bytes of /dev/shm, through which PyTorch passes tensors between processes.
 
-    Return a very large number if the system has no /dev/shm.
+    Without /dev/shm, return a very large number.
     """
     try:
         return shutil.disk_usage(_FOLDER).free
@@ -61,7 +61,7 @@ def free_bytes() -> int:
 
 
 def can_send_shared(size: int) -> bool:
-    """Return whether every worker can pass a tensor of `size` bytes through /dev/shm at the same time."""
+    """Return whether all workers can pass a tensor of `size` bytes through /dev/shm at the same time."""
     worker = get_worker_info()
     if worker is None:
         return True
@@ -71,7 +71,7 @@ def can_send_shared(size: int) -> bool:
 
 @dataclass(frozen=True)
 class Packed:
-    """Batch with NumPy arrays instead of tensors. Processes send arrays through a pipe, not through shared memory."""
+    """Batch with NumPy arrays instead of tensors, to be sent through a pipe instead of shared memory."""
 
     batch: Any
 
@@ -85,7 +85,7 @@ def packed(batch: Any) -> Any:
 
 
 def unpacked(batch: Any) -> Any:
-    """Convert a `Packed` batch back to a batch with tensors. Return any other value unchanged."""
+    """Convert a `Packed` batch back to tensors. Return any other value unchanged."""
     if not isinstance(batch, Packed):
         return batch
     return replace(batch.batch, **{name: _tensors(value) for name, value in vars(batch.batch).items()})

@@ -1,4 +1,4 @@
-"""Shared memory in which loader workers pass the image inputs of chunks (parts of batches) to the main process."""
+"""Shared memory through which loader workers pass image inputs to the main process."""
 
 import math
 import os
@@ -21,7 +21,7 @@ _SHARE = 8
 
 @dataclass(frozen=True)
 class Place:
-    """Location of a tensor in the memory of `Slots`. A loader worker sends the location instead of the tensor."""
+    """Location of a tensor in the memory of `Slots`, sent by a loader worker instead of the tensor."""
 
     worker: int
     slot: int
@@ -33,8 +33,8 @@ class Place:
 class Slots:
     """Shared memory that is divided into slots. A slot holds the image inputs of one chunk (a part of a batch).
 
-    A loader worker takes one of its free slots and fills the slot. The main process copies the content and frees the
-    slot. If a worker has no free slot, its chunk is sent without a slot.
+    A loader worker fills one of its free slots; the main process copies the content and frees the slot. If a worker has
+    no free slot, its chunk is sent without a slot.
 
     Args:
         workers: number of loader workers.
@@ -50,7 +50,7 @@ class Slots:
     def take(self) -> tuple[int, int] | None:
         """Reserve a free slot of this worker. Return (number of the worker, number of the slot).
 
-        Return None if no slot is free, or if this process is not a loader worker.
+        Return None in the main process, or if no slot is free.
         """
         worker = get_worker_info()
         if worker is None:
@@ -69,7 +69,7 @@ class Slots:
             self._taken[worker.id] = False
 
     def tensor(self, place: Place) -> Tensor:
-        """Return the tensor at a location. A tensor of images (4 dimensions) is in channels-last order."""
+        """Return the tensor at a location. A tensor with 4 dimensions (images) is in channels-last order."""
         values = self._memory[place.worker, place.slot, place.offset :]
         values = values[: math.prod(place.shape) * place.dtype.itemsize].view(place.dtype)
         if len(place.shape) != 4:
@@ -97,16 +97,15 @@ class Slots:
 
 
 def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slots | None, int]:
-    """Create slots for the image inputs of chunks. Return (slots, chunks that each worker prepares in advance).
+    """Create slots for the chunks that workers prepare in advance. Return (slots, chunks per worker).
 
-    The slots are None if there are no workers or no images, or if there is too little memory.
+    The slots are None without workers, without images, or if there is too little memory.
 
     Args:
         example: the inputs of one image.
         rows: images in a chunk.
         workers: number of loader workers.
-        ahead: desired number of chunks that each worker prepares in advance. With too little memory, the number is
-            reduced, but to at least 2.
+        ahead: desired number of chunks per worker. With too little memory, the number is reduced, but to at least 2.
     """
     size = rows * sum(_padded(value.nbytes) for values in example.values() for value in values.values())
     if not workers or not size:
@@ -179,7 +178,7 @@ class Stack:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, **where: Any) -> Tensor:
-    """Return an uninitialized tensor. A tensor of images (4 dimensions) is in channels-last order."""
+    """Return an uninitialized tensor. A tensor with 4 dimensions (images) is in channels-last order."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, memory_format=layout, **where)
 

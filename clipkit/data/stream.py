@@ -1,9 +1,8 @@
 """Loader for a stream. The order of the samples depends only on the seed and the numbers of processes and workers.
 
 In each epoch, the shards are shuffled and distributed to the loader workers of all processes. The shards of one worker
-are called a lane. A worker reads its lane shard by shard, and shuffles the samples within a buffer. An epoch has
-`data.samples` samples; the rest of the stream is skipped. Each epoch starts again with all shards, so that no sample
-occurs twice in an epoch.
+are called a lane. A worker reads its lane shard by shard, and shuffles the samples within a buffer. An epoch ends after
+`data.samples` samples, and the next epoch starts again with all shards.
 """
 
 from collections.abc import Generator, Iterator
@@ -80,8 +79,8 @@ class _Pair(NamedTuple):
 class _Lane(IterableDataset[Batch | Packed | int | DataError]):
     """Dataset that yields the chunks (parts of batches) of this process. Each loader worker yields different samples.
 
-    When a run resumes, the chunks that it has already trained on are not decoded. For such a chunk, the dataset yields
-    only the number of rows.
+    When a run resumes, chunks that were already trained on are not decoded. For such a chunk, the dataset yields the
+    number of rows.
     """
 
     def __init__(
@@ -140,9 +139,9 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             yield buffer[index]
 
     def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
-        """Convert samples to a chunk. A sample with an unreadable image is replaced by another sample of the chunk.
+        """Convert samples to a chunk, or return a DataError if no image is readable.
 
-        If no image is readable, return a DataError.
+        A sample with an unreadable image is replaced by another sample of the chunk.
         """
         bad: dict[int, str] = {}
         sound: list[int] = []
@@ -186,7 +185,7 @@ def stream_loader(
     Args:
         stream: the data.
         stretch: steps to load.
-        maker: converts samples to inputs. Its `texts` are ignored: all text features are made from the caption.
+        maker: object that converts samples to inputs. Its `texts` are ignored: all text features use the caption.
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
@@ -239,7 +238,7 @@ def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots |
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int, memory: BatchMemory | None) -> Iterator[Batch]:
     """Combine chunks to batches of `size` rows, after dropping the first `skip` rows.
 
-    A chunk that is a number stands for that many rows, which are dropped.
+    A chunk that is a number n stands for n dropped rows.
     """
     assembly = Assembly(size, memory)
     for chunk in chunks:

@@ -24,10 +24,10 @@ class TextView:
         pairs: the captions.
         crop: minimum and maximum fraction of the words that a crop keeps.
         seed: seed of the run. Random choices depend only on (seed, epoch, caption, view).
-        view: number of the view: 0 for the view that is compared with images, 1, 2, … for further views.
+        view: number of the view: 0 for the view that is compared with images; 1, 2, … for further views.
 
     Raises:
-        DataError: the data lacks what the policy needs, i.e. paraphrases or several captions per image.
+        DataError: the policy needs paraphrases or several captions per image, and the data lacks them.
 
     Example:
         >>> from pathlib import Path
@@ -92,5 +92,5 @@ class WrongCaption:
         self.negatives = negatives
 
     def __call__(self, sample: Sample) -> str:
-        """Return the hard negative caption that belongs to the sample's caption."""
+        """Return the hard negative of the sample's caption."""
         return self.negatives[sample.caption]

@@ -1,4 +1,4 @@
-"""Cache for the tokens of captions, so that each caption is tokenized only once."""
+"""Cache for the tokens of captions."""
 
 from collections.abc import Callable, Sequence
 
@@ -44,7 +44,7 @@ class TokenStore:
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
-        """Return whether the memory is sufficient for `count` captions with up to `context_length` tokens each."""
+        """Return whether there is enough memory for `count` captions of up to `context_length` tokens."""
         size = 4 * count * (context_length + 1)
         return size <= _MOST_BYTES and fits_shared(size)
 

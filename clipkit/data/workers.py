@@ -1,4 +1,4 @@
-"""Functions for loader workers: start, signal handling, and a record of the image that each worker is reading."""
+"""Functions for loader workers: start, signal handling, and a record of the images that are being read."""
 
 import os
 import re
@@ -18,10 +18,10 @@ from clipkit.data.shared_memory import shared_zeros
 
 
 class WorkerProgress:
-    """Record of the image that each loader worker is reading, for the error message if the worker dies.
+    """Record of the image that each loader worker is reading, for the error message when a worker dies.
 
     Args:
-        images: images of the data, by position.
+        images: all images of the data.
     """
 
     def __init__(self, images: Sequence[object]) -> None:
@@ -39,7 +39,7 @@ class WorkerProgress:
         """Return the images that workers were reading when an error occurred, or "" if no image is known.
 
         Args:
-            reason: error message. If it contains process IDs of workers, only the images of these workers are returned.
+            reason: error message. If it contains process IDs of workers, only their images are returned.
         """
         image_of = {process: image for process, image in self._current.tolist() if image >= 0}
         named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
@@ -48,9 +48,7 @@ class WorkerProgress:
 
 @contextmanager
 def lost_workers(loader: DataLoader[Any]) -> Iterator[None]:
-    """Raise a RuntimeError if a loader worker dies during the `with` block.
-
-    If a worker dies while it sends data, the main process gets a connection error. This function converts that error.
+    """Context manager that raises a RuntimeError instead of a connection error when a loader worker dies.
 
     Raises:
         RuntimeError: a worker died. The message starts with "DataLoader worker", as in torch.
@@ -83,10 +81,7 @@ def _report_unless_disconnected(kind: type[BaseException], error: BaseException,
 
 
 def _leave_signals_to_run() -> None:
-    """Make this loader worker ignore the signals that stop a run, so that only the main process handles them.
-
-    A signal often reaches all processes of a group, but the run still needs its workers to finish the current step.
-    """
+    """Make this loader worker ignore signals that stop a run, because the current step still needs all workers."""
     signal.set_wakeup_fd(-1)  # otherwise the run would receive the signals of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -57,7 +57,7 @@ class FeatureCache:
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
     def has(self, key: bytes) -> bool:
-        """Return whether the cache contains the features of a key, without verifying a checksum."""
+        """Return whether the cache contains the features of a key. The checksum is not verified."""
         return key in self._rows
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
@@ -121,7 +121,7 @@ class FeatureCache:
         self._added.append(file)
 
     def join(self) -> None:
-        """Replace all files that this object has written by a single file with the same features.
+        """Replace all files that this object has written by one file with the same features.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -137,7 +137,7 @@ class FeatureCache:
 
 
 def _checksum(keys: Tensor, features: Tensor) -> str:
-    """Return the SHA-256 of keys and features, including their shapes, as a hexadecimal string."""
+    """Return the SHA-256 of keys and features, including their shapes, as hexadecimal text."""
     digest = hashlib.sha256(f"{keys.shape} {features.shape} {features.dtype}".encode())
     for tensor in (keys, features):
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

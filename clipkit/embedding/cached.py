@@ -1,7 +1,7 @@
 """Folders of the cache on this machine: their contents, sizes, locks and times of last use.
 
 A folder contains a store (outputs of frozen tower parts, written by a training run), or features that evaluations
-computed with one tower. A process locks the folders that it uses, so that no other process removes them.
+computed with one tower. A process locks the folders in use, so that no other process removes them.
 """
 
 import os
@@ -22,7 +22,7 @@ _LOCK = ".lock"
 
 
 def stores_folder() -> Path:
-    """Return the folder that contains all stores. A store contains outputs of frozen tower parts for training."""
+    """Return the folder of all stores. A store contains outputs of frozen tower parts for training."""
     return cache_folder() / "stored"
 
 
@@ -40,13 +40,13 @@ class Cached:
 
 
 def stored_inputs() -> list[Cached]:
-    """Return the stores of training runs on this machine, finished and unfinished, the least recently used first."""
+    """Return the folders of encoder inputs that training runs cached, the least recently used first."""
     folders = [folder for folder in stores_folder().glob("*") if folder.is_dir()]
     return _by_use((folder, _about(folder)) for folder in folders)
 
 
 def evaluated_features() -> list[Cached]:
-    """Return the folders with features that evaluations computed, one per tower, the least recently used first."""
+    """Return the folders with features from evaluations, one per tower, the least recently used first."""
     folders = {file.parent for file in cache_folder().glob("*/*.safetensors")}
     about = {"what": "features of one tower", "data": "evaluations"}
     return _by_use((folder, about) for folder in folders)
@@ -69,7 +69,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def hold(folder: Path) -> IO[str] | None:
-    """Protect a cache folder from removal while the returned file is open, and set the time of its last use to now.
+    """Protect a cache folder from removal while the returned file is open, and mark the folder as used now.
 
     Return None if the folder does not exist or cannot be written to. On Windows, the folder is not protected.
     """
@@ -86,7 +86,7 @@ def hold(folder: Path) -> IO[str] | None:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a cache folder, unless a process uses it. Return False if a process uses the folder."""
+    """Remove a cache folder. Return False, and keep the folder, if a process uses it."""
     with _alone(folder) as unused:
         if unused:
             shutil.rmtree(folder, ignore_errors=True)

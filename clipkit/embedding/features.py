@@ -52,10 +52,9 @@ class Features:
         model: returned by `clipkit.load`.
         batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
-        processes: processes that encode equal parts of the data; each process returns all features. None: only this
-            process.
-        progress: whether to show progress bars on the terminal, or an object that creates the progress bars.
-        normalize: whether to L2-normalize the features. Unnormalized features are cached in separate folders.
+        processes: processes that encode equal parts of the data and return all features; None: only this process.
+        progress: whether to show progress bars, or an object that creates the progress bars.
+        normalize: whether to L2-normalize the features. Unnormalized features have their own cache folders.
 
     Raises:
         OutputError: the folder cannot be created.
@@ -117,13 +116,9 @@ class Features:
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys whose features are not cached. The result is the same on all processes.
+        """Return the positions of the keys (hashes of images or strings) whose features are not cached.
 
-        If a key occurs several times, only its first position is returned.
-
-        Args:
-            tower: tower that computes the features.
-            keys: hashes of images or strings.
+        If a key occurs several times, only its first position is returned. All processes return the same result.
         """
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None
@@ -210,9 +205,9 @@ class Features:
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Look up keys in the cache of the main process. Return a mask of the cached keys, and their features.
+        """Look up keys in the cache; return a mask of the cached keys, and their features.
 
-        All processes return the same result.
+        Only the main process reads the cache, and all processes return the same result.
         """
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
@@ -245,11 +240,7 @@ def string_hashes(texts: Sequence[str]) -> list[bytes]:
 class _Pace:
     """Number of items to encode before the next write to the cache, chosen from the measured speed.
 
-    Args:
-        kind: kind of the items: images or captions.
-        fast: whether the device is an accelerator.
-        batch_size: images per forward pass.
-        processes: processes that encode these items together. All of them use the same number.
+    `kind` is images or captions, and `fast` is True for an accelerator. All processes use the same number.
     """
 
     def __init__(self, kind: str, fast: bool, batch_size: int | None, processes: Processes) -> None:
@@ -269,7 +260,7 @@ class _Pace:
 
 
 def _changed_since(item: object, started: int) -> bool:
-    """Return True if an image file was written or replaced after `started`, in nanoseconds since 1970."""
+    """Return whether an image file changed after `started`, in nanoseconds since 1970."""
     if not isinstance(item, Path):
         return False
     try:

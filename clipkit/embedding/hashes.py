@@ -51,6 +51,6 @@ def _content_hash(image: ImageLike) -> bytes:
 def _remembered(path: str, *_: int) -> bytes:
     """Return the SHA-256 hash of a file.
 
-    `lru_cache` remembers the hash by all arguments: path, device, inode, size and time of the last change.
+    The further arguments (device, inode, size, time of the last change) are part of the key of `lru_cache`.
     """
     return hashlib.sha256(read_image(Path(path))).digest()

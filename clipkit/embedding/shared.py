@@ -1,4 +1,4 @@
-"""Functions that divide work on a dataset among processes and give every process the complete result."""
+"""Functions that divide work on a dataset among processes and return the complete result to each process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +20,7 @@ def encode_shared(
 ) -> Float[Tensor, "N D"]:
     """Encode items on several processes; return the features of all items to every process.
 
-    Each process encodes a contiguous part of the items. The features are in the order of the items and on
-    `processes.device`.
+    Each process encodes a contiguous part. The features are in the order of the items, on `processes.device`.
 
     Args:
         items: the same N items on every process; fewer items than processes are allowed.
@@ -49,8 +48,7 @@ def scan_shared(
 
     Args:
         items: the same items on every process; each process scans a contiguous part of them.
-        scan: function that takes a part of the items and returns a dict: position in this part -> result. The dict may
-            omit items.
+        scan: function from a part of the items to a dict: position in this part -> result. The dict may omit items.
         processes: processes that scan.
 
     Raises:
@@ -65,7 +63,7 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context manager: the model is in evaluation mode and without torch.compile until the end of the block."""
+    """Context manager: within the block, the model is in evaluation mode and without torch.compile."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

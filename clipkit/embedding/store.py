@@ -1,6 +1,6 @@
 """Store: tensors on disk with one row per item, in memory-mapped files that are written once and never changed.
 
-A store consists of an index and of parts. A part contains the rows that one process has written.
+A store consists of parts and an index. Each part contains the rows that one process has written.
 """
 
 import json
@@ -35,13 +35,14 @@ class DamagedError(Exception):
 
 
 class PartWriter:
-    """Writer of one part of a store: the rows that one process computes, in the order in which it computes them.
+    """Writer of one part of a store: the rows of one process, in the order in which it computes them.
 
     Args:
         folder: folder of the unfinished store.
         number: number of the part, from 0.
-        of_tokens: True if the tensors (B, L, …) contain one vector per token. `attention_mask` (B, L) is then 0 for
-            padding, which is not written. The optional tensor `outside` (B, C) has one vector per row, not per token.
+        of_tokens: whether the tensors (B, L, …) contain one vector per token. Padding tokens, at which
+            `attention_mask` (B, L) is 0, are then not written. The optional tensor `outside` (B, C) has one vector per
+            row.
         dtype: type in which tensors with more than two dimensions are stored; None: unchanged.
     """
 
@@ -92,7 +93,7 @@ class PartWriter:
         entry["crc32"] = zlib.crc32(content, entry["crc32"])
 
     def close(self) -> dict[str, Any]:
-        """Close the files of this part; return the entry that describes the part in the index of the store."""
+        """Close the files of this part; return the entry of the part for `write_index`."""
         for file, _ in self._files.values():
             file.close()
         tensors = {name: entry for name, (_, entry) in self._files.items()}
@@ -102,13 +103,12 @@ class PartWriter:
 def write_index(
     folder: Path, parts: Sequence[dict[str, Any]], rows: Int[Tensor, "R 2"], of_tokens: bool, about: Mapping[str, Any]
 ) -> None:
-    """Write the index of a store. The store is then complete.
+    """Write the index of a store, which completes the store.
 
     Args:
         folder: folder with the files of all parts.
         parts: result of `PartWriter.close` for each part, ordered by the number of the part.
-        rows: for each row of the store, the number of its part and its position in this part; both are -1 for
-            unreadable items.
+        rows: number of the part and position in this part, for each row of the store; both -1 for unreadable items.
         of_tokens: as in `PartWriter`.
         about: description of the content.
     """
@@ -126,9 +126,6 @@ def write_index(
 
 class Store:
     """Complete store of tensors, opened for reading.
-
-    Args:
-        folder: folder of the store.
 
     Raises:
         DamagedError: files are missing or have a wrong size, or the index is invalid. Only `verify` reads the content.
@@ -177,7 +174,7 @@ class Store:
         return sum(entry["bytes"] for part in self._parts for entry in part["tensors"].values())
 
     def exist(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Return a mask of the given rows: True if a row was stored, False if its item could not be read."""
+        """Return a mask of the given rows, False for rows whose item could not be read."""
         return torch.from_numpy(self._part[rows.numpy()] >= 0)
 
     def lengths(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -205,7 +202,7 @@ class Store:
                 raise DamagedError
 
     def take(self, rows: Int[Tensor, " B"], padding: Mapping[str, int] | None = None) -> Inputs:
-        """Return name -> stored tensor for the given rows. Tokens are padded to the longest of these rows.
+        """Return the stored tensors of the given rows, by name. Tokens are padded to the longest of these rows.
 
         Args:
             rows: positions of stored rows in the store.

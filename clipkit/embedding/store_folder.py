@@ -1,4 +1,4 @@
-"""Stores of a machine. The processes of a run build a store together, and verify a store before they use it again.
+"""Stores of a machine. The processes of a run build a store together, and verify an existing store before use.
 
 A store contains outputs of frozen tower parts, which training reads in each epoch instead of computing them.
 """
@@ -37,7 +37,7 @@ class NotStoredError(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """Processes of a run that are on the same machine as this process, and use the same disk."""
+    """Processes of a run on the same machine as this process, with the same disk."""
 
     processes: Processes
     hosts: tuple[str, ...]
@@ -50,7 +50,7 @@ class Machine:
 
     @property
     def index(self) -> int:
-        """Index of this process among the processes of this machine."""
+        """Index of this process among the processes of the run on this machine."""
         return self.hosts[: self.processes.index].count(self.hosts[self.processes.index])
 
     @property
@@ -75,11 +75,7 @@ class HeldStore(Store):
 def open_store(key: str, machine: Machine) -> HeldStore | None:
     """Open a store and verify its checksums; return None if it is missing or damaged on any machine of the run.
 
-    A damaged store is reported and removed.
-
-    Args:
-        key: name of the store.
-        machine: processes of this machine, each of which verifies some of the parts.
+    Each process of the machine verifies some parts of the store. A damaged store is reported and removed.
     """
     folder = stores_folder() / key
     store, damaged = None, False
@@ -107,11 +103,11 @@ def build_store(
         machine: processes that write.
         rows: number of rows.
         write: function that computes and writes the rows of this process.
-        about: description of the content, saved in the index of the store.
+        about: description of the content, saved in the index.
         options: `of_tokens` and `dtype` of `PartWriter`.
 
     Raises:
-        NotStoredError: a process could not write its rows; all processes then raise this error.
+        NotStoredError: a process could not write its rows; all processes then raise it.
         UserError: `write` raised a UserError on any process; all processes then raise it.
     """
     folder, reason = stores_folder() / key, ""
@@ -167,7 +163,7 @@ def _complete(unfinished: Path, folder: Path, parts: list[Any], about: Mapping[s
 
 
 def make_room(needed: int, budget: int, machine: Machine) -> str:
-    """Remove the least recently used stores of this machine until there is room for a new store.
+    """Remove the least recently used stores of this machine until a new store fits.
 
     Args:
         needed: bytes of the new store.
@@ -175,7 +171,7 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
         machine: processes of this machine; all of them return the same result.
 
     Returns:
-        An empty string if there is room; otherwise the reason, e.g. the disk is full, or other runs use the stores.
+        An empty string if the store fits; otherwise the reason, e.g. other runs use the stores.
     """
     reason = ""
     if machine.index == 0:

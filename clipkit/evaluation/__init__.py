@@ -1,4 +1,4 @@
-"""Evaluation tasks, public as `clipkit.evaluate`: encode the data once, then compute the metrics."""
+"""Evaluation tasks, public as `clipkit.evaluate`."""
 
 from clipkit.embedding.features import Features
 from clipkit.evaluation.classifier import zeroshot_classifier

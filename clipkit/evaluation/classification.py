@@ -49,7 +49,6 @@ def classification_result(
         scores: cosine similarity of each image with each class.
         labels: position of each image's class; or a mask that is True for each class of an image.
         titles: names of the classes.
-        images: the images, which the examples show.
         probabilities: function that turns rows of cosines into class probabilities, e.g. a scaled softmax.
     """
     if labels.ndim == 2:
@@ -91,7 +90,7 @@ def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> t
         classes: number of classes.
 
     Returns:
-        Metrics `acc1_worst_group` and, with five or more classes, `acc5_worst_group`; and a list with a row per group.
+        Metrics `acc1_worst_group` and, with five or more classes, `acc5_worst_group`; and one row per group.
     """
     rows = group_accuracies(ranks, groups)
     worst = {k: min((row[f"acc{k}"] for row in rows.values()), default=None) for k in (1, 5)}
@@ -102,7 +101,7 @@ def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> t
 
 
 def classification_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return the per-image values of each metric of single-label classification.
+    """Return one value per image for each single-label metric, e.g. 1 if the top-1 class is correct.
 
     Args:
         queries: the part `queries` of a zero-shot classification result.
@@ -143,11 +142,12 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 
 
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return the values whose mean is the mean average precision: one for each image and each of its classes.
+    """Return one value per image and class of the image. The mean of the values is the mean average precision.
 
-    For each class, all images are ranked by score. The value of an image of the class is the precision at its rank.
-    Bootstrap resamples draw images within each class without ranking again. The average precision of a class without
-    images is 0, so all values are multiplied by the share of classes with images.
+
+    To compute the value, all images are ranked by their scores for the class. The value is the precision at the rank of
+    the image. The average precision of a class without images is 0, so all values are multiplied by the share of
+    classes with images. Bootstrap resamples draw images within each class without ranking again.
 
     Args:
         queries: the part `queries` of a multi-label classification result.
@@ -160,7 +160,7 @@ def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Co
 
 
 def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each class its recall, its precision and its most frequent wrong predictions."""
+    """Return the recall, the precision and the most frequent wrong predictions of each class."""
     table = confusion(predicted, labels, len(titles))
     right, images, answers = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
     mistakes = table.clone().fill_diagonal_(0)
@@ -191,7 +191,7 @@ def _mistakes(
     titles: Sequence[str],
     images: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Return examples of wrong predictions, the most confident predictions first."""
+    """Return examples of wrong predictions, sorted by confidence, the highest first."""
     wrong = (predicted != labels).nonzero()[:, 0]
     order = confidence[wrong].argsort(descending=True, stable=True)[:_MISTAKES]
     mistakes = []

@@ -27,7 +27,7 @@ _MOST_SCORES = 1_000_000_000
 def zeroshot_classifier(
     model: DualEncoder, classes: Classes, templates: Templates = TEMPLATES, *, cache: Cache = False
 ) -> Float[Tensor, "C D"]:
-    """Return one unit vector per class: the normalized mean of the unit features of the class's prompts.
+    """Return one unit vector per class: the normalized mean of the unit-length features of the class's prompts.
 
     The method follows Radford et al. 2021, section 3.1.4.
     """
@@ -43,7 +43,7 @@ class ClassNames:
     Args:
         labels: the label of each class in the data.
         names: the names of each class that are inserted into prompts.
-        findings: findings to report, e.g. that numeric labels were used as positions in a list of names.
+        findings: findings to report, e.g. that numeric labels are positions in a list of names.
     """
 
     labels: list[str]
@@ -52,7 +52,7 @@ class ClassNames:
 
     @classmethod
     def given(cls, classes: Classes) -> "ClassNames":
-        """Create the classes from a list of names, or from a mapping of each label to one or several names.
+        """Create the classes from a list of names, or from a mapping of labels to one or several names.
 
         Raises:
             DataError: a class is given twice, or the type of `classes` is unsupported.
@@ -116,7 +116,7 @@ def all_prompts(classes: ClassNames, templates: Templates) -> list[list[str]]:
 
 
 def prompt_features(features: Features, classes: ClassNames, templates: Templates) -> list[Tensor]:
-    """Return one tensor per class: the unit features of the class's prompts, one row per prompt."""
+    """Return one tensor per class: the unit-length features of the class's prompts, one row per prompt."""
     prompts = all_prompts(classes, templates)
     rows = features.texts([prompt for of_class in prompts for prompt in of_class])
     return list(rows.split([len(of_class) for of_class in prompts]))
@@ -136,7 +136,7 @@ def prompt_accuracies(
     """Return two accuracies per template: with this template alone, and with all other templates.
 
     The list is empty for a single template, for more than 100 templates, and for more than 10⁹ scores in total. It is
-    also empty if each class has different templates, or if images have several classes.
+    also empty if the templates depend on the class, or if images have several classes.
     """
     if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
         return []

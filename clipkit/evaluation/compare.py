@@ -1,4 +1,4 @@
-"""Comparison of two evaluation results on the same data, by paired differences of the values of each query."""
+"""Comparison of two evaluation results on the same data, query by query."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -46,8 +46,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     """Compare two results on the same data: return the difference of every metric, with its 95 % interval and p-value.
 
     The bootstrap is paired: each of its 1,000 resamples contains the same images for both results. `p` is two-sided:
-    twice the smaller of the shares of resampled differences that are ≤ 0 and ≥ 0. With 1,000 resamples, the smallest
-    `p` is 0.002.
+    twice the share of resampled differences ≤ 0 or the share ≥ 0, whichever is smaller. The smallest `p` is 0.002.
 
     Args:
         first: a result of e.g. `clipkit.evaluate.retrieval`, or the content of a result JSON.
@@ -86,11 +85,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 def paired(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> tuple[dict[str, float], dict[str, float], dict[str, Resampled], dict[str, Resampled]]:
-    """Return the metrics of two results, and the metrics of both results on the same bootstrap resamples.
+    """Return the metrics of two results, and their values on the same 1,000 bootstrap resamples.
 
     Returns:
-        Four dicts with one entry per metric: the values of the first result, the values of the second result, the 1,000
-        resampled values of the first result, and those of the second result.
+        Four dicts keyed by metric: the values of the first and of the second result, and the resampled values of the
+        first and of the second result.
 
     Raises:
         DataError: the results differ in task or data, or contain no values per query.
@@ -115,7 +114,7 @@ def paired(
 
 
 def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
-    """Return the per-query values of each metric, and the metrics that are means of other metrics.
+    """Return the per-query values of each metric, and the metrics that average other metrics, e.g. `mean_recall`.
 
     Raises:
         DataError: results of this task cannot be compared.
@@ -147,10 +146,10 @@ def _two_sided(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the queries that improved most from the first to the second result, then those that deteriorated most.
+    """Return the queries whose outcomes differ most between two results: first improved ones, then deteriorated ones.
 
-    Each kind of query (e.g. texts and images) has separate rows. Ranks are compared by their ratio, other values by
-    their difference.
+    Queries of different kinds (e.g. texts and images) are listed separately. Ranks are compared by their ratio, other
+    values by their difference.
     """
     answers_of = task_of(first["task"]).answers
     rows = []

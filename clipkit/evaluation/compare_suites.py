@@ -81,8 +81,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
         models: names of the two models; necessary if the results contain more than two.
 
     Raises:
-        DataError: a file cannot be read, there are not exactly two models, or no dataset was evaluated with both
-            models.
+        DataError: a file cannot be read, there are not exactly two models, or they have no dataset in common.
 
     Example:
         >>> compared = compare_suites(Path("suite_a"), Path("suite_b"))    # doctest: +SKIP
@@ -148,9 +147,9 @@ def _names(first: Path, contents: Sequence[Mapping[str, Any]], models: Sequence[
     """Return the names of the two models to compare.
 
     Args:
-        first: path for error messages.
-        contents: content of one results.json with both models, or of two.
-        models: names that the user gave; empty: the results must contain exactly two models.
+        first: path that error messages show.
+        contents: content of one or two results.json files.
+        models: names that the user gave. Empty: the files must contain exactly two models.
     """
     measured = [list(dict.fromkeys(row["model"] for row in content["rows"])) for content in contents]
     if models:
@@ -177,7 +176,7 @@ def _content(source: Path) -> dict[str, Any]:
 
 
 def _rows(source: Path, content: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
-    """Return the result rows of one model, keyed by dataset. The added key `path` is the path of the result file."""
+    """Return the result rows of one model, keyed by dataset, each with the added key `path` of the result file."""
     folder = source if source.is_dir() else source.parent
     rows = [row for row in content["rows"] if row["model"] == model]
     return {row["dataset"]: {**row, "path": folder / row["file"]} for row in rows}

@@ -32,7 +32,7 @@ _MISTAKES = 6  # number of captions
 
 
 def chosen_queries(explain: Explain) -> list[str]:
-    """Return the text queries in the argument `explain` of an evaluation; an empty list if it is True or False."""
+    """Return the text queries in the argument `explain` of an evaluation; none if it is True or False."""
     return [] if isinstance(explain, bool) else listed_strings(explain)
 
 
@@ -63,7 +63,7 @@ def add_maps(
         examples: examples of a classification result; only the mistakes are changed.
         queries: the part `queries` of the result, with the label and the predicted class of each image.
         images: all evaluated images.
-        classifier: unit features of the classes.
+        classifier: unit-length features of the classes.
     """
     for mistake in examples:
         if mistake.get("kind") != "mistake":
@@ -104,18 +104,13 @@ def explained_mistakes(
 ) -> list[dict[str, Any]]:
     """Return examples of captions for which an incorrect image has a higher cosine than the correct image.
 
-    The captions with the largest difference between the two cosines are chosen. Each example contains the incorrect
-    image with the highest cosine and the correct image, both with relevance maps. No two examples have the same correct
-    image.
+    The captions with the largest difference between the two cosines are chosen, at most one per correct image. Each
+    example contains the incorrect image with the highest cosine and the correct image, both with relevance maps.
 
     Args:
         model: the evaluated model.
         ranks: rank of the best correct image of each text; 1 is the best rank.
         correct: function that takes the position of a text and returns the positions of the correct images.
-        texts: all texts.
-        images: all images.
-        text_features: features of the texts.
-        image_features: features of the images.
     """
     wrong = (torch.tensor(ranks) > 1).nonzero()[:, 0]
     asked = text_features[wrong.to(text_features.device)]

@@ -32,12 +32,12 @@ def shown(item: Item, side: int = 112) -> str:
 
 
 def answer(kind: Kind, item: Item, score: float | Tensor, right: bool) -> dict[str, Any]:
-    """Return one answer to a query in the form of a result JSON: the item, its score, and whether it is correct."""
+    """Return one answer to a query for the result JSON: the item, its score, and whether it is correct."""
     return {kind: shown(item), "score": round(float(score), 4), "right": right}
 
 
 def example(kind: Kind, item: Item, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return one example in the form of a result JSON: a query and its answers."""
+    """Return one example for the result JSON: a query and its answers."""
     return {"query": {kind: shown(item)}, "answers": list(answers)}
 
 

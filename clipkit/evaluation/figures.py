@@ -27,7 +27,7 @@ class Figure(TypedDict):
 class Queries:
     """Clusters of queries for the bootstrap.
 
-    A cluster is a group of queries that is drawn as a whole, e.g. all captions of an image. If strata are given, e.g.
+    A cluster is a group of queries that is drawn as a whole, e.g. all captions of an image. If there are strata, e.g.
     classes, the clusters of each stratum are drawn separately.
     """
 
@@ -69,7 +69,7 @@ def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
 
     Args:
         columns: the per-query values of each metric.
-        means: metrics that are means of other metrics, with the names of these metrics.
+        means: metrics that average other metrics, with the names of the averaged metrics.
     """
     metrics: dict[str, float] = {}
     for name, column in columns.items():
@@ -81,11 +81,11 @@ def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
 
 
 def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the values of every metric on 1,000 bootstrap resamples, which are the same for all metrics.
+    """Return the values of every metric on 1,000 bootstrap resamples. All metrics use the same resamples.
 
     Args:
         columns: the per-query values of each metric.
-        means: metrics that are means of other metrics, with the names of these metrics.
+        means: metrics that average other metrics, with the names of the averaged metrics.
     """
     metrics: dict[str, NDArray[np.float64]] = {}
     for queries in {id(column.queries): column.queries for column in columns.values()}.values():
@@ -108,7 +108,7 @@ def figures(columns: Columns, chance: Mapping[str, float | None], means: Means |
     Args:
         columns: the per-query values of each metric.
         chance: chance level of each metric.
-        means: metrics that are means of other metrics, with the names of these metrics.
+        means: metrics that average other metrics, with the names of the averaged metrics.
     """
     resampled = draws(columns, means)
     return {name: figure(value, resampled[name], chance.get(name)) for name, value in values(columns, means).items()}

@@ -1,4 +1,4 @@
-"""One score of a model on held-out data, by zero-shot classification or by retrieval."""
+"""Score of a model on held-out data, by zero-shot classification or by retrieval."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ class HeldOut:
     def score(self, model: DualEncoder) -> float:
         """Return the zero-shot accuracy or the mean recall of a model.
 
-        If images have several classes, return the mean average precision instead of the accuracy.
+        For images with several classes, return the mean average precision.
         """
         result: Any
         if isinstance(self.data, LabeledImages):

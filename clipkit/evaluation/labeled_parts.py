@@ -17,7 +17,7 @@ _NOT_LEARNED = "which has no training images; give training images of every clas
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """Some labeled images: the images, the position of each image's class, and the content hash of each image."""
+    """A set of labeled images, with the class position and the content hash of each image."""
 
     images: list[Path | Stored]
     labels: NDArray[np.int64]

@@ -91,7 +91,7 @@ class MtebModel:
             task_metadata: mteb's description of the task.
             precision: must be float32.
             show_progress_bar: show progress bars.
-            unused: mteb's split, subset, prompt type and batch size. They are ignored.
+            unused: mteb's split, subset, prompt type and batch size.
 
         Raises:
             DataError: an image cannot be decoded, or a text is missing.
@@ -163,7 +163,7 @@ def _texts(dataset: Any, task: str) -> list[str]:
 
 
 def _undecoded(dataset: Any) -> Any:
-    """Return the dataset with only the column `image`, whose files are kept as encoded bytes or paths."""
+    """Return only the column `image` of a dataset, with encoded bytes or paths instead of decoded images."""
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
@@ -199,7 +199,7 @@ class _Images(Items["_Row"]):
             raise DataError(f"{self[row]}: {one_line(error)}") from None
 
     def key(self, row: int) -> bytes:
-        """Return the cache key of an image: a hash of its encoded file, or of its pixels if it is already decoded."""
+        """Return the cache key of an image: a hash of the encoded file or, if decoded, of the pixels."""
         content = self.content(row)
         if not isinstance(content, bytes):
             pixels = _rgb(content)

@@ -18,7 +18,7 @@ _MAP_IMAGE_SIDE = 36  # pixels
 
 
 def neighbor_examples(features: Float[Tensor, "N D"], items: Sequence[Item], kind: Kind) -> list[dict[str, Any]]:
-    """Return examples of nearest neighbors: some items, chosen at regular intervals, each with its most similar items.
+    """Return some items, chosen at regular intervals, each with its nearest neighbors.
 
     Args:
         features: unit-length features of the items.
@@ -55,8 +55,8 @@ def embedding_map(
         labels: class of each item, if known.
 
     Returns:
-        One dict per chosen item, with its coordinates `x` and `y` in [0, 1], the item itself as `image` or `text`, and
-        its `label` if known. The list is empty for fewer than four items.
+        One dict per chosen item: its coordinates `x` and `y` in [0, 1], the item as `image` or `text`, and its `label`
+        if known. The list is empty for fewer than four items.
     """
     from sklearn.manifold import TSNE
 
@@ -80,8 +80,8 @@ def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> lis
         labels: class of each image.
 
     Returns:
-        One dict per chosen image, with its coordinates `x` and `y` in [0, 1] and its `label`. The list is empty for
-        fewer than four images.
+        One dict per chosen image: its coordinates `x` and `y` in [0, 1] and its `label`. The list is empty for fewer
+        than four images.
     """
     rows = evenly_spaced(len(labels), _ON_THE_MAP)
     if len(rows) < 4:

@@ -78,7 +78,7 @@ def write_class_predictions(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     classes: Sequence[str],
 ) -> None:
-    """Write a Parquet file with one row per image: its classes, the predicted class, and the score of every class.
+    """Write a Parquet file with one row per image: the true and predicted classes, and all class scores.
 
     A class is stored as its position in `classes`, because several classes may have the same name. The class names are
     stored as JSON in the metadata of the schema.
@@ -122,7 +122,6 @@ def write_columns(file: str | Path, columns: Mapping[str, Sequence[Any]], *names
     """Write a Parquet file with some of the given columns, which must have equal lengths.
 
     Args:
-        file: file to write.
         columns: all columns by name.
         names: names of the columns to write, in this order.
     """
@@ -139,7 +138,7 @@ def _printable(name: object) -> str:
 def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
     """Context manager that yields a function for appending rows to a Parquet file.
 
-    The function takes the rows as a dict of columns. The file gets its final name if the context ends without an error.
+    The function takes the rows as a dict of columns. The file is written only if the context ends without an error.
 
     Raises:
         OutputError: the file cannot be written.

@@ -60,9 +60,9 @@ def prompt_choices(
 ) -> list[dict[str, Any]]:
     """Return the zero-shot accuracy with the user's prompts and with several common prompts.
 
-    The first row is for the user's prompts. The other rows combine class names with templates. Class names are the
-    given names and, if they differ, the cleaned names (see `cleaned`). Templates are none, the default template, and
-    CLIP's sets of 7 and 80 templates.
+    The first row is for the user's prompts. The other rows combine class names with templates. The class names are the
+    given names and, if they differ, the cleaned names (see `cleaned`). The templates are `{c}` (the class name alone),
+    the default template, and CLIP's sets of 7 and 80 templates.
 
     Returns:
         One dict per row:
@@ -72,7 +72,7 @@ def prompt_choices(
         - prompts: number of distinct prompts.
         - cut: number of prompts that are longer than the context of the text tower.
         - acc1: top-1 accuracy.
-        - difference: difference of the accuracy from the first row.
+        - difference: accuracy minus the accuracy of the first row.
         - low, high: ends of the paired 95 % interval of the difference.
     """
     known: dict[str, Templates] = {

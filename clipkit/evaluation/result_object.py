@@ -58,7 +58,7 @@ class Result(dict[str, Any]):
 
     @property
     def findings(self) -> list[Any]:
-        """Findings of a training run; or, for an evaluation, findings about the data as strings."""
+        """Notes and warnings about a training run, or (as strings) about the data of an evaluation."""
         return list(self.get("findings", self["data"].get("findings", ())))
 
     def value(self, metric: str) -> float | None:

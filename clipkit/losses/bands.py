@@ -14,10 +14,10 @@ _HELD = 1 << 22
 
 
 def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]) -> Tensor:
-    """Return a sum over some rows of a matrix, computed in bands of rows to limit the memory.
+    """Sum over some rows of a matrix, in bands of rows to limit the memory.
 
     Args:
-        rows: rows of the matrix to sum over.
+        rows: rows to sum over.
         columns: number of columns of the matrix, which determines the number of rows in a band.
         of_band: function that takes the rows of a band and returns the sum over them, a tensor of any shape.
     """

@@ -14,7 +14,7 @@ _MOST = 2048
 
 
 def is_small(features: Tensor) -> bool:
-    """Return True if the complete similarity matrix is faster than tiles: on an accelerator, for up to 2,048 pairs."""
+    """Return True if the complete matrix is faster than tiles: for up to 2,048 pairs on an accelerator."""
     return features.device.type != "cpu" and len(features) <= _MOST
 
 

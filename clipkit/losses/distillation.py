@@ -28,14 +28,14 @@ def distillation(
     al. 2015, "Distilling the Knowledge in a Neural Network", applied to similarities as in TinyCLIP (Wu et al. 2023).
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         scale: exp(logit_scale).
         teacher_image_features: the teacher's features of the same images, unit length; no gradient is computed.
         teacher_text_features: the teacher's features of the same captions, unit length; no gradient is computed.
         teacher_scale: the teacher's exp(logit_scale).
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the pairs in `rows`, divided by 2G.

@@ -1,9 +1,8 @@
 """Sums over a similarity matrix on data center GPUs, by Triton kernels that multiply in float16.
 
 Each float32 number is split into two float16 numbers, called halves. The logits exist only in registers. The
-derivatives of the loss with respect to the logits are written one tile at a time, also as halves. Then cuBLAS
-multiplies them with the features on tensor cores. The CPU never waits for the GPU. Without atomic additions, results
-are deterministic.
+derivatives of the loss with respect to the logits are written one tile at a time, also as halves, and cuBLAS multiplies
+them with the features. The CPU never waits for the GPU. Without atomic additions, results are deterministic.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Sizes for a kernel. A program of the kernel computes a block of `high` × `wide` logits.
+    """Block sizes of a kernel. Each program of the kernel computes a block of `high` × `wide` logits.
 
     In each step, the program reads `deep` dimensions of the features. `warps` and `stages` are options of Triton.
     """
@@ -48,7 +47,7 @@ def _blocks(device: torch.device) -> Blocks:
 
 
 def check(device: torch.device) -> None:
-    """Raise an error if the Triton kernels do not compile on a device, or if their results differ from PyTorch's."""
+    """Raise an error if the Triton kernels fail on a device, or if their results differ from PyTorch's."""
     x = F.normalize(torch.arange(300 * 80, device=device, dtype=torch.float32).view(300, 80).sin(), dim=1)
     y, scale, to = x.roll(1, 0), x.new_full((), 20.0), x[:, 0].abs()
     rows, columns, logits = logsumexp(x, y, scale, None, True)
@@ -98,7 +97,6 @@ class Logits:
         """Return a matrix in the form that a kernel needs: the matrix itself, or a tensor descriptor.
 
         Args:
-            matrix: the matrix.
             high: number of rows of each block that a kernel reads or writes.
             wide: number of columns of each block.
         """
@@ -113,9 +111,7 @@ class Logits:
 
         Args:
             kernel: a kernel of `kernels.py`.
-            grid: number of programs: one for each block of the tile.
-            rows: rows of the tile.
-            columns: columns of the tile.
+            grid: number of programs, one per block of the tile.
             kind: constant ROWS, BOTH or SOFTPLUS of `kernels.py`.
             own: additional arguments of this kernel.
         """
@@ -233,9 +229,9 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j for each row i, Σ_i w_ij x_i for each column j, and Σ_ij w_ij.
+    """Return Σ_j w_ij y_j for each row i, Σ_i w_ij x_i for each column j, and Σ_ij w_ij (only for sigmoids).
 
-    The weights w_ij are sigmoids or sums of softmaxes of the logits. The last sum is computed only for sigmoids.
+    The weights w_ij are sigmoids or softmaxes of the logits.
 
     Args:
         logits: arguments of the kernels.
@@ -278,11 +274,11 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _add_product(sums: Tensor, weights: Tensor, features: Tensor, first: bool) -> None:
-    """Add the product weights @ features to `sums`. Weights and features are float16 halves.
+    """Add the product weights @ features to `sums`.
 
     Args:
         sums: float32 sums.
-        weights: high and low halves, of shape (2, R, C).
+        weights: high and low float16 halves, of shape (2, R, C).
         features: high and low halves side by side, of shape (C, 2D).
         first: True: overwrite the previous values of `sums`.
     """

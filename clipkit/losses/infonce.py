@@ -37,13 +37,13 @@ def infonce(
     features. On data center GPUs, each float32 number is split into two 16-bit numbers, with nearly the same accuracy.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         scale: exp(logit_scale), the inverse temperature, e.g. 14.3 for a temperature of 0.07; at most 100 in CLIP.
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
-            them out). With "ignore", an image or text without any negative adds 0.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative" or "ignore". With
+            "ignore", an image or text without any negative adds 0.
         label_smoothing: ε in [0, 1), e.g. 0.1 if some captions are wrong.
         rows: pairs whose terms are summed; each is compared with the whole batch. Default: all pairs. The values and
             gradients of disjoint slices that cover the batch add up to the loss, so processes can share the work.

@@ -184,8 +184,8 @@ def weigh(
     The derivatives are to_rows_i · softmax over row i, plus to_columns_j · softmax over column j if KIND is BOTH. If
     KIND is SOFTPLUS, they are sigmoids, and their sum over the block is written to `sums`.
 
-    The derivatives are divided by 2^-14 of their largest possible value. The factors that restore the scale of their
-    products with x and y are written to `factors`.
+    To fit into float16, the derivatives are divided by 2^-14 times their largest possible value. `factors` receives the
+    factors that undo all scaling in the products of derivatives with x and y.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(

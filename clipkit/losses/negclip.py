@@ -30,16 +30,15 @@ def negclip(
     negative captions of the batch. Hard negative captions are never queries, because no image belongs to them.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         negative_text_features: unit-length features of the H altered captions of the batch, in any order.
         scale: exp(logit_scale).
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
-            them out).
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative" or "ignore".
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the pairs in `rows`, divided by 2G.

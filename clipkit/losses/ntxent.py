@@ -28,15 +28,14 @@ def ntxent(
     is the loss of SimCLR. If duplicates are positives, the loss is equal to `supcon`.
 
     Args:
-        image_features: image features of unit length, one row per pair; or features of the first views.
-        text_features: text features of unit length, one row per pair; or features of the second views.
+        image_features: unit-length image features, one row per pair; or features of the first views.
+        text_features: unit-length text features, in the same order; or features of the second views.
         scale: inverse temperature; 2 in SimCLR's code for CIFAR, 10 in SLIP.
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
-            them out).
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative" or "ignore".
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the image and text anchors of the pairs in `rows`, divided by 2G.

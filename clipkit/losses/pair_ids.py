@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class PairIds(NamedTuple):
-    """Positions and IDs of the pairs in the rows and columns of a similarity matrix.
+    """Positions and IDs of pairs, which determine the entries that a loss leaves out of a similarity matrix.
 
-    The positions and IDs determine which entries a loss leaves out. If IDs are given, entries of two different pairs
-    with the same image or caption are left out. If `without_self` is True, entries of a pair with itself are left out.
+    If IDs are given, entries of two different pairs with the same image or caption are left out. If `without_self` is
+    True, entries of a pair with itself are left out.
     """
 
     row_position: Int[Tensor, " R"]
@@ -23,12 +23,7 @@ class PairIds(NamedTuple):
     """True: leave out the entry of a pair with itself."""
 
     def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Return a mask of a part of the similarity matrix. It is True for the entries that the loss leaves out.
-
-        Args:
-            rows: rows of the part.
-            columns: columns of the part.
-        """
+        """Return a mask of some rows and columns of the matrix: True for entries that the loss leaves out."""
         itself = self.row_position[rows, None] == self.column_position[None, columns]
         if not self.row_ids:
             return itself if self.without_self else torch.zeros_like(itself)

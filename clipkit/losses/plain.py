@@ -18,19 +18,9 @@ _ACCELERATOR_TILE = (4096, 8192)
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
-    """Return log Σ_j exp(logit_ij) for each row i, and log Σ_i exp(logit_ij) for each column j.
+    """Return log Σ_j exp(logit_ij) for each row i, log Σ_i exp(logit_ij) for each column j, and None.
 
-    logit_ij is scale · x_i · y_j, or −∞ if `ids` leaves out the entry.
-
-    Args:
-        x: features of the rows.
-        y: features of the columns.
-        scale: factor of the similarities.
-        ids: entries to leave out; None: no entries.
-        both: False: compute only the sums of the rows. The sums of the columns are then −∞.
-
-    Returns:
-        The sums of the rows, the sums of the columns, and None, because `halves.logsumexp` has three results.
+    See `halves.logsumexp` for logit_ij and the arguments. None replaces the third result of `halves.logsumexp`.
     """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
@@ -71,21 +61,7 @@ def weigh_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_j w_ij y_j for each row i and Σ_i w_ij x_i for each column j.
 
-    The gradients of `logsumexp` follow from these sums. The weights are:
-
-    w_ij = to_rows_i exp(logit_ij − lse_rows_i) + to_columns_j exp(logit_ij − lse_columns_j)
-
-    Args:
-        x: features of the rows.
-        y: features of the columns.
-        scale: factor of the similarities.
-        ids: entries to leave out; None: no entries.
-        both: False: leave out the second term of w_ij.
-        kept: third result of `logsumexp`; not used.
-        lse_rows: first result of `logsumexp`.
-        lse_columns: second result of `logsumexp`.
-        to_rows: derivatives of the loss with respect to `lse_rows`.
-        to_columns: derivatives of the loss with respect to `lse_columns`.
+    See `halves.weigh_softmax` for the weights w_ij and the arguments. The argument `kept` is not used.
     """
     # log Σ exp is −∞ if all combinations are left out. Any finite number instead of it gives weights of exp(−∞) = 0.
     lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
@@ -114,14 +90,15 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Return the largest c − b for which exp(a − c) · exp(c − b) is as accurate as exp(a − b)."""
+    """Return how far logits may be from a common offset before their exponentials lose accuracy."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
-    """Return Σ_ij log(1 + exp(logit_ij)) in float64, and None, because `halves.softplus` has two results.
+    """Return Σ_ij log(1 + exp(logit_ij)) in float64, and None.
 
-    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves out the entry.
+    logit_ij is scale · x_i · y_j + bias, or −∞ if `ids` leaves out the entry. None replaces the second result of
+    `halves.softplus`.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):

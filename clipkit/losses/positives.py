@@ -17,9 +17,8 @@ Duplicates = Literal["positive", "ignore", "negative"]
 class Positives:
     """The positives of each pair of a batch: all pairs with the same image or the same caption.
 
-    A G × G mask is not necessary, because sums over positives are computed from sums over groups. The sum over pairs
-    with the same image and the sum over pairs with the same caption are added. The sum over pairs with both is
-    subtracted.
+    Sums over positives are computed without a G × G mask: the sum over the pairs with the same image, plus the sum for
+    the same caption, minus the sum for both.
 
     Args:
         image_ids: ID of each pair's image.
@@ -81,13 +80,10 @@ def other_pairs(
         rows: pairs whose terms the loss sums.
 
     Returns:
-        A tuple of two results:
+        Two results, which are None if no pairs have the same image or caption:
 
-        - the positives of each pair, if duplicates are treated as positives; otherwise None.
-        - the entries to leave out of the similarity matrix with the given rows and all columns, if duplicates are
-          ignored; otherwise None.
-
-        Both results are None if no pairs have the same image or caption.
+        - the positives of each pair; None if duplicates are not treated as positives.
+        - the entries to leave out of the given rows of the similarity matrix; None if duplicates are not ignored.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -112,7 +108,6 @@ class Relations:
         image_ids: ID of each pair's image, or None.
         caption_ids: ID of each pair's caption, or None.
         duplicates: how to treat other pairs with the same image or caption.
-        device: device of the masks.
 
     Raises:
         BatchError: no pair has a negative.

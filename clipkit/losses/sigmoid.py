@@ -31,16 +31,15 @@ def sigmoid(
     features.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         scale: exp(logit_scale); 10 at the start of SigLIP's training.
         bias: the logit bias; -10 at the start of SigLIP's training.
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
-            them out).
-        rows: images whose terms with all texts are summed. Default: all images. The values of disjoint slices that
-            cover the batch add up to the loss.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption; give both kinds of IDs or neither.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative" or "ignore".
+        rows: images whose terms with all texts are summed. Default: all images. The values of slices that partition the
+            batch add up to the loss.
 
     Returns:
         The sum of the terms of the images in `rows`, divided by G.

@@ -26,13 +26,13 @@ def supcon(
     `image_ids` and as `caption_ids`.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         scale: inverse temperature; 10 in the paper.
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption.
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the image and text anchors of the pairs in `rows`, divided by 2G.

@@ -2,7 +2,7 @@
 
 The forward pass computes each tile once, and the backward pass computes each tile again. Besides the features and their
 gradients, only a few tiles are in memory. The idea is from FlashAttention (Dao et al. 2022), and Inf-CL (Cheng et al.
-2024) applies it to contrastive losses. Unlike Inf-CL, this module sums over rows and columns in one pass.
+2024) applies it to contrastive losses.
 
 `plain.py` computes tiles with PyTorch, and `halves.py` computes tiles with Triton kernels.
 """
@@ -48,14 +48,7 @@ def tiled_logsumexp(
 def tiled_row_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, " R"]:
-    """Return log Σ_j exp(scale · x_i · y_j) for each row i.
-
-    Args:
-        x: features of the rows.
-        y: features of the columns.
-        scale: factor of the similarities.
-        ids: entries (i, j) to leave out of the sums; None: no entries.
-    """
+    """Return log Σ_j exp(scale · x_i · y_j) for each row i. See `tiled_logsumexp` for the arguments."""
     rows, _ = _LogSumExp.apply(x, y, scale, ids, False)
     return rows
 
@@ -63,15 +56,7 @@ def tiled_row_logsumexp(
 def tiled_softplus_sum(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, bias: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, ""]:
-    """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias)).
-
-    Args:
-        x: features of the rows.
-        y: features of the columns.
-        scale: factor of the similarities.
-        bias: number that is added to each scaled similarity.
-        ids: entries (i, j) to leave out of the sum; None: no entries.
-    """
+    """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias)). See `tiled_logsumexp` for the other arguments."""
     return _SoftplusSum.apply(x, y, scale, bias, ids)
 
 
@@ -84,7 +69,7 @@ def _tiles_of(x: Tensor) -> ModuleType:
 def _kernels(device: torch.device) -> ModuleType:
     """Return the module that computes tiles of float32 features on a device: `halves` or `plain`.
 
-    Data center GPUs use `halves`. If the Triton kernels fail, the reason is shown as a warning, and `plain` is used.
+    Data center GPUs use `halves`. If the Triton kernels fail, a warning shows the reason, and `plain` is used.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return plain

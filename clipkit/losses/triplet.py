@@ -40,20 +40,19 @@ def triplet(
     - semihard: every triplet that violates the margin and whose negative is farther than the positive.
 
     For "all" and "semihard", the sum over triplets is computed by sorting, in O(G² log G) time and without a G³ tensor.
-    Every process counts the triplets of the whole batch, so this time does not decrease with more processes.
+    This time does not decrease with more processes.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
         margin: minimum difference in [0, 2] between the distance of a negative and the distance of a positive.
         mining: "hard", "all" or "semihard"; see above.
         distance: "cosine" (1 − x · y) or "euclidean" (‖x − y‖).
-        image_ids: ID of each pair's image; pairs with equal IDs have the same image. None: no duplicates.
-        caption_ids: ID of each pair's caption; give either both kinds of IDs or neither.
-        duplicates: how to treat other pairs with the same image or caption: "positive", "negative", or "ignore" (leave
-            them out).
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        image_ids: ID of each pair's image; equal IDs mean the same image. None: no duplicates.
+        caption_ids: ID of each pair's caption.
+        duplicates: how to treat other pairs with the same image or caption: "positive", "negative" or "ignore".
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the image and text anchors of the pairs in `rows`, divided by the number of triplets in
@@ -83,7 +82,7 @@ def triplet(
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        """Return the sum over the triplets of the pairs in a band, and the number of these triplets, in float64."""
+        """Return the sum over the triplets of the pairs in a band, and the number of triplets, in float64."""
         directions = [sums(*sides, band) for sides in ((image, text), (text, image))]
         return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
@@ -122,7 +121,7 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the sum over all triplets that violate the margin, and the number of these triplets. Rows are anchors."""
+    """Return the sum of the margin violations over all triplets, and the number of violations. Rows are anchors."""
     # The negatives of each row are sorted by nearness. The negatives that violate the margin of a positive are the last
     # ones, so their sum is a difference of cumulative sums, and their number is a difference of positions.
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values

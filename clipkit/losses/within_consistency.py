@@ -15,15 +15,15 @@ def within_consistency(
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot x_j - y_i \cdot y_j)^2
 
-    The equation is from Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3. Time is
-    O(G D²), because the sum is expanded to products of D × D matrices without a G × G matrix. The loss is computed in
-    float64, because it is a small difference of large sums.
+    The equation is from Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3. The time
+    is O(G D²), because the sum is computed from D × D matrices instead of a G × G matrix. The loss is computed in
+    float64.
 
     Args:
-        image_features: image features of unit length, one row per pair.
-        text_features: text features of unit length, in the same order as the images.
-        rows: pairs whose terms are summed. Default: all pairs. The values of disjoint slices that cover the batch add
-            up to the loss.
+        image_features: unit-length image features, one row per pair.
+        text_features: unit-length text features, in the same order.
+        rows: pairs whose terms are summed. Default: all pairs. The values of slices that partition the batch add up to
+            the loss.
 
     Returns:
         The sum of the terms of the pairs in `rows`, divided by G.

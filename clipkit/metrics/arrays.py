@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that converts NumPy arrays and nested lists of numbers to tensors before it calls `function`.
+    """Let a function accept NumPy arrays and nested lists of numbers in place of tensors.
 
     Only arguments whose annotation is a tensor type are converted.
 
@@ -21,8 +21,8 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
         ValueError: the returned function is called with an argument that is not an array of numbers.
 
     Example:
-        >>> takes_arrays(lambda x: x)("unchanged, because no annotation names a tensor")
-        'unchanged, because no annotation names a tensor'
+        >>> takes_arrays(lambda x: x)([1, 2])  # not converted, because x has no annotation
+        [1, 2]
     """
     signature = inspect.signature(function)
     names = [name for name, parameter in signature.parameters.items() if _is_tensor(parameter.annotation)]

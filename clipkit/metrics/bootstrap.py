@@ -20,7 +20,7 @@ def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[N
     Args:
         clusters: number of clusters. Each resample draws this number of clusters, with replacement.
         draws: number of resamples.
-        seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
+        seed: random seed. Calls with the same seed and number of clusters draw the same resamples.
 
     Yields:
         (R, clusters) counts for the next R resamples.
@@ -52,7 +52,7 @@ def cluster_bootstrap(
         among: total number of clusters, including those without a query; the values of `clusters` are then indices
             from 0 to `among` - 1. Default: only the clusters that occur in `clusters`.
         draws: number of resamples.
-        seed: the same seed and number of clusters give the same resamples, so that metrics can be compared on them.
+        seed: random seed. Calls with the same seed and number of clusters draw the same resamples.
 
     Returns:
         (draws,) or (draws, F), one mean per resample; NaN for a resample without queries.
@@ -120,11 +120,6 @@ def _numbered(clusters: NDArray[np.int64], among: int | None) -> tuple[NDArray[n
 
 
 def interval(means: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile confidence interval (low, high) of bootstrap means.
-
-    Args:
-        means: one mean per resample.
-        level: confidence level, e.g. 0.95.
-    """
+    """Return the percentile confidence interval (low, high) of bootstrap means."""
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

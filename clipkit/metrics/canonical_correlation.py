@@ -1,4 +1,4 @@
-"""Regularized canonical correlation analysis of two kinds of features, e.g. of images and captions."""
+"""Regularized canonical correlation analysis (CCA) of two kinds of features, e.g. of images and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _CONSTANT = 1e-9
 class PairSums:
     """Sums over pairs of feature vectors (x, y) in float64, for computing means and covariances.
 
-    The sums over parts of the data, e.g. of several batches or processes, can be added.
+    The sums of several batches or processes can be added.
 
     Args:
         count: number of pairs.
@@ -139,7 +139,6 @@ def whitening(
     """Return the whitening of features with a given mean and covariance.
 
     Args:
-        mean, covariance: mean and covariance of the features.
         ridge: variance that is added to each column, in units of the mean variance of the columns.
         blocks: widths of blocks of columns. Each block is scaled to a total variance of 1 before the ridge is added.
             None: columns are not scaled.
@@ -154,7 +153,7 @@ def whitening(
 
 @dataclass(frozen=True)
 class CanonicalCorrelation:
-    """Linear maps from two kinds of features, x and y, to K canonical coordinates, in float64.
+    """Result of a CCA: linear maps from two kinds of features, x and y, to K coordinates, in float64.
 
     The coordinates of x are (x − x_mean) · x_map. The coordinates of y are (y − y_mean) · y_map. `correlations[k]` is
     the regularized correlation of coordinate k of x with coordinate k of y. The correlations are in descending order.
@@ -215,7 +214,7 @@ def canonical_correlation(
 def correlation_of_whitened(
     x: Whitening, y: Whitening, covariance: Float[Tensor, "V W"], count: int | None = None, *, approximate: bool = False
 ) -> CanonicalCorrelation:
-    """Return the canonical correlation analysis, given the covariance of whitened features.
+    """Return the canonical correlation analysis (CCA), given the covariance of whitened features.
 
     Args:
         x, y: whitenings of both kinds of features.
@@ -230,9 +229,9 @@ def correlation_of_whitened(
 def _scale(
     mean: Float[Tensor, " V"], variances: Float[Tensor, " V"], blocks: Sequence[int] | None
 ) -> Float[Tensor, " V"]:
-    """Return the factor by which each column is scaled, so that its block has a total variance of 1.
+    """Return the scale factor of each column, so that each block of columns has a total variance of 1.
 
-    The factor is 1 if the block is constant, and for all columns if no blocks are given.
+    The factor is 1 in a constant block, or if no blocks are given.
     """
     factors = torch.ones_like(mean)
     first = 0
@@ -246,7 +245,7 @@ def _scale(
 
 
 def _singular(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading `count` left singular vectors, singular values and right singular vectors, exactly."""
+    """Return (left vectors, values, right vectors) of the `count` largest singular values, exactly."""
     wide = matrix.shape[0] <= matrix.shape[1]
     small = matrix if wide else matrix.T
     squares, left = torch.linalg.eigh(small @ small.T)
@@ -262,7 +261,7 @@ def _singular(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor,
 
 
 def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading `count` left singular vectors, singular values and right singular vectors, approximately."""
+    """Return (left vectors, values, right vectors) of the `count` largest singular values, approximately."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, values, right = torch.svd_lowrank(matrix, q=min(count + 32, *matrix.shape), niter=2)

@@ -88,7 +88,7 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Rank the images by their score for each class, and return the precision at each correct image.
+    """Rank the images for each class, and return the precision at the rank of each correct image.
 
     An image is correct if it belongs to the class. The precision is the share of correct images among the images up to
     this rank.
@@ -117,9 +117,7 @@ def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: 
     """Return the confusion matrix, the number of images by true class (row) and predicted class (column).
 
     Args:
-        predicted: predicted class of each image.
-        labels: true class of each image.
-        classes: number of classes C.
+        predicted, labels: predicted and true class of each image.
     """
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
@@ -131,8 +129,7 @@ def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
     This is the metric of WILDS (Koh et al. 2021) for iWildCam.
 
     Args:
-        predicted: predicted class of each image.
-        labels: true class of each image.
+        predicted, labels: predicted and true class of each image.
 
     Example:
         >>> round(macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1])), 4)
@@ -175,7 +172,6 @@ def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N
     Args:
         confidence: probability of the predicted class, in [0, 1].
         correct: True if the prediction is correct.
-        bins: number of bins of the confidence.
 
     Example:
         >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))

@@ -62,8 +62,7 @@ def cluster_agreement(cluster: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> 
     clusters of the same sizes.
 
     Args:
-        cluster: cluster of each row.
-        labels: class of each row.
+        cluster, labels: cluster and class of each row.
 
     Returns:
         `nmi`: mutual information, divided by the mean of both entropies; equal to the V-measure (Rosenberg and
@@ -104,9 +103,7 @@ def _entropy(share: NDArray[np.float64]) -> float:
 def _expected_information(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> float:
     """Return the expected mutual information of random partitions (Vinh et al. 2010, equation 24a).
 
-    Args:
-        rows: sizes of the parts of one partition.
-        columns: sizes of the parts of the other partition.
+    `rows` and `columns` are the sizes of the parts of both partitions.
     """
     total = int(rows.sum())
     log_factorial = np.array([lgamma(n + 1) for n in range(total + 1)])

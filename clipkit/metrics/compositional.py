@@ -8,7 +8,7 @@ from clipkit.metrics.arrays import takes_arrays
 
 @takes_arrays
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
-    """For each instance, return whether images select the correct captions, and captions the correct images.
+    """Return whether each instance's images select their captions, and its captions their images.
 
     An image selects the caption with the highest score, and a caption selects the image with the highest score. Ties go
     to the lower index, as in CLIP_benchmark 1.6. Image i and caption i belong together. An instance of SugarCrepe
@@ -20,8 +20,8 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
 
     Returns:
         A mask of the instances in which all images select their caption, and a mask of the instances in which all
-        correct captions select their image. The metrics `text_acc` and `image_acc` are the shares of instances in the
-        first and in the second mask. The metric `acc` is the share of instances in both masks.
+        correct captions select their image. The metrics `text_acc`, `image_acc` and `acc` are the shares of instances
+        in the first mask, in the second mask, and in both masks.
 
     Example:
         >>> import torch
@@ -60,9 +60,8 @@ def closest_pair(first: Float[Tensor, "K D"], negative: Float[Tensor, "K D"], se
     This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024). The value is False for a tie.
 
     Args:
-        first: features of a correct caption, unit length.
-        negative: features of the incorrect caption, unit length.
-        second: features of the other correct caption, unit length.
+        first, second: unit-length features of the correct captions.
+        negative: unit-length features of the incorrect caption.
 
     Example:
         >>> import torch

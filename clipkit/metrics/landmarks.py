@@ -17,7 +17,7 @@ def trapezoidal_precision(places: NDArray[np.int64]) -> float:
     is the precision of the images before it. If there are no images before it, p₋ is 1.
 
     Args:
-        places: (R,) places of the correct images in the ranking, counted from 0, in increasing order.
+        places: (R,) places of the correct images in the ranking, counted from 0, ascending.
 
     Example:
         >>> trapezoidal_precision(np.array([0, 2]))
@@ -34,7 +34,7 @@ def precision_among_first(places: NDArray[np.int64], k: int) -> float:
     If the last correct image is among the first k, the images after it are not counted.
 
     Args:
-        places: (R,) places of the correct images in the ranking, counted from 0, in increasing order.
+        places: (R,) places of the correct images in the ranking, counted from 0, ascending.
         k: number of images.
 
     Example:
@@ -46,12 +46,7 @@ def precision_among_first(places: NDArray[np.int64], k: int) -> float:
 
 
 def trapezoidal_precision_by_chance(candidates: int, correct: int) -> float:
-    """Return the expected value of `trapezoidal_precision` for candidates in random order.
-
-    Args:
-        candidates: number of candidates.
-        correct: number of correct candidates.
-    """
+    """Return the expected value of `trapezoidal_precision` for candidates in random order."""
     if candidates == 1:
         return 1.0
     others = (correct - 1) / (candidates - 1)
@@ -61,13 +56,7 @@ def trapezoidal_precision_by_chance(candidates: int, correct: int) -> float:
 
 
 def precision_among_first_by_chance(candidates: int, correct: int, k: int) -> float:
-    """Return the expected value of `precision_among_first` for candidates in random order.
-
-    Args:
-        candidates: number of candidates.
-        correct: number of correct candidates.
-        k: number of images, as for `precision_among_first`.
-    """
+    """Return the expected value of `precision_among_first` for candidates in random order."""
     k = min(k, candidates)
     ways = comb(candidates, correct)
     # The last correct image has place `last` with the probability comb(last - 1, correct - 1) / ways.

@@ -1,4 +1,4 @@
-"""Order of scores without ties. Higher scores rank first, and ties go to the lower index."""
+"""Ranking of scores. Higher scores rank first, and ties go to the lower index."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ _INDICES = 1 << 32
 
 
 def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C"]:
-    """Return an integer key for each score. Greater keys rank first, and ties go to the lower column.
+    """Return an integer key for each score, so that greater keys rank first and ties go to the lower column.
 
     Args:
         scores: scores in float32.

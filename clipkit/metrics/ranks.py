@@ -63,10 +63,7 @@ class RetrievalRanks:
 
     @property
     def precision_of_images(self) -> Float[Tensor, " N"]:
-        """For each image, the average precision at R of the ranked texts, where R is the number of its texts.
-
-        The mean over the images is MAP@R (Musgrave et al. 2020).
-        """
+        """For each image, the average precision at R of the ranked texts, where R is the number of its texts."""
         return _average_precision_at_r(self.pairs[:, 0], self.among_texts, self.images)
 
 
@@ -82,14 +79,13 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Return the ranks of all P matching (image, text) pairs in image and text retrieval.
 
-    In addition to the features, the memory is O(N + M + P). Scores are float32 (float64 for float64 features). Equal
+    Besides the features, the memory is O(N + M + P). Scores are float32 (float64 for float64 features). Equal
     features have bitwise equal scores.
 
     Args:
-        image_features: unit length.
-        text_features: unit length.
+        image_features, text_features: unit length.
         image_of_text: index of each text's image; or (image, text) pairs, if a text belongs to several images.
-        on_scores: function for a progress bar, called with the number of scores that were just computed.
+        on_scores: function for a progress bar, called with the number of newly computed scores.
         part: (i, n) to compute part i of n, counted from 0, if n processes divide the work.
         summed: function that returns the sum of a (P,) tensor over all n processes.
 
@@ -128,10 +124,7 @@ def retrieval_ranks(
 
 @takes_arrays
 def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
-    """Return the matrix of the scores x · y of all rows of x with all rows of y.
-
-    Scores are rounded as in `retrieval_ranks`, so that equal rows have bitwise equal scores.
-    """
+    """Return the scores x · y of all rows of x with all rows of y, rounded as in `retrieval_ranks`."""
     tiles = Tiles(x, y)
     scores = tiles.dtype_of(x).new_empty(len(x), len(y))
     for rows in tiles.images:
@@ -147,8 +140,7 @@ def top_answers(
     """Return the images with the highest scores for each text, and the texts with the highest scores for each image.
 
     Args:
-        image_features: unit length.
-        text_features: unit length.
+        image_features, text_features: unit length.
         count: number of results per query, K; fewer if there are fewer images or texts.
 
     Returns:
@@ -182,17 +174,7 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Check that matching pairs refer to existing images and texts.
-
-    Args:
-        pairs: (image, text) pairs.
-        images: number of images.
-        texts: number of texts.
-        one_per_text: also check that there are as many pairs as texts.
-
-    Raises:
-        ValueError: the pairs do not fit.
-    """
+    """Raise ValueError if a pair refers to no image or text, or, with `one_per_text`, if a text has no pair."""
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one image per text")
     if not len(pairs):
@@ -253,9 +235,7 @@ class _Queries:
     """For each (query, correct answer) pair, the number of candidates that rank before the correct answer.
 
     Args:
-        queries: query of each pair.
-        correct: correct answer of each pair, an index among the candidates.
-        scores: score of each pair.
+        queries, correct, scores: query, correct answer (index among the candidates) and score of each pair.
         bands: slices into which the tiles divide the queries.
     """
 
@@ -294,7 +274,7 @@ class _Queries:
         """Count the candidates in a tile of scores that rank before the correct answers.
 
         Args:
-            tile: scores (queries, candidates).
+            tile: (queries, candidates) scores.
             compared: buffer of the same shape for the results of comparisons.
             queries, candidates: rows and columns of the tile in the score matrix.
         """
@@ -334,7 +314,7 @@ class _Layer:
 
 
 class _Many:
-    """Query with many correct answers, which are sorted from the last rank to the first for binary search."""
+    """Query with many correct answers, sorted from the last rank to the first for binary search."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

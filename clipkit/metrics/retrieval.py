@@ -24,8 +24,7 @@ def retrieval(
     and its correct answers are its texts. Names and definitions follow CLIP_benchmark 1.6. Ties go to the lower index.
 
     Args:
-        image_features: unit length; tensors or NumPy arrays, as for all metrics.
-        text_features: unit length.
+        image_features, text_features: unit length; tensors or NumPy arrays, as for all metrics.
         image_of_text: index of each text's image; or (image, text) pairs.
         ks: values of k for the recalls.
 
@@ -129,10 +128,8 @@ def retrieval_chance(
     Average precision at R = c is computed by `precision_by_chance`. Median ranks are None.
 
     Args:
-        images: number of images.
-        texts: number of texts.
-        image_of_text: index of each text's image; or (image, text) pairs.
-        ks: values of k for the recalls.
+        images, texts: numbers of images and texts.
+        image_of_text, ks: as for `retrieval`.
     """
     pairs = right_pairs(image_of_text)
     figures: dict[str, float | None] = {}

@@ -1,7 +1,4 @@
-"""Placeholders for towers that a model does not have, or that were not loaded.
-
-A call of a placeholder raises ModelError.
-"""
+"""Placeholders for towers that a model lacks or that were not loaded. They raise ModelError when called."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +14,7 @@ def absent_image_tower(left_out: bool = False) -> ImageTower:
     """Return a placeholder for an image tower.
 
     Args:
-        left_out: True if the model has an image tower that was not loaded; False if the model has none.
+        left_out: True if the model has an image tower that was not loaded; False if it has none.
     """
     absent = _Absent("image", left_out)
     return ImageTower(absent, nn.Identity(), [], Preprocess(absent.refuse, None, (0, 0, 0), (1, 1, 1)))
@@ -27,7 +24,7 @@ def absent_text_tower(left_out: bool = False) -> TextTower:
     """Return a placeholder for a text tower.
 
     Args:
-        left_out: True if the model has a text tower that was not loaded; False if the model has none.
+        left_out: True if the model has a text tower that was not loaded; False if it has none.
     """
     absent = _Absent("text", left_out)
     return TextTower(absent, nn.Identity(), [], _NoTokenizer(absent))
@@ -42,7 +39,7 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
     """Check that no tower is a placeholder.
 
     Args:
-        model_name: the model's name as the user gave it, for the error message.
+        model_name: the model's name as the user gave it.
         towers: the towers to check, by name: `image`, `text`.
 
     Raises:
@@ -60,7 +57,7 @@ class _Absent(nn.Module):
         self.left_out = left_out
 
     def refuse(self, inputs: Any = None, model_name: str = "this model") -> NoReturn:
-        """Raise ModelError, whatever the inputs are."""
+        """Raise ModelError for any inputs."""
         other, others = {"image": ("text", "captions"), "text": ("image", "images")}[self.side]
         if self.left_out:
             raise ModelError(
@@ -92,4 +89,4 @@ class _NoTokenizer:
         self.absent.refuse()
 
     def save(self, folder: Path) -> None:
-        """Write nothing, because a missing text tower has no tokenizer."""
+        """Write nothing, because there is no tokenizer."""

@@ -32,10 +32,9 @@ def transformers_blocks(model: nn.Module) -> list[list[str]]:
 
 
 def timm_blocks(native: Any) -> list[list[str]]:
-    """Return the parameter names of a timm model, one list per layer.
+    """Return the parameter names of a timm model, one list per layer, as grouped by timm's `group_parameters`.
 
-    The layers are the groups of timm's `group_parameters`. The stem belongs to the first list, and the final norm to
-    the last list.
+    The stem belongs to the first list, and the final norm to the last list.
     """
     from timm.models import group_parameters
 
@@ -53,8 +52,8 @@ def timm_blocks(native: Any) -> list[list[str]]:
 
 
 def prefixed(blocks: list[list[str]]) -> list[list[str]]:
-    """Return the blocks with `native.` before each name.
+    """Add the prefix `native.` to each parameter name.
 
-    A trunk stores its encoder in the attribute `native`.
+    Trunks store their encoder in the attribute `native`.
     """
     return [[f"native.{name}" for name in block] for block in blocks]

@@ -15,10 +15,8 @@ _MOST_WORDS = 200_000
 class ClipBpe:
     """Fast CLIP tokenizer that caches the token IDs of each word.
 
-    The IDs always equal those of open_clip's `SimpleTokenizer`, which encodes the words that are not in the cache.
-
     Args:
-        native: a `SimpleTokenizer` for which `supports` is true.
+        native: a `SimpleTokenizer` for which `supports` is true. It encodes the words that are not in the cache.
     """
 
     def __init__(self, native: Any) -> None:
@@ -43,7 +41,7 @@ class ClipBpe:
 
         Args:
             texts: M strings.
-            context_length: maximum number of tokens. A longer text is truncated, and still ends with the end token.
+            context_length: maximum number of tokens. A truncated text still ends with the end token.
             cut: True pads to the longest text; False pads to `context_length`.
         """
         most = _BYTES * (context_length - 1)
@@ -67,9 +65,9 @@ class ClipBpe:
 
 
 class _Words(dict[str, bytes]):
-    """Cache from a cleaned word to its token IDs, as the bytes of int64 numbers.
+    """Dict from cleaned words to their token IDs, stored as int64 bytes.
 
-    A word that is missing in the cache is encoded on first use.
+    A missing word is encoded on first use.
     """
 
     def __init__(self, native: Any) -> None:

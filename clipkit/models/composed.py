@@ -93,8 +93,8 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 def compose(recipe: ModelRecipe) -> DualEncoder:
     """Build a model from the towers that a recipe names, with new projections.
 
-    If the recipe names only one tower, the model has a projection only if the recipe sets `embed_dim`. New weights are
-    drawn from torch's global random generator. Set its seed first if the weights must be reproducible.
+    A single tower gets a projection only if the recipe sets `embed_dim`. New weights are drawn from torch's global
+    random generator, so set its seed if they must be reproducible.
 
     Raises:
         ModelError: a tower is missing or unsupported.
@@ -132,7 +132,7 @@ def load_composed(folder: Path, name: str, only: str | None = None) -> DualEncod
     Args:
         folder: folder of the model.
         name: the model's name as the user gave it.
-        only: `image` or `text` to load only this tower, without reading files of the other tower; None: both towers.
+        only: `image` or `text` loads only this tower; None: both towers.
 
     Raises:
         ModelError: a file is missing or invalid.

@@ -3,13 +3,13 @@
 The lower part runs once per input, and its output is stored. The upper part runs in each training step.
 
 The trunk is cut before the first module that has a trained parameter. The input of this module is called the
-activations. Both parts run the trunk's code:
+activations.
 
 - Lower part: the trunk runs until it reaches the module at the cut, and stops there.
 - Upper part: the whole trunk runs, but modules below the cut return NaN placeholders without computing. The module at
   the cut gets the stored activations.
 
-If a result depends on a placeholder, it becomes NaN. `find_cut` detects this and rejects the cut.
+A result that depends on a placeholder becomes NaN. `find_cut` detects this and rejects the cut.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,8 +72,8 @@ class Cut:
         """Run the lower part of the trunk, and return the inputs of `above`.
 
         Returns:
-            `activations` (B, …), and the small inputs of the trunk, such as masks. If the lower part also computes
-            C columns of the trunk's output, they are added as `outside` (B, C). In this case the whole trunk runs.
+            `activations` (B, …), and the small inputs of the trunk, such as masks. If the lower part also computes C
+            columns of the trunk's output, `outside` (B, C) contains these columns.
         """
         reached: dict[str, Tensor] = {}
 
@@ -117,10 +117,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns of features (B, W) that the lower part of a trunk computes, e.g. from pooled early layers.
-
-    The upper part computes the other columns.
-    """
+    """Columns of features (B, W) that the lower part of a trunk computes, e.g. from pooled early layers."""
 
     module: nn.Module | None
     """Module whose input contains the features; None: the features are the output of the trunk."""
@@ -139,10 +136,9 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Context in which `change` is applied to the features that contain the columns of `outside`.
+    """Context that applies `change` to the features with the columns of `outside`.
 
-    These features are either the input of `outside.module` or the trunk's output. For the second case, the caller must
-    pass the trunk's output through the function that the context yields.
+    If these features are the trunk's output, the caller must pass the output through the yielded function.
     """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
@@ -158,7 +154,7 @@ def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Ite
 class _Skip:
     """Replacement for a module's `forward` that returns placeholders with the right shapes.
 
-    The original `forward` runs once for each combination of input shapes, to find the shapes of its output.
+    The original `forward` runs once for each combination of input shapes, to find these shapes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -179,7 +175,7 @@ class _Skip:
 
 
 class _Blank:
-    """Shape, type and device of a tensor, for a placeholder of the same kind."""
+    """Shape, type and device of a tensor, from which a placeholder is made."""
 
     def __init__(self, tensor: Tensor) -> None:
         if not tensor.is_floating_point():
@@ -209,7 +205,7 @@ def _is_plain(leaf: object) -> bool:
 
 @contextmanager
 def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
-    """Context in which the modules of `skips` return placeholders without computing."""
+    """Context in which the given modules return placeholders without computing."""
     for skip in skips:
         skip.module.forward = skip
     try:
@@ -220,19 +216,19 @@ def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
 
 
 def is_activation(value: object) -> bool:
-    """Return whether a value is a float tensor (B, …), and therefore may be activations or features."""
+    """Return whether a value is a float tensor (B, …) with at least two dimensions."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first argument of a module that is a float tensor (B, …)."""
+    """Return the first float tensor (B, …) among the arguments of a module."""
     return next(value for value in (*args, *kwargs.values()) if is_activation(value))
 
 
 def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a module, with `activations` in place of the first float tensor (B, …)."""
+    """Replace the first float tensor (B, …) among the arguments of a module with `activations`."""
     for position, value in enumerate(args):
         if is_activation(value):
             return (*args[:position], activations, *args[position + 1 :]), kwargs

@@ -66,7 +66,7 @@ class Decoder:
 
         Args:
             position: position in `images`.
-            room: maximum number of bytes of an image that the accelerator resizes. The CPU resizes a larger image.
+            room: maximum size in bytes of an image that the accelerator resizes. The CPU resizes larger images.
         """
         try:
             return self._prepared(open_image(self.images[position]), room)
@@ -76,7 +76,7 @@ class Decoder:
     def batch(self, positions: Sequence[int], decoded: Iterable[Decoded | DataError]) -> DecodedBatch:
         """Return a batch of decoded images.
 
-        A black image replaces each unreadable image, and the batch contains the error.
+        Each unreadable image is replaced by a black image, and its error is in the batch.
         """
         errors: dict[int, DataError] = {}
         images: list[Decoded] = []
@@ -88,7 +88,7 @@ class Decoder:
         return DecodedBatch(self.joined(images), [image.size for image in images], errors)
 
     def blank(self) -> Decoded:
-        """Return a black image, already resized, which replaces an unreadable image."""
+        """Return the black image that replaces an unreadable image. It needs no resizing."""
         return self._prepared(Image.new("RGB", (224, 224)), 0)
 
     def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:

@@ -44,8 +44,7 @@ def decoded(
 def _workers() -> int:
     """Return the number of processes that decode images.
 
-    In a distributed run, each training process has an equal share of the CPU cores. One core of this share is reserved
-    for the training process.
+    In a distributed run, each training process uses an equal share of the CPU cores, and keeps one of them for itself.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     return min(_MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
@@ -54,8 +53,7 @@ def _workers() -> int:
 def _can_fork(images: Sequence[ImageLike]) -> bool:
     """Return whether forked processes can decode these images.
 
-    The result is False e.g. for images that PIL holds open, because forked processes would share the position in the
-    file.
+    Images that PIL reads from an open file are excluded, because forked processes would share the file position.
     """
     return (
         sys.platform == "linux"

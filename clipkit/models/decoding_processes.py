@@ -26,15 +26,13 @@ _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
 
 
 class NoProcessesError(Exception):
-    """Error for processes that cannot be started."""
+    """Error for decoding processes that cannot be started."""
 
 
 def in_processes(
     decoder: Decoder, batch_size: int, workers: int, copied: Callable[[Tensor], Tensor]
 ) -> Generator[DecodedBatch, None, None]:
     """Yield batches of all images, which several processes decode.
-
-    The images are split into small chunks, and the processes get the chunks in turn.
 
     Args:
         decoder: decodes the images.
@@ -106,11 +104,9 @@ def in_processes(
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:
-    """Convert the bytes of several images to the tower's inputs by name.
+    """Convert the bytes of several images, one after another, to the tower's inputs by name.
 
-    Args:
-        content: bytes of the images, one image after another.
-        one: inputs of one image, for the names, types and shapes.
+    The inputs `one` of a single image determine names, types and shapes.
     """
     rows = content.view(-1, _bytes_of(one))
     parts = rows.split([value.nbytes for value in one.values()], dim=1)
@@ -127,7 +123,7 @@ def _bytes_of(inputs: Inputs) -> int:
 def _decode(
     decoder: Decoder, slots: UInt8[Tensor, "A B"], chunks: list[range], link: Connection, inherited: list[Connection]
 ) -> None:
-    """Main function of a process: decode chunks of images into the process's slots of shared memory."""
+    """Decode chunks of images into slots of shared memory. This is the main function of a process."""
     for other in inherited:
         other.close()  # close the parent's ends of the pipes, so that this process ends when the parent ends
     # Ignore signals that go to all processes of a command, e.g. Ctrl-C: the parent handles them.
@@ -148,9 +144,9 @@ def _decode(
 
 
 def _fill(decoder: Decoder, slot: UInt8[Tensor, " bytes"], rows: range, blank: Decoded) -> _Answer:
-    """Decode a chunk of images, and write them to a slot one after another.
+    """Decode a chunk of images, and write them to a slot of shared memory one after another.
 
-    If an image at full size would leave too little room for the remaining images, the image is resized first.
+    An image is resized first if its full size would leave too little room for the remaining images.
     """
     sizes: list[tuple[int, int] | None] = []
     errors: dict[int, DataError] = {}

@@ -21,7 +21,7 @@ def loadable(search: str = "") -> dict[str, list[str]]:
     """Return the model classes and model names that can be loaded, by library.
 
     Args:
-        search: part of the name, in upper or lower case.
+        search: part of the names, in upper or lower case.
 
     Returns:
         `transformers`: classes whose Hub repositories and folders can be loaded. `open_clip`: names for `load`, for
@@ -49,13 +49,12 @@ def loadable(search: str = "") -> dict[str, list[str]]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return properties of a model, e.g. its towers, parameters, input sizes, loss and memory use.
+    """Return properties of a model by name, e.g. its towers, parameters, input sizes, loss and memory use.
+
+    Sizes are in pixels or tokens. Memory is in bytes, for float32 weights. Unknown values are None.
 
     Args:
         name: as for `load`.
-
-    Returns:
-        Properties by name. Sizes are in pixels or tokens, memory is in bytes for float32, and unknown values are None.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -101,7 +100,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """Return the class name of the most frequent activation module, or None if the tower has no such module."""
+    """Return the class name of the most frequent activation module, or None if there is no such module."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

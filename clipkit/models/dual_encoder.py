@@ -1,4 +1,4 @@
-"""The class of dual encoders, which have an image tower, a text tower, a logit scale and sometimes a logit bias."""
+"""Dual encoders, which have an image tower, a text tower, a logit scale and sometimes a logit bias."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -155,7 +155,7 @@ class DualEncoder(nn.Module):
             images: paths, PIL images or uint8 arrays (H, W, 3). Give one image or an iterable, which may be empty.
             batch_size: maximum number of images per forward pass; None: chosen for the device.
             progress: True shows a progress bar. A function is called after each batch with the number of images in it.
-            normalize: True divides each feature vector by its length.
+            normalize: True divides each feature vector by its L2 norm.
 
         Raises:
             DataError: an image is missing, unreadable or of an unsupported type.
@@ -181,7 +181,7 @@ class DualEncoder(nn.Module):
             texts: one string or an iterable of strings, which may be empty.
             batch_size: maximum number of strings per forward pass; None: chosen for the device.
             progress: True shows a progress bar. A function is called after each batch with the number of strings in it.
-            normalize: True divides each feature vector by its length.
+            normalize: True divides each feature vector by its L2 norm.
 
         Raises:
             DataError: an item is not a string.
@@ -222,10 +222,10 @@ class DualEncoder(nn.Module):
         return self.probabilities(similarities, probabilities)
 
     def probabilities(self, similarities: Float[Tensor, "N C"], kind: Probabilities = "auto") -> Float[Tensor, "N C"]:
-        """Convert cosine similarities to probabilities of the texts.
+        """Convert cosine similarities of N images and C texts to probabilities of the texts.
 
         Args:
-            similarities: cosine similarities of N images and C texts.
+            similarities: the cosine similarities.
             kind: `softmax`, `sigmoid` or `auto`, as for `classify`.
         """
         bias = None if self.logit_bias is None else self.logit_bias.item()
@@ -234,8 +234,8 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the model in the layout of the library that it was loaded from.
 
-        Adapters are merged into the weights. A new folder appears only when it is complete. In an existing folder,
-        files of the model are replaced, and other files stay.
+        Adapters are merged into the weights. A new folder appears only when it is complete. In an existing folder, only
+        the files of the model are replaced.
 
         Raises:
             OSError: the folder cannot be written, e.g. because the disk is full.
@@ -251,7 +251,7 @@ class DualEncoder(nn.Module):
                 save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
-        """Return the facts that a model card states about the saved model.
+        """Return the properties of the saved model that a model card states.
 
         Args:
             recipe: recipe that names the pretrained models; None: the loaded model is the base model.
@@ -293,5 +293,5 @@ class DualEncoder(nn.Module):
             return push(saved, repository, private=private).url
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Call `push`. Other Hugging Face libraries use this method name."""
+        """Same as `push`, with the name that other Hugging Face libraries use."""
         return self.push(repository, private=private)

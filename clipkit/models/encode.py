@@ -101,10 +101,7 @@ def encode_images(
     bad: dict[int, str] | None = None,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """Call `through` for all images, and return its outputs in float32 on the CPU.
-
-    On a CPU, each thread decodes and encodes a separate batch. On an accelerator, processes decode the images in
-    advance if there are many images.
+    """Encode all images with the function `through`, and return the outputs in float32 on the CPU.
 
     Args:
         tower: tower whose preprocessing is used.
@@ -113,9 +110,9 @@ def encode_images(
         batch_size: maximum number of images per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: True shows a progress bar. A function is called after each batch with the number of images in it.
-        bad: dict that collects the errors of unreadable images, by position. The result has arbitrary values for
-            these images. With None, an unreadable image raises an error.
-        keep: function from an output of `through` to the rows to return. It is called in the order of the images.
+        bad: dict that collects the errors of unreadable images, by position. Their rows in the result are arbitrary.
+            None: an unreadable image raises an error.
+        keep: function from an output of `through` to the rows to return, called in the order of the images.
 
     Raises:
         DataError: an image is unreadable, and `bad` is None.
@@ -141,7 +138,7 @@ def encode_images(
 def _image_outputs(
     tower: ImageTower, images: Sequence[ImageLike], through: Through, batch_size: int | None, device: torch.device
 ) -> Generator[tuple[DecodedBatch, Any], None, None]:
-    """Yield each decoded batch and its output of `through`, in order."""
+    """Yield each decoded batch with its output of `through`, in order."""
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     fast = is_accelerator(device)
     exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
@@ -191,9 +188,9 @@ def encode_strings(
     progress: Progress = False,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "M W"]:
-    """Call `through` for all strings, and return its outputs in float32 on the CPU.
+    """Encode all strings with the function `through`, and return the outputs in float32 on the CPU.
 
-    Identical strings are encoded only once. On a CPU, each thread encodes a separate batch.
+    Identical strings are encoded only once.
 
     Args:
         tower: tower whose tokenizer is used.
@@ -202,8 +199,8 @@ def encode_strings(
         batch_size: maximum number of strings per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: True shows a progress bar. A function is called after each batch with the number of strings in it.
-        keep: function from an output of `through` to the rows to return. It is called for batches of strings that are
-            sorted by length, not in the order of `texts`.
+        keep: function from an output of `through` to the rows to return. It is called in the order of string lengths,
+            not of `texts`.
 
     Raises:
         UserError: the batch size is not positive.
@@ -306,9 +303,10 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return the token counts of M strings in ascending order, and the permutation that sorts the strings.
+    """Sort M tokenized strings by token count, and return the counts and the permutation.
 
-    If padding cannot be removed, each count is L. Without an attention mask, the order does not change.
+    The tokens have the shape (M, L). If padding cannot be removed, each count is L. Without an attention mask, the
+    order does not change.
     """
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
@@ -318,10 +316,10 @@ def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Te
 
 
 def _parts(lengths: list[int], most_rows: int, most_tokens: int | None) -> list[int]:
-    """Return the sizes of the batches into which sorted strings are split.
+    """Return the batch sizes for strings that are sorted by token count.
 
     Args:
-        lengths: number of tokens of each string, in ascending order.
+        lengths: token counts, in ascending order.
         most_rows: maximum number of strings per batch.
         most_tokens: maximum number of tokens per batch, including padding; None: no limit.
     """

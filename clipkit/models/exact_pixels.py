@@ -16,9 +16,7 @@ _GROUP = 12 << 20
 
 
 class ExactPixels:
-    """Converts decoded images to the tower's input on the tower's device.
-
-    The steps are resizing, cropping, scaling and normalization.
+    """Converts decoded images to the tower's input on the tower's device, by resizing, cropping and normalization.
 
     Args:
         preprocess: preprocessing of the tower.
@@ -90,8 +88,8 @@ def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtyp
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
     """Return a table with the tower's input for each channel and pixel value, or None.
 
-    The values are results of the model's library. The result is None if the table does not exactly reproduce the
-    library's results for test images, e.g. because an input value depends on several pixels.
+    The values come from the model's library. The result is None if the table does not exactly reproduce the library's
+    results for test images, e.g. because an input value depends on several pixels.
     """
     if preprocess.pixels is None or preprocess.image_size is None:
         return None
@@ -119,20 +117,14 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    """Convert pixels to the tower's input by looking up each value in a table.
-
-    The result is stored with channels last in memory.
-    """
+    """Convert pixels to the tower's input by a table lookup. The result has channels last in memory."""
     first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def _probes(side: int) -> list[Image.Image]:
-    """Return test images.
-
-    The first image contains all values of each channel and needs no resizing. The other images are noise.
-    """
+    """Return test images: noise, and one image with all values of each channel, which needs no resizing."""
     rows, columns = np.ogrid[:side, :side]
     values = (rows % 16 * 16 + columns % 16).astype(np.uint8)
     all_values = np.stack([values, 255 - values, values ^ 85], axis=-1)

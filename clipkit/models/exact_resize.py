@@ -2,8 +2,8 @@
 
 Pillow (`Resample.c`) multiplies bytes by coefficients with 22 bits after the binary point. It adds the products as
 integers, and rounds once per direction. This module computes the same sums with matrix products in float32. Each
-coefficient is split into a high and a low part, so that all sums are integers below 2^24. float32 represents such
-integers exactly.
+coefficient is split into a high and a low part, so that all sums are integers below 2^24, which float32 represents
+exactly.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
     """Return whether `ExactResize` supports images of this size.
 
-    `ExactResize` resizes rows before columns. For some images, e.g. very tall ones, newer versions of Pillow resize
-    columns before rows (pull request 9549). Such images are not supported.
+    For some images, e.g. very tall ones, newer versions of Pillow resize columns before rows (pull request 9549). These
+    images are not supported, because `ExactResize` resizes rows first.
     """
     if steps.interpolation not in _FILTERS or steps.size < side:
         return False
@@ -93,14 +93,9 @@ class ExactResize:
         return (((high << _LOW) + low + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).float()
 
     def _parts(self, table: Int[np.ndarray, "after before"], start: int) -> Int[Tensor, "before 2*side"]:
-        """Split the coefficients of the cropped pixels into two parts, and copy them to the device.
+        """Return the high parts and then the low parts of the coefficients of the crop, on the device.
 
-        Args:
-            table: result of `_coefficients`.
-            start: position of the first pixel of the crop.
-
-        Returns:
-            The high parts of all cropped pixels, and then their low parts.
+        The table is a result of `_coefficients`. The crop starts at pixel `start`.
         """
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
@@ -119,7 +114,7 @@ def _target(width: int, height: int, steps: Resize) -> tuple[int, int]:
 
 
 def _coefficients(before: int, after: int, name: str) -> Int[np.ndarray, "after before"]:
-    """Return Pillow's resizing coefficients, i.e. the weight of each old pixel in each new pixel.
+    """Return Pillow's resizing coefficients: the weight of each old pixel in each new pixel.
 
     Args:
         before: number of old pixels.

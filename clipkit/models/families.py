@@ -1,7 +1,6 @@
 """Table of the supported model families of transformers.
 
-A row contains what clipkit must know about a family. To add a dual encoder, add a row to `FAMILIES`. To add a text
-encoder for composed models, add a row to `TEXT_ENCODERS`.
+To add a dual encoder, add a row to `FAMILIES`. To add a text encoder for composed models, add a row to `TEXT_ENCODERS`.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 def use_fast_layers(module: nn.Module) -> None:
     """Switch the layers of a module to faster implementations for accelerators, in place.
 
-    Only the class of a layer changes. Its parameters, their names and its results stay the same.
+    Only the class of a layer changes. Its results, and the names of its parameters, stay the same.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _cuts_patches(layer):
@@ -31,9 +31,9 @@ def use_fast_layers(module: nn.Module) -> None:
 
 
 class PatchConvolution(nn.Conv2d):
-    """Convolution over the patches of an image, computed as one matrix product.
+    """Convolution over the patches of an image, computed as one matrix product, because patches do not overlap.
 
-    This is possible because patches do not overlap. It is faster because cuDNN has no fast kernels for 3 channels.
+    This is faster, because cuDNN has no fast kernels for 3 channels.
     """
 
     library_class = nn.Conv2d
@@ -69,8 +69,7 @@ class PackedSelfAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended values, and the attention weights or None.
 
-        The arguments are those of `nn.MultiheadAttention.forward`. That method also handles the calls that this class
-        cannot speed up.
+        The arguments are those of `nn.MultiheadAttention.forward`, which also handles calls that cannot be sped up.
         """
         is_self = query is key and key is value and query.ndim == 3
         if not is_accelerator(query.device) or not is_self or need_weights or key_padding_mask is not None:

@@ -1,4 +1,4 @@
-"""Search for a cut of a trunk before its first trained parameter that does not change the features."""
+"""Search for a module before which a trunk can be cut into a frozen and a trained part."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,8 +19,7 @@ _WORTH, _MOST = 0.5, 0.9
 def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) -> Cut:
     """Split a trunk into a frozen lower part and an upper part with all trained parameters.
 
-    A cut is used only if it passes a test on `inputs`. The features and gradients with the cut must equal those of the
-    whole trunk.
+    A cut must pass a test: for `inputs`, features and gradients must equal those of the whole trunk.
 
     Args:
         trunk: trunk of any structure. The trained parameters have `requires_grad`.
@@ -65,9 +64,9 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
 
 
 def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, int]]]:
-    """Run a trunk, and return the start and end times of each call of each module.
+    """Run a trunk, and return the start and end of each call of each module.
 
-    A time is an integer that counts the starts and ends of calls.
+    Times are integers that count the starts and ends of calls.
     """
     clock = iter(range(1 << 60))
     calls: dict[nn.Module, list[tuple[int, int]]] = {}
@@ -93,8 +92,8 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
     """Return the first module to run that directly contains a trained parameter.
 
-    A module that contains another such module is ignored. Its direct parameters, e.g. open_clip's final projection, are
-    usually used last. If they are used earlier, the gradients with the cut differ, and `find_cut` rejects the cut.
+    A module that contains another such module is ignored, because its direct parameters, e.g. open_clip's final
+    projection, are usually used last. If they are used earlier, `find_cut` rejects the cut.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
@@ -104,7 +103,7 @@ def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[in
 
 
 def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], time: int) -> list[nn.Module]:
-    """Return the outermost modules whose calls all end before `time`, a time of `calls`."""
+    """Return the outermost modules whose calls all end before `time`, as counted by `_calls`."""
     ended = {m for m in calls if all(end < time for _, end in calls[m])}
     inside = {part for module in ended for part in module.modules() if part is not module}
     return [module for module in trunk.modules() if module in ended and module not in inside]
@@ -115,14 +114,12 @@ def _candidates(
 ) -> list[tuple[nn.Module, list[nn.Module]]]:
     """Return the modules before which the trunk can be cut, the best module first.
 
-    The candidates are the module `name` and the modules that contain it. Each candidate is returned with the modules
-    that end before it. A candidate is dropped if these modules contain too few weights.
+    The candidates are the module `name` and the modules that contain it. Each one is returned with the modules that end
+    before it, and is dropped if these modules contain too few weights.
 
     Args:
-        trunk: the trunk.
-        calls: result of `_calls`.
         name: name of the first trained module.
-        weights: number of weights before this module.
+        weights: number of weights before the first trained module.
     """
     path = name.split(".")
     holders = [trunk.get_submodule(".".join(path[:length])) for length in range(1, len(path) + 1)]
@@ -133,7 +130,7 @@ def _candidates(
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights that are used in matrix products, i.e. all except embeddings."""
+    """Return the number of weights, not counting embeddings."""
     parts = {part for module in modules for part in module.modules() if not isinstance(part, nn.Embedding)}
     return sum(weight.numel() for part in parts for weight in part.parameters(recurse=False))
 
@@ -156,7 +153,7 @@ def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
 
 @torch.no_grad()
 def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> Cut | None:
-    """Return the cut with `outside` set, or None if the lower part computes no columns of the output."""
+    """Return the cut with its field `outside` set, or None if the lower part computes no output columns."""
     start = calls[cut.module][0][0]
     seen: list[tuple[nn.Module | None, Tensor]] = []
 
@@ -182,12 +179,9 @@ def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tup
 
 
 def _without_needed(cut: Cut, stored: Inputs, expected: Tensor) -> Cut:
-    """Return a cut that still runs modules whose output the upper part needs, e.g. rotary positions.
+    """Return a cut that still runs frozen modules whose output the upper part needs, e.g. rotary positions.
 
-    Args:
-        cut: the cut.
-        stored: result of `cut.below`.
-        expected: features of the whole trunk.
+    The argument `stored` is the result of `cut.below`, and `expected` are the features of the whole trunk.
     """
     if _close(_features(cut, stored), expected):
         return cut
@@ -214,7 +208,7 @@ def _features(cut: Cut, stored: Inputs) -> Tensor | None:
 
 
 def _without_padding(stored: Inputs) -> Inputs | None:
-    """Return the stored inputs, with zeros as the activations of padding.
+    """Return the stored inputs, but with zeros as the activations of padding tokens.
 
     The result is None if the activations do not have one row per token.
     """
@@ -236,10 +230,7 @@ def _of_cut(cut: Cut, stored: Inputs) -> tuple[Tensor, list[Tensor | None]] | No
 
 
 def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the features, and the gradients with respect to the trained parameters.
-
-    The gradients are those of a weighted sum of the features.
-    """
+    """Return features, and the gradients of their weighted sum with respect to the trained parameters."""
     with torch.enable_grad():
         features = run()
         numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)

@@ -46,8 +46,8 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     """Return a hash of a tower. Towers with equal hashes compute equal features.
 
-    The hash covers the weights, the names and plain attributes of modules, the type of device and the versions of
-    libraries. It covers preprocessing and tokenization by their results for a few test inputs.
+    It covers the weights, the names and plain attributes of modules, the type of device and the versions of libraries.
+    It covers preprocessing and tokenization by their results for a few test inputs.
     """
     if is_absent(tower):
         return hashlib.sha256().hexdigest()
@@ -58,7 +58,7 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
 def frozen_fingerprint(tower: ImageTower | TextTower) -> str:
     """Return a hash of the frozen part of a trunk. Frozen parts with equal hashes compute equal outputs.
 
-    The hash covers the same things as `tower_fingerprint`, except the head and the trained parameters.
+    It covers the same things as `tower_fingerprint`, except the head and the trained parameters.
     """
     frozen = [(name, weight) for name, weight in tower.trunk.named_parameters() if not weight.requires_grad]
     return _fingerprint(tower, {"trunk": tower.trunk}, [*frozen, *tower.trunk.named_buffers()])

@@ -1,7 +1,4 @@
-"""Checks of a loaded model.
-
-The tokenizer must fit the text tower, and the preprocessing must fit the image tower.
-"""
+"""Checks that the tokenizer fits the text tower, and the preprocessing fits the image tower."""
 
 import logging
 from typing import Any, Literal
@@ -26,9 +23,7 @@ _SHAPES = ((97, 64), (64, 97))
 
 
 def check_fit(image: ImageTower | None, text: TextTower | None, name: str) -> None:
-    """Check that the parts of a model fit each other.
-
-    The check is fast, because it only preprocesses two small images and compares shapes.
+    """Check that the parts of a model fit each other, by preprocessing two images and comparing shapes.
 
     Args:
         image: the image tower, if the model has one.
@@ -103,7 +98,7 @@ def _end_token(trunk: Any) -> int | Literal["highest"] | None:
     """Return the ID of the end token, at which a causal tower reads its features.
 
     The result is "highest" if the tower uses the token with the highest ID in the text. It is None if the tower does
-    not read its features at a certain token.
+    not read its features at one token.
     """
     if isinstance(trunk, CausalText):
         return "highest" if trunk.end is None else trunk.end
@@ -145,7 +140,7 @@ def _check_preprocessing(tower: ImageTower, name: str) -> None:
 
 
 def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
-    """Return the last dimensions of the input according to the tower's configuration, or None.
+    """Return the last dimensions of the input that the tower's configuration states, or None.
 
     The tower may also accept other shapes.
     """
@@ -163,7 +158,7 @@ def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
 def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
     """Return the error message of a tower for these inputs, or None if the tower accepts them.
 
-    The tower first runs on the meta device, which computes shapes but no values. If this fails, it runs normally.
+    The tower first runs on the meta device, which computes only shapes. If this fails, it runs normally.
     """
     batch = {name: value[None] for name, value in inputs.items()}
     batch = {name: value / 255 if value.dtype == torch.uint8 else value for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Check that the configuration of a model folder does not choose options that load code."""
+"""Check of a model folder's configuration for options that would load code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ _NAMES = (
 
 
 def check_config(folder: Path, name: str) -> None:
-    """Raise an error if config.json chooses an attention implementation that is not part of PyTorch.
+    """Check that config.json chooses only attention implementations that are part of PyTorch.
 
     Other code in the folder (`auto_map`) never runs, because all loaders use `trust_remote_code=False`.
 
@@ -27,7 +27,7 @@ def check_config(folder: Path, name: str) -> None:
         name: the model's name as the user gave it.
 
     Raises:
-        ModelError: config.json chooses such an implementation.
+        ModelError: config.json chooses another attention implementation.
     """
     try:
         config = parse_json((folder / "config.json").read_text(encoding="utf-8"))

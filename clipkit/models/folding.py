@@ -16,9 +16,9 @@ M = TypeVar("M", bound=nn.Module)
 def folded(tower: Tower) -> Tower:
     """Return an equivalent tower whose linear projection includes the affine map of its trunk (`Coordinates`).
 
-    The affine map is (x − mean) · matrix, and the projection multiplies its result by Wᵀ. The new layer multiplies x
-    by matrix · Wᵀ and subtracts mean · (matrix · Wᵀ). Its weights are computed in float64. A tower without such a map,
-    or with a nonlinear projection, is returned unchanged.
+    The affine map is (x − mean) · matrix, and the projection multiplies its result by Wᵀ. The new layer multiplies x by
+    matrix · Wᵀ and subtracts mean · (matrix · Wᵀ), computed in float64. A tower without such a map, or with a nonlinear
+    projection, is returned unchanged.
     """
     trunk = tower.trunk
     if not isinstance(trunk, Layered) or trunk.coordinates is None or isinstance(tower.head, ResidualProjection):

@@ -38,8 +38,8 @@ class Modules:
         """Return the towers, with new projections if `embed_dim` is given.
 
         Raises:
-            ModelError: a part has the wrong type, fails or returns an invalid value. Or `embed_dim` is None and the
-                towers have different widths.
+            ModelError: a part has the wrong type, fails or returns an invalid value, or the towers have different
+                widths and `embed_dim` is None.
         """
         for name in ("image_tower", "text_tower"):
             if not isinstance(tower := getattr(self, name), nn.Module):
@@ -64,7 +64,7 @@ class Modules:
 
     @property
     def name(self) -> str:
-        """Name of the model, which contains the classes of its modules."""
+        """Name of the model, made from the classes of its modules."""
         return f"python: {type(self.image_tower).__name__} + {type(self.text_tower).__name__}"
 
 
@@ -78,8 +78,8 @@ class ModuleTrunk(nn.Module):
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         """Return the features that the wrapped module computes.
 
-        If the module returns a tensor, the tensor is the features. Otherwise the features are the `image_embeds`,
-        `text_embeds` or `pooler_output` of the result, or the first token of `last_hidden_state`.
+        If the module does not return a tensor, the features are the `image_embeds`, `text_embeds` or `pooler_output` of
+        its result, or the first token of `last_hidden_state`.
         """
         output: Any = self.native(next(iter(inputs.values()))) if len(inputs) == 1 else self.native(**inputs)
         if isinstance(output, Tensor):
@@ -144,11 +144,6 @@ def _preprocess(call: PreprocessCall) -> Preprocess:
 
 def _width(name: str, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Run the trunk of a tower once, and return the width of its features.
-
-    Args:
-        name: name of the tower, for errors.
-        trunk: trunk of the tower.
-        inputs: inputs of a few images or texts.
 
     Raises:
         ModelError: the forward pass fails, or does not return one vector per input.
@@ -234,7 +229,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
     """Load a model's weights from a folder that `ModulesBackend.save` wrote.
 
     Args:
-        model: model whose modules have the same structure as the saved modules.
+        model: model with the same structure as the saved model.
         folder: folder with the files.
         name: the model's name as the user gave it.
 
@@ -264,7 +259,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
 def _not_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
     """Return the name of a tensor of the model that is missing in `saved`, or None.
 
-    A tensor with several names is not missing if one of its names is saved.
+    A tensor with several names needs only one of them in `saved`.
     """
     state = model.state_dict()
     covered = {(state[name].data_ptr(), tuple(state[name].shape)) for name in saved}

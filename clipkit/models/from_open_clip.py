@@ -38,9 +38,9 @@ _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
 
 class FromOpenClip:
-    """Backend of open_clip models, which keeps the open_clip model and its configuration.
+    """Backend that saves open_clip models, from the original open_clip model and its configuration.
 
-    The towers share the parameters of the open_clip model.
+    The towers share the parameters of the original model.
     """
 
     library = "open_clip"
@@ -52,7 +52,7 @@ class FromOpenClip:
         self.tokenizer = tokenizer
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return all weights under open_clip's names, including weights that were moved to the towers."""
+        """Return all weights under open_clip's names, including those that were moved into the towers."""
         tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()
@@ -75,11 +75,11 @@ def load_open_clip(name: str, only: str | None = None) -> DualEncoder:
 
     Args:
         name: `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or `open_clip:ARCH?weights=FILE`.
-        only: `image` or `text` to load only this tower, if the weight file permits it; None: both towers.
+        only: `image` or `text` loads only this tower, if the weight file permits it; None: both towers.
 
     Raises:
-        ModelError: the architecture or tag does not exist, the weights do not fit the architecture, or the name
-            requests another activation than the weights need.
+        ModelError: the architecture or tag does not exist, the weights do not fit the architecture, or they need
+            another activation function than the architecture has.
     """
     import open_clip
 
@@ -118,7 +118,7 @@ def load_open_clip_folder(folder: Path, name: str, only: str | None = None) -> D
     Args:
         folder: the folder.
         name: the model's name as the user gave it.
-        only: `image` or `text` to load only this tower; None: both towers.
+        only: `image` or `text` loads only this tower; None: both towers.
 
     Raises:
         ModelError: a file is missing or invalid, or does not fit the model.
@@ -145,9 +145,9 @@ def _create(
 ) -> Any:
     """Build the open_clip model, and load its weights.
 
-    Settings that the model needs are added to `config`, which is saved with the model later. If only one tower is
-    loaded, the other tower and CoCa's decoder are tiny, and their weights are not read. But both towers are loaded if
-    the weights are random, or have the names of another library.
+    Settings that the model needs are added to `config`. If only one tower is loaded, the other tower and CoCa's decoder
+    are tiny, and their weights are not read. But both towers are loaded if the weights are random, or have the names of
+    another library.
     """
     import open_clip
 
@@ -203,10 +203,10 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
 
 
 def _match_activation(name: str, architecture: str, tag: str, config: dict[str, Any]) -> None:
-    """Set `config` to the activation that the weights were trained with.
+    """Set the activation function in `config` to the one that the weights were trained with.
 
     Raises:
-        ModelError: the name of the architecture requests another activation.
+        ModelError: the name of the architecture requests another activation function.
     """
     import open_clip
 

@@ -27,9 +27,9 @@ from clipkit.run_files import read_object
 
 
 class FromTransformers:
-    """Backend of transformers models, which keeps the transformers model, processor and tokenizer.
+    """Backend that saves transformers models, from the original model, processor and tokenizer.
 
-    The towers share the parameters of the transformers model.
+    The towers share the parameters of the original model.
     """
 
     library = "transformers"
@@ -44,7 +44,7 @@ class FromTransformers:
         return type(self.native).__name__
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return all weights under the names of transformers, with the current logit scale and bias of the model."""
+        """Return all weights under the names of transformers, with the model's current logit scale and bias."""
         with torch.no_grad():
             if hasattr(self.native, "temperature"):  # ALIGN stores 1 / scale
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
@@ -56,7 +56,7 @@ class FromTransformers:
         return tensors
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write a folder that `AutoProcessor` and the `from_pretrained` method of the model class can load."""
+        """Write a folder that `AutoProcessor` and `from_pretrained` of the model class can load."""
         self.tensors(model)  # copies scale and bias
         with without_weight_bars():
             self.native.save_pretrained(folder)
@@ -75,8 +75,7 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
         folder: folder with config.json, weights, preprocessing and tokenizer.
         name: the model's name as the user gave it.
         model_type: `model_type` in config.json, e.g. `clip`.
-        only: `image` or `text` to load only this tower, without reading the encoder weights of the other tower;
-            None: both towers.
+        only: `image` or `text` loads only this tower; None: both towers.
 
     Raises:
         ModelError: the model type is not in `FAMILIES`, or a file is missing or invalid.
@@ -110,10 +109,7 @@ def load_transformers(folder: Path, name: str, model_type: str, only: str | None
 
 
 def _without(model_class: Any, encoder: str) -> Any:
-    """Return a subclass of a model class that lacks one encoder.
-
-    `from_pretrained` of the subclass does not read the weights of this encoder.
-    """
+    """Return a subclass of a model class without one encoder, so that `from_pretrained` does not read its weights."""
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)  # on the meta device: no memory is allocated
@@ -206,13 +202,9 @@ def _scalar(parameter: nn.Parameter | None) -> nn.Parameter | None:
 
 
 def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
-    """Return the parameter names of an encoder, one list per block, with the prefix `native.` of its trunk.
+    """Return the parameter names of an encoder with the prefix `native.` of its trunk, one list per block.
 
-    Parameters of SigLIP's pooling head are left out.
-
-    Args:
-        native: the encoder.
-        with_pooler: True adds the parameters of `pooler` to the last block.
+    Parameters of SigLIP's pooling head are left out. With `with_pooler`, the last block includes those of `pooler`.
     """
     head = set(_pooling_head(native))
     blocks = prefixed(transformers_blocks(native))
@@ -224,7 +216,7 @@ def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
 def _pooling_head(native: nn.Module) -> list[str]:
     """Return the parameter names of SigLIP's attention pooling or text projection, with the prefix `native.`.
 
-    In transformers, these parameters are inside the encoders, under the name `head`.
+    In transformers, they are inside the encoders, under the name `head`.
     """
     return [f"native.{name}" for name, _ in native.named_parameters() if name.startswith("head.")]
 

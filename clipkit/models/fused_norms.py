@@ -20,9 +20,9 @@ _TOLERANCE = 1e-4
 def with_fused_norms(tower: ImageTower) -> ImageTower:
     """Return a faster tower with the same features, or the given tower if that is impossible.
 
-    In evaluation mode, a batch normalization is an affine map of each channel. The convolution before it can include
-    this map. For an EfficientNet-Lite0, this saves a fifth of the time. The features of both towers are compared on one
-    image, because a module may run its layers in another order than it registers them.
+    In evaluation mode, a batch normalization is an affine map of each channel, which the convolution before it can
+    include. The features of both towers are compared on one image, because layers may run in another order than they
+    are registered.
 
     Args:
         tower: tower in evaluation mode, with float32 weights on the CPU. It is not changed. The new tower shares all
@@ -43,7 +43,7 @@ def with_fused_norms(tower: ImageTower) -> ImageTower:
 def _pairs(trunk: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str, nn.BatchNorm2d]]:
     """Yield (parent, convolution, name, norm) for each batch normalization registered directly after a convolution.
 
-    `parent` is the module that contains both; `name` is the name of the normalization in `parent`.
+    The module `parent` contains both, and `name` is the name of the normalization in it.
     """
     for parent in trunk.modules():
         parts = list(parent.named_children())

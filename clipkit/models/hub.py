@@ -76,7 +76,7 @@ def check_repository(name: str) -> None:
 
 
 def http_errors() -> tuple[type[BaseException], ...]:
-    """Return the exception types of failed requests to the Hub, which depend on its HTTP library (httpx or httpx2)."""
+    """Return the exception types of failed requests to the Hub. They depend on its HTTP library (httpx or httpx2)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__
@@ -129,14 +129,7 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
 
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
-    """Return the file name patterns of the files to download.
-
-    Args:
-        repository: `org/name`.
-        sha: commit of the repository.
-        files: names of all files of the repository.
-        model_types: as for `local_folder`.
-    """
+    """Return the file name patterns of the files to download. `model_types` is as for `local_folder`."""
     if model_types is not None and not model_types:
         return list(_SMALL_FILES)
     if "clipkit.json" in files:
@@ -158,10 +151,7 @@ def _model_type(repository: str, sha: str | None) -> str | None:
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """Return the cached copy of a Hub repository.
-
-    Missing weights are not detected here, but when the weights are opened.
-    """
+    """Return the cached copy of a Hub repository, in which weights may be missing."""
     from huggingface_hub import snapshot_download
 
     return Path(

@@ -1,7 +1,4 @@
-"""Image processors of transformers that resize with Pillow.
-
-Their class names, and the options that select them, depend on the version of transformers.
-"""
+"""Image processors of transformers that resize with Pillow. Their names depend on the version of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ def read_processor(folder: Path) -> Any:
 
 
 def pillow_option() -> dict[str, Any]:
-    """Return the option of `from_pretrained` that selects an image processor that resizes with Pillow."""
+    """Return the option of `from_pretrained` that selects an image processor based on Pillow."""
     return {"backend": "pil"} if _has_backends() else {"use_fast": False}
 
 

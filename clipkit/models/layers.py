@@ -22,10 +22,10 @@ _MOST_COLUMNS = 12288
 
 
 class Coordinates(nn.Module):
-    """Fixed affine map from wide features to coordinates, (x − mean) · matrix.
+    """Fixed affine map from concatenated layer outputs to coordinates, (x − mean) · matrix.
 
     Args:
-        width: dimension W of the features.
+        width: dimension W of x.
         count: number K of coordinates.
     """
 
@@ -46,8 +46,8 @@ class Coordinates(nn.Module):
 class Layered(nn.Module):
     """Base class of trunks that concatenate the outputs of several layers.
 
-    `layers` are the names of the layers, and `widths` are the dimensions of their outputs. If `coordinates` is set, the
-    trunk applies this affine map to the concatenated outputs.
+    `layers` are the names of the layers, and `widths` the dimensions of their outputs. If `coordinates` is set, this
+    affine map is applied to the concatenated outputs.
     """
 
     layers: tuple[str, ...]
@@ -64,7 +64,7 @@ class Layered(nn.Module):
         self.layers, self.widths = tuple(layers), tuple(widths[name] for name in layers)
 
     def _leave_out_wide(self) -> None:
-        """Drop layers with which the total width would exceed `_MOST_COLUMNS`. The first layer is always kept."""
+        """Keep the first layer, and drop each later layer that would raise the sum of widths above `_MOST_COLUMNS`."""
         kept, total = [self.layers[0]], self.widths[0]
         for name, width in zip(self.layers[1:], self.widths[1:], strict=True):
             if total + width <= _MOST_COLUMNS:
@@ -93,11 +93,11 @@ class LayeredImage(Layered):
 
     Args:
         native: the timm model, including its classifier if it has one.
-        layers: names of the layers; None: all layers from which `layers: auto` chooses.
+        layers: names of the layers; None: all candidates of `layers: auto`.
         size: side of the images in pixels.
 
     Raises:
-        ModelError: the model does not have all chosen layers.
+        ModelError: the model lacks one of the layers.
     """
 
     def __init__(self, native: Any, layers: Sequence[str] | None, size: int) -> None:
@@ -130,9 +130,7 @@ class LayeredImage(Layered):
     def _outputs(self, pixels: Tensor, indices: list[int] | None = None) -> tuple[Any, Sequence[Any]]:
         """Return the output before the head, and the outputs of stages or blocks.
 
-        Args:
-            pixels: the images.
-            indices: numbers of the stages or blocks, counted from 0; None: all.
+        The indices of the stages or blocks start at 0; None: all.
         """
         if not hasattr(self.native, "forward_intermediates"):
             return self.native.forward_features(pixels), []
@@ -175,16 +173,16 @@ class LayeredImage(Layered):
 class LayeredText(Layered):
     """Transformers text encoder that concatenates the outputs of several layers (see `clipkit.recipe.layers`).
 
-    Layer `mean:N` is the mean of hidden state N over the tokens. Hidden state 0 is the output of the embeddings. Hidden
-    state N is the output of block N, counted from 1.
+    Layer `mean:N` is the mean of hidden state N over the tokens. Hidden state 0 is the output of the embeddings, and 1
+    is the output of the first block.
 
     Args:
         native: the encoder.
         pooling: pooling of the layer `output`: mean, last or cls.
-        layers: names of the layers; None: all layers from which `layers: auto` chooses.
+        layers: names of the layers; None: all candidates of `layers: auto`.
 
     Raises:
-        ModelError: the encoder does not have all chosen layers.
+        ModelError: the encoder lacks one of the layers.
     """
 
     def __init__(self, native: Any, pooling: str, layers: Sequence[str] | None) -> None:
@@ -225,7 +223,7 @@ class LayeredText(Layered):
 
 
 def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[Tensor, "W K"]) -> None:
-    """Make a trunk map its concatenated outputs x (B, W) to (x − mean) · matrix."""
+    """Set the affine map (x − mean) · matrix that a trunk applies to its concatenated outputs x (B, W)."""
     assert isinstance(trunk, Layered)
     device = next(trunk.parameters()).device
     trunk.coordinates = Coordinates(*matrix.shape).to(device)
@@ -234,15 +232,15 @@ def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[T
 
 
 def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
-    """Return the layers that a recipe lists, or None if it lists none or says `auto`.
+    """Return the layer names that a recipe lists, or None if it says `auto` or nothing.
 
-    For None, a trunk computes all layers from which `auto` chooses.
+    Given None, a trunk computes all candidates of `auto`.
     """
     return None if isinstance(layers, str) else layers
 
 
 def has_classifier(layers: str | Sequence[str] | None) -> bool:
-    """Return whether the chosen layers of an image tower may need its classifier."""
+    """Return whether the layers that a recipe chooses for an image tower may need its classifier."""
     return layers is not None and (layers == "auto" or "probabilities" in layers)
 
 
@@ -250,8 +248,7 @@ def columns(layers: Sequence[str], widths: Sequence[int], chosen: Sequence[str])
     """Return the column indices of the chosen layers in the concatenated outputs of all layers.
 
     Args:
-        layers: names of all layers.
-        widths: dimensions of all layers.
+        layers, widths: names and dimensions of all layers.
         chosen: names of the chosen layers.
     """
     parts = dict(zip(layers, torch.arange(sum(widths)).split(list(widths)), strict=True))
@@ -265,9 +262,9 @@ def _spaced(first: int, last: int) -> list[int]:
 
 
 def _options_of(native: Any) -> dict[str, bool]:
-    """Return the options of `forward_intermediates` that the model accepts.
+    """Return options for timm's `forward_intermediates`, without those that the model does not accept.
 
-    The options return class tokens, and run all blocks of Hiera.
+    With the options, the method returns class tokens, and runs all blocks of Hiera.
     """
     if not hasattr(native, "forward_intermediates"):
         return {}
@@ -288,14 +285,12 @@ def _check(
     """Check that a tower has the given layers.
 
     Args:
-        layers: names of the layers.
-        tower: image or text.
         numbers: lowest and highest possible N in a name such as `mean:N`.
-        missing: for a pooling without a number, such as `mean`: the reason why it is impossible, or None.
-        missing_earlier: for a pooling with a number, such as `mean:N`: the reason why it is impossible, or None.
+        missing: why poolings of the output (e.g. `mean`) are impossible, by pooling; None: possible.
+        missing_earlier: the same for poolings of earlier layers (e.g. `mean:N`).
 
     Raises:
-        ModelError: the tower does not have one of the layers.
+        ModelError: the tower lacks one of the layers.
     """
     low, high = numbers
     for name in layers:

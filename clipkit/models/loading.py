@@ -1,4 +1,4 @@
-"""The function `load`, which loads a dual encoder by its name."""
+"""Loading of a dual encoder by its name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -118,8 +118,8 @@ def _open(
     Args:
         name: as for `load`.
         parts: the arguments of `load` that `DualEncoder.from_modules` needs, by name.
-        only: the only tower that is needed. If the layout permits it, the weights of the other tower are not read.
-        above: names of the adapter folders that load this model as their base model. They must not include `name`.
+        only: the only tower that is needed.
+        above: adapter folders that load this model as their base model. They must not include `name`.
     """
     folder = None if name.startswith("open_clip:") else _folder(name)
     if folder is not None:
@@ -153,7 +153,7 @@ def _open(
 
 
 def _folder(name: str) -> Path:
-    """Return the folder that contains the model, for the name of a folder, a run or a Hub repository."""
+    """Return the model folder of a folder, a run or a Hub repository."""
     folder = local_folder(name, FAMILIES)
     run = RunFiles(folder)
     if run.is_run:

@@ -1,4 +1,4 @@
-"""Memory use and output dimension of towers."""
+"""Memory use and output width of towers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +17,8 @@ from clipkit.models.towers import ImageTower, TextTower
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Return the size in bytes of the activations that a forward pass keeps for the backward pass.
 
-    The size includes the inputs. It does not include parameters, or the weights that adapters compute, because their
-    size does not depend on the batch.
+    The size includes the inputs. It excludes parameters and the weights that adapters compute, because their size does
+    not depend on the batch.
     """
     own = [parameter for parameter in tower.parameters() if not is_shard(parameter)]
     parameters = {parameter.untyped_storage().data_ptr() for parameter in own}
@@ -41,9 +41,9 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that yields a function, which returns whether adapters computed a given tensor.
+    """Context that yields a function, which returns whether a given tensor was computed by an adapter.
 
-    The result is True for the weights that adapters return, and for all tensors that are saved while an adapter runs.
+    This includes the weights that adapters return, and all tensors that autograd saves while an adapter runs.
     """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory

@@ -71,7 +71,7 @@ def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -
 
 
 def weights_of(model: DualEncoder) -> dict[str, Tensor]:
-    """Return the state dict of a model, without the projection heads for views."""
+    """Return the state dict of a model, without its projection heads for losses that compare views."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("view_heads.")}
 
 
@@ -79,13 +79,11 @@ def check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: 
     """Check that two state dicts have the same tensors with the same shapes.
 
     Args:
-        name: name of the first model, for errors.
-        state: state dict of the first model.
-        other: name of the second model, for errors.
-        other_state: state dict of the second model.
+        name, other: names of the two models, for errors.
+        state, other_state: state dicts of the two models.
 
     Raises:
-        ModelError: a tensor is missing or has another shape. The message names the first such tensor.
+        ModelError: a tensor is missing or has another shape.
     """
 
     def shape(of: Mapping[str, Tensor], tensor: str) -> str:

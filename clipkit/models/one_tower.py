@@ -10,7 +10,7 @@ from clipkit.recipe import Side
 
 
 class OneTower:
-    """Backend of a model of which only one tower was loaded. Such a model can encode, but cannot be saved.
+    """Backend of a model of which only one tower was loaded. The model can encode, but cannot be saved.
 
     Args:
         whole: backend of the whole model.
@@ -31,7 +31,7 @@ class OneTower:
 
 
 def check_whole(model: DualEncoder) -> None:
-    """Check that a model was loaded with all its towers, as training, saving and export require.
+    """Check that all towers of a model were loaded, as training, saving and export require.
 
     Raises:
         ModelError: only one tower was loaded.
@@ -41,11 +41,7 @@ def check_whole(model: DualEncoder) -> None:
 
 
 def check_side(only: Any) -> None:
-    """Check that the name of a tower is `image`, `text` or None.
-
-    Raises:
-        ModelError: the name is something else.
-    """
+    """Raise ModelError unless the name of a tower is `image`, `text` or None."""
     if only is not None and only not in get_args(Side):
         raise ModelError(
             f"only={only!r} is not a tower; use only='image' or only='text', or omit it to load both towers"
@@ -53,10 +49,10 @@ def check_side(only: Any) -> None:
 
 
 def keep_only(model: DualEncoder, side: Side) -> DualEncoder:
-    """Keep only one tower of a model, to free the memory of the other tower.
+    """Keep only one tower of a model, in place, to free the memory of the other tower.
 
     Args:
-        model: the model, which is changed in place.
+        model: the model.
         side: tower to keep.
 
     Raises:

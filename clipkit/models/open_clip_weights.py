@@ -46,7 +46,7 @@ class Weights:
         return bool(self._of_tower(side))
 
     def _of_tower(self, side: str) -> dict[str, str]:
-        """Return a dict from the names of one tower's weights in open_clip's model to their names in the file.
+        """Return a dict from one tower's weight names in open_clip's model to their names in the file.
 
         In the model, the text tower is a separate module. In the file, it may be part of the top-level module.
         """
@@ -117,10 +117,7 @@ class Weights:
 
     @contextmanager
     def _unwrapped(self) -> Iterator[Path]:
-        """Context that yields a file whose tensor names contain no wrapper prefixes.
-
-        The file is the given file, or a temporary copy with other names.
-        """
+        """Context that yields the file, or a temporary copy whose tensor names contain no wrapper prefixes."""
         if not self.is_wrapped:
             yield self.file
             return
@@ -130,10 +127,7 @@ class Weights:
             yield file
 
     def _tensors(self, names: Collection[str] | None = None) -> Mapping[str, Tensor]:
-        """Return the tensors with the given names, or all tensors.
-
-        From a safetensors file, only these tensors are read.
-        """
+        """Return the tensors with the given names, or all tensors. From a safetensors file, only these are read."""
         if self.file.suffix == ".safetensors":
             with safe_open(self.file, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
@@ -145,8 +139,8 @@ class Weights:
 
         Args:
             expected: names of the model's weights.
-            missing: names of the model's weights that the file lacks.
-            unexpected: names in the file that the model lacks.
+            missing: names that only the model has.
+            unexpected: names that only the file has.
 
         Raises:
             ModelError: weights are missing, have a prefix in the file, or belong to a deeper model.
@@ -174,8 +168,7 @@ def weights_of_tag(architecture: str, tag: str, side: str, name: str) -> Weights
     The result is None if one tower cannot be loaded alone from these weights.
 
     Args:
-        architecture: name of the architecture in open_clip.
-        tag: name of the weights in open_clip.
+        architecture, tag: open_clip's names of the architecture and of the weights.
         side: tower to load, image or text.
         name: the model's name as the user gave it.
     """

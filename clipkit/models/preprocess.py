@@ -43,7 +43,7 @@ class PatchGrid:
 class Preprocess:
     """Image preprocessing of a tower, for evaluation and for random crops in training.
 
-    `evaluate` runs the code of the model's library, so that the inputs equal those of the library.
+    `evaluate` runs the code of the model's library, and therefore returns exactly the same inputs as the library.
     """
 
     evaluate: Callable[[Image.Image], Inputs]
@@ -68,8 +68,8 @@ class Preprocess:
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
         """Return the inputs for a training crop that already has the input size.
 
-        If `finish` is None, pixels stay uint8, and `normalized` converts them later. uint8 needs a quarter of the
-        memory and transfer time of float32.
+        If `finish` is None, pixels stay uint8, which needs a quarter of the memory of float32. `normalized` converts
+        them later.
         """
         from torchvision.transforms.v2 import functional as F  # imported here because it takes seconds
 
@@ -78,10 +78,7 @@ class Preprocess:
         return {"pixel_values": crop if isinstance(crop, Tensor) else F.pil_to_tensor(crop)}
 
     def normalized(self, inputs: Inputs) -> Inputs:
-        """Scale uint8 pixels to [0, 1] and normalize them, for one image or a batch.
-
-        Other inputs are returned unchanged.
-        """
+        """Scale uint8 pixels to [0, 1] and normalize them, for one image or a batch. Other inputs stay unchanged."""
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
@@ -134,7 +131,7 @@ class TransformCall:
         return {"pixel_values": self.transform(image)}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the uint8 pixels before the last two steps, which are division by 255 and normalization."""
+        """Return the uint8 pixels before the last two steps, division by 255 and normalization."""
         for step in self._steps[:-2]:
             image = step(image)
         return np.array(image)
@@ -146,7 +143,7 @@ class TransformCall:
 
     @property
     def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of the last step, which is the normalization."""
+        """Mean and standard deviation of the normalization, which is the last step."""
         last = self._steps[-1]
         mean, std = (np.asarray(of, dtype=np.float64).ravel().tolist() for of in (last.mean, last.std))
         return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

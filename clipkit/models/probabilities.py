@@ -21,8 +21,8 @@ def probabilities(
         bias: logit bias of the model, or None.
         kind: kind of the probabilities:
 
-            - `softmax` (CLIP): softmax(scale · cosine) over the texts, so the sum for each image is 1.
-            - `sigmoid` (SigLIP): sigmoid(scale · cosine + bias) for each text separately.
+            - `softmax` (CLIP): softmax(scale · cosine) over the texts.
+            - `sigmoid` (SigLIP): sigmoid(scale · cosine + bias).
             - `auto`: `sigmoid` if the model has a logit bias, otherwise `softmax`.
 
     Raises:

@@ -47,7 +47,7 @@ class ResidualProjection(nn.Module):
 
 
 def projection_of_coordinates(width: int, embed_dim: int, layers: str, dropout: float) -> nn.Module:
-    """Build the projection of a trunk that returns coordinates.
+    """Build the projection of a trunk whose output was reduced to coordinates (`Coordinates`).
 
     Args:
         width: number of coordinates.
@@ -71,9 +71,9 @@ def linear_of(head: nn.Module) -> nn.Linear:
 
 
 def keep_outputs(head: nn.Module, count: int) -> None:
-    """Remove all outputs after the first `count` from a projection that `projection_of_coordinates` built.
+    """Keep only the first `count` outputs of a projection that `projection_of_coordinates` built.
 
-    The parameters stay the same objects, so an optimizer without state can still update them.
+    The parameters stay the same objects, so an optimizer that has not made a step can still update them.
     """
     layers = [linear_of(head)]
     if isinstance(head, ResidualProjection):

@@ -60,17 +60,14 @@ class PythonTokenizer:
         return {name: value.long() for name, value in found.items()}
 
     def count(self, texts: list[str]) -> list[int]:
-        """Return the number of tokens of each string after truncation.
-
-        The number before truncation is unknown, because the function does not return it.
-        """
+        """Return the number of tokens of each string after truncation. The number before truncation is unknown."""
         tokens = self(texts)
         mask = tokens.get("attention_mask", (tokens["input_ids"] != self.pad_id).long())
         counts: list[int] = mask.sum(dim=1).tolist()
         return counts
 
     def save(self, folder: Path) -> None:
-        """Write nothing, because the function is code."""
+        """Write nothing, because code is not saved."""
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
@@ -79,8 +76,7 @@ def tokenizer_of(given: Any) -> Tokenizer:
     A transformers tokenizer truncates to its `model_max_length`.
 
     Raises:
-        ModelError: as for `PythonTokenizer`; or `given` is not a function; or a transformers tokenizer has no
-            `model_max_length`.
+        ModelError: as for `PythonTokenizer`, or `given` is not a function, or `model_max_length` is missing.
     """
     from transformers import PreTrainedTokenizerBase
 

@@ -1,4 +1,4 @@
-"""Context managers for calls of other libraries, which hide progress bars and messages, and convert errors."""
+"""Context managers that hide progress bars and messages of other libraries, and convert their errors."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from clipkit.errors import ModelError, UserError, one_line
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """Hide transformers' progress bars and reports about weights. Restore the settings of transformers afterwards."""
+    """Hide transformers' progress bars and reports about weights, and restore its settings afterwards."""
     from transformers.utils import logging as bars
 
     shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
@@ -25,7 +25,7 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Hide messages below ERROR of the root logger, which open_clip uses. Restore the logger afterwards."""
+    """Hide messages of the root logger below ERROR, which open_clip logs. Restore the logger afterwards."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
     root.addHandler(handler)  # without a handler, the first message would install one for the whole process

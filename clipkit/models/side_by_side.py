@@ -1,7 +1,6 @@
 """Forward passes of several batches at the same time on a CPU, with one batch per core.
 
-A small operation does not keep several cores busy. Its threads also compete with threads that decode images. On two
-cores, an EfficientNet-Lite0 encoded twice as many image files per second with one batch per core.
+A small operation does not keep several cores busy, and its threads compete with threads that decode images.
 """
 
 import copy
@@ -27,10 +26,10 @@ _AHEAD = 2
 
 
 def threads_for(module: nn.Module, batches: int) -> int:
-    """Return the number of threads that `side_by_side` should use for a number of batches on a CPU.
+    """Return the number of threads with which `side_by_side` should run a number of batches.
 
-    The number is 1 for few batches, and for modules that FSDP2 distributes over processes. The processes exchange data,
-    so all of them must run the batches in the same order.
+    The number is 1 for few batches. It is also 1 for modules that FSDP2 distributes over processes, because all
+    processes must run the batches in the same order.
     """
     several = min(_MOST_THREADS, torch.get_num_threads())
     has_shards = any(is_shard(parameter) for parameter in module.parameters())

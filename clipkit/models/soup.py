@@ -13,7 +13,7 @@ from clipkit.models.merge import check_same, weights_of
 
 @dataclass
 class Ingredient:
-    """A model that `greedy_soup` tried."""
+    """Model that `greedy_soup` tried."""
 
     name: str
     score: float

@@ -93,12 +93,10 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Return the auto class of transformers that builds a text encoder.
-
-    For encoder-decoder models such as T5, this class builds only the encoder.
+    """Return the auto class of transformers that builds a text encoder, without the decoder of models such as T5.
 
     Raises:
-        ModelError: transformers cannot build only the encoder.
+        ModelError: transformers cannot build the encoder alone.
     """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
@@ -117,8 +115,7 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
 
     Args:
         source: a model type of transformers, e.g. `bert`, or a repository or folder with a configuration.
-        recipe: settings of the tower.
-        tokenizer: tokenizer that determines the vocabulary size; None: that of the repository.
+        tokenizer: determines the vocabulary size; None: that of the repository.
 
     Raises:
         ModelError: a setting is unknown, or a model type is given without a tokenizer.

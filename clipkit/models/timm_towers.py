@@ -78,10 +78,10 @@ def _existing_folder(name: str) -> Path:
 
 
 def _check_names(name: str) -> None:
-    """Check that the weights in a folder have no prefixes of a model wrapper, except those that timm removes.
+    """Check that weight names in a folder have no prefixes of model wrappers, except those that timm removes.
 
     Raises:
-        ModelError: a weight has such a prefix.
+        ModelError: a name has such a prefix.
     """
     from timm.models import clean_state_dict
 

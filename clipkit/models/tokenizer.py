@@ -1,7 +1,4 @@
-"""Tokenizers, which convert strings to token IDs.
-
-If the tower allows it, the IDs are padded only to the longest string of the batch.
-"""
+"""Tokenizers, which convert strings to token IDs."""
 
 import json
 import re
@@ -96,7 +93,7 @@ class TransformersTokenizer:
         return _lengths(self.native, self._lowered(texts))
 
     def save(self, folder: Path) -> None:
-        """Write files from which transformers and its pipelines create the same tokens without further options."""
+        """Save the tokenizer so that transformers creates the same tokens from the files without further options."""
         if not self.mask:
             self.native.model_input_names = ["input_ids"]
             self.native.init_kwargs["model_input_names"] = ["input_ids"]
@@ -162,7 +159,7 @@ class OpenClipTokenizer:
     def save(self, folder: Path) -> None:
         """Write the files of the inner transformers tokenizer, if there is one.
 
-        CLIP's original tokenizer needs no files, because it is part of the open_clip package.
+        CLIP's original tokenizer is part of open_clip and needs no files.
         """
         if self.inner is not None:
             self.native.save_pretrained(folder)
@@ -212,13 +209,13 @@ def transformers_tokenizer(
 ) -> TransformersTokenizer:
     """Load the transformers tokenizer of a folder.
 
+    The context length is the smallest of `context_length`, `positions` and the tokenizer's `model_max_length`.
+
     Args:
         folder: folder of the tokenizer.
-        context_length: maximum number of tokens. The tokenizer uses this limit, `positions` or its `model_max_length`,
-            whichever is smallest.
+        context_length: maximum number of tokens; None: only the other two limits apply.
         positions: maximum number of tokens that the encoder supports; None: unknown.
-        fixed: as for `TransformersTokenizer`.
-        mask: as for `TransformersTokenizer`.
+        fixed, mask: as for `TransformersTokenizer`.
 
     Raises:
         ModelError: the tokenizer is incomplete or invalid, or contains code.
@@ -250,11 +247,8 @@ def transformers_tokenizer(
 def _check_files(folder: Path, names: Mapping[str, str]) -> None:
     """Check that a folder contains a vocabulary.
 
-    Without a vocabulary, transformers builds a tokenizer without words.
-
-    Args:
-        folder: folder of the tokenizer.
-        names: names of the files that the tokenizer's class reads, by kind, e.g. `vocab_file`.
+    Without one, transformers builds a tokenizer without words. `names` are the names of the files that the tokenizer's
+    class reads, by kind, e.g. `vocab_file`.
 
     Raises:
         ModelError: a file is missing.
@@ -275,6 +269,6 @@ def _check_files(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def refuse_code(config: Path) -> None:
-    """Raise ModelError if a tokenizer configuration requests custom code, which clipkit never runs."""
+    """Raise ModelError if a tokenizer configuration requests custom code."""
     if "auto_map" in read_object(config):
         raise ModelError(f"{config}: asks to run custom code (auto_map), which clipkit never does; remove auto_map")

@@ -24,8 +24,8 @@ class Tower(nn.Module):
     Args:
         trunk: module that maps inputs, given by name, to vectors (B, W).
         head: projection from (B, W) to (B, D).
-        blocks: names of the trunk's trainable parameters, one list per block from input to output. The first list also
-            contains the parameters before the first block, and the last list those after the last block (final norms).
+        blocks: names of the trunk's trainable parameters, one list per block from input to output. The first and last
+            lists also contain the parameters before and after the blocks, such as embeddings and final norms.
         head_is_new: True if the projection is newly initialized and therefore must be trained.
         head_names: names of the trunk's parameters that act as the projection, if the trunk contains the projection.
     """
@@ -138,8 +138,8 @@ class TextTower(Tower):
     def cut_padding(self, inputs: dict[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
         """Truncate the inputs to the longest text of the batch, if this does not change the features.
 
-        The features do not change if the tower attends only backward from the end token (CLIP), or masks padding
-        (BERT). If the tower attends to padding (SigLIP), the inputs have no mask and are returned unchanged.
+        Features are unchanged if the tower attends only backward from the end token (CLIP), or masks padding (BERT). If
+        it attends to padding (SigLIP), the inputs have no mask and are returned unchanged.
 
         Args:
             inputs: inputs of the tower.

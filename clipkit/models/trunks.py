@@ -29,7 +29,7 @@ class FirstToken(_Wrapper):
 
 
 class Patches(_Wrapper):
-    """Image encoder of SigLIP 2 NaFlex. It keeps the aspect ratio of images; its inputs are rows of patches."""
+    """Image encoder of SigLIP 2 NaFlex, which keeps the aspect ratio of images. Its inputs are rows of patches."""
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
         # Passed by position: before transformers 5.5, the encoder's name for the mask is attention_mask.
@@ -62,7 +62,7 @@ class ImageTrunk(_Wrapper):
 
 
 class Native(_Wrapper):
-    """Trunk that calls a tower of open_clip. If the tower returns several outputs (CoCa), the first output is used."""
+    """Trunk that calls a tower of open_clip. Of several outputs (CoCa), the first is used."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         tokens = inputs.get("input_ids")
@@ -73,11 +73,11 @@ class Native(_Wrapper):
 class CausalText(nn.Module):
     """Causal text transformer of open_clip that returns the state of the end token.
 
-    Captions can have any length, because attention looks only backward. Tokens after the end token have no effect and
-    can be removed. In contrast, open_clip's `forward` requires the full context length.
+    Captions can have any length, because tokens after the end token have no effect. In contrast, open_clip's `forward`
+    requires the full context length.
 
     Args:
-        native: open_clip's CLIP model or TextTransformer, which contains the layers.
+        native: open_clip's CLIP model or TextTransformer.
         end: ID of the end token; None: the highest ID in each caption.
     """
 
@@ -93,7 +93,7 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """This module, because callers expect the encoder of each trunk in `native`."""
+        """The module itself. Every trunk provides its encoder as `native`."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -111,9 +111,7 @@ class CausalText(nn.Module):
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
     """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT).
 
-    Args:
-        states: states of the tokens.
-        attention_mask: (B, L), 0 at padding.
+    The mask (B, L) is 0 at padding.
     """
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

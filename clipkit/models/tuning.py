@@ -16,7 +16,7 @@ Method = Callable[[Tower, int, LoraRecipe], None]
 
 
 def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:
-    """Apply a tuning method to a tower. A new projection is always trained, because its initial values are random.
+    """Apply a tuning method to a tower. A new projection is always trained, because its weights are random.
 
     Args:
         tower: the tower, which is changed in place.
@@ -36,7 +36,7 @@ def full(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
 
 
 def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
-    """Make the last `count` blocks and the projection trainable; freeze all other parameters."""
+    """Make only the last `count` blocks and the projection trainable."""
     if count > len(tower.blocks):
         raise ModelError(
             f"model.{tower.side}.tune: last:{count} is more than the {len(tower.blocks)} blocks of the {tower.side} "
@@ -62,10 +62,9 @@ def lora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
 
 
 def dora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
-    """Add DoRA adapters to linear layers.
+    """Add DoRA adapters to linear layers; make only the adapters and a new projection trainable.
 
-    A DoRA adapter consists of a low-rank adapter and the norms of the rows of the adapted weight. Only the adapters and
-    a new projection become trainable.
+    A DoRA adapter is a low-rank adapter with trainable norms of the rows of the adapted weight.
     """
     attach_adapters(tower, settings, with_magnitude=True)
 

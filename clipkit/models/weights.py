@@ -30,7 +30,7 @@ _POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024
 def check_weights(folder: Path) -> list[str]:
     """Check that the weights in `folder` can be opened safely.
 
-    The weights must be safetensors files, or pickles that contain only tensors.
+    They must be safetensors files, or pickles that contain only tensors.
 
     Returns:
         The names of the tensors.
@@ -87,7 +87,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
 
 def refuse_pointer(file: Path) -> None:
-    """Raise ModelError for a Git LFS pointer, a small text file that Git stores instead of the weights."""
+    """Raise ModelError for a Git LFS pointer, the small text file that Git stores instead of the weights."""
     if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
         raise ModelError(
             f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in the folder of the file"
@@ -144,7 +144,7 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
 
 
 def _is_torch_script(file: Path) -> bool:
-    """Return whether a file has the members of a TorchScript archive."""
+    """Return whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Checks of the tensor names in weight files, for names that model wrappers changed, and for unused tensors."""
+"""Checks of tensor names in weight files: changes by model wrappers, and unused tensors."""
 
 import logging
 import re
@@ -57,11 +57,11 @@ def check_merged(names: Iterable[str], file: Path) -> None:
 
 
 def unknown_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """Return the prefix that all missing tensors have in a file, or None.
+    """Return the prefix that a file has before the names of all missing tensors, or None.
 
     Args:
-        missing: names of the model's tensors that the file lacks.
-        unexpected: names in the file that the model lacks.
+        missing: names that only the model has.
+        unexpected: names that only the file has.
 
     Example:
         >>> unknown_prefix(["layer.bias"], ["clip.layer.bias"])

@@ -29,7 +29,7 @@ def _check_size(size: str) -> str:
 
 
 def bytes_of(size: str) -> int:
-    """Return the number of bytes of a size such as 20GB; the units are MB, GB and TB.
+    """Convert a size such as 20GB to bytes; the units are MB, GB and TB.
 
     Raises:
         ValueError: the size is not a number with a unit.
@@ -54,7 +54,7 @@ def _check_score(score: float | str | None) -> float | str | None:
 
 
 def _share_of(score: str) -> float | None:
-    """Convert a percentage such as 10% to a number between 0 and 1; return None for any other text.
+    """Convert a percentage such as 10% to a share, here 0.1; return None for any other text.
 
     >>> _share_of("10%"), _share_of("10")
     (0.1, None)
@@ -67,7 +67,7 @@ def _share_of(score: str) -> float | None:
 
 
 class StoreRecipe(Section):
-    """Settings for storing the outputs of frozen layers on disk, so that they are computed only once."""
+    """Settings for storing the outputs of frozen layers on disk, to avoid computing them in each epoch."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Data type of stored outputs. auto: the type that the tower computes, or 16 bits if only these fit into `disk`."""
@@ -76,7 +76,7 @@ class StoreRecipe(Section):
 
 
 class HardNegativesRecipe(Section):
-    """Settings of batches that consist of groups of similar pairs, which are hard negatives of each other.
+    """Settings of batches with groups of similar pairs, which serve as hard negatives.
 
     The model at the start of the run determines which pairs are similar.
     """
@@ -219,7 +219,7 @@ class DataRecipe(Section):
 
     @property
     def sources(self) -> list[Source]:
-        """Sources of the training data with their weights, as a list even if there is only one."""
+        """Sources of the training data with their weights; always a list, even for a single source."""
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property
@@ -229,7 +229,7 @@ class DataRecipe(Section):
 
     @property
     def lowest_share(self) -> float | None:
-        """Share of the captions to leave out, e.g. 0.1; None if `min_score` is not a percentage."""
+        """Share of the least similar captions to leave out, e.g. 0.1; None if `min_score` is not a percentage."""
         return _share_of(self.min_score) if isinstance(self.min_score, str) else None
 
     @property
@@ -237,13 +237,13 @@ class DataRecipe(Section):
         return self.crop_scale != type(self).model_fields["crop_scale"].default
 
     def policy(self, model: ModelRecipe) -> Policy:
-        """Return the augmentation policy of training images; `auto` is resolved to the policy for the model."""
+        """Return the augmentation policy of training images; `auto` is replaced by the policy for the model."""
         if self.augment != "auto":
             return self.augment
         frozen = model.image.tune in ("frozen", "head") and self.views is None
         return "none" if frozen and not self._has_crop_scale else "crop"
 
     def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:
-        """Return the augmentation steps of training images. With `augment: auto`, the steps depend on the model."""
+        """Return the augmentation steps of training images; with `augment: auto`, the model determines the steps."""
         policy = self.policy(model)
         return (Crop(scale=self.crop_scale),) if policy == "crop" else steps_of(policy)

@@ -1,4 +1,4 @@
-"""Names of layers whose pooled outputs are the input of a projection, such as `mean:6`, `cls` or `probabilities`."""
+"""Layers whose pooled outputs are the input of a projection: names such as `mean:6`, `cls` or `probabilities`."""
 
 import re
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def _check(layers: list[str]) -> list[str]:
 
 
 def shortened(layers: Sequence[str]) -> str:
-    """Return layer names as a short text, in which the numbers of a pooling are combined.
+    """Return layer names as a short text, with consecutive layers of the same pooling combined.
 
     >>> shortened(["output", "mean:3", "mean:2", "mean:1", "max:8", "max:6"])
     'output, mean:3…1, max:8/6'

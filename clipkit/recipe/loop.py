@@ -39,7 +39,7 @@ def _check_starts(starts: dict[str, float]) -> dict[str, float]:
 
 
 class OptimRecipe(Section):
-    """Settings of the optimizer, with linear warmup and cosine decay of the learning rate to zero."""
+    """Settings of the optimizer; the learning rate has a linear warmup and a cosine decay to zero."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Name of the optimizer; sgd has no momentum and does not use betas and eps."""
@@ -87,7 +87,7 @@ class OptimRecipe(Section):
 
     @property
     def rates(self) -> LearningRates:
-        """Peak learning rates of pretrained weights, new weights and adapters; they are equal if `lr` is a number."""
+        """Peak learning rates of pretrained weights, new weights and adapters; all equal if `lr` is a number."""
         if isinstance(self.lr, LearningRates):
             return self.lr
         return LearningRates(pretrained=self.lr, new=self.lr, adapter=self.lr)
@@ -161,7 +161,7 @@ LABEL_METRICS = ("knn_acc1", "lp_acc1", "knn_mean_per_class_recall", "lp_mean_pe
 
 
 def view_metrics(tower: str) -> tuple[str, ...]:
-    """Return the names of the retrieval metrics between two views of an image (`image`) or a caption (`text`)."""
+    """Return the names of the metrics of retrieval between two views of an image or of a caption."""
     return tuple(f"{tower}_view_recall@{k}" for k in (1, 5, 10))
 
 

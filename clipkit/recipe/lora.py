@@ -18,7 +18,7 @@ def _check_targets(targets: object) -> object:
 
 
 class LoraRecipe(Section):
-    """Settings of the low-rank adapters of `tune: lora` and `tune: dora`."""
+    """Settings of the low-rank adapters that `tune: lora` and `tune: dora` train."""
 
     rank: int = Field(default=8, ge=1, le=2**16)
     """Rank of each adapter."""

@@ -42,7 +42,7 @@ class LossOptions(Section):
     """Teacher model, whose similarities are the target; any value that model.name accepts."""
 
     def unused_options(self, names: Sequence[str]) -> list[str]:
-        """Return the options that differ from their defaults but are not used by any of the named losses."""
+        """Return the options that differ from their defaults but are used by none of the named losses."""
         used = {option for name in names for option in LOSSES[name].options}
         fields = LossOptions.model_fields
         return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
@@ -64,7 +64,7 @@ class LossRecipe(LossOptions):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """Losses with their options and weights, as a list even if there is only one."""
+        """Losses with their options and weights; always a list, even for a single loss."""
         if isinstance(self.name, list):
             return self.name
         return [LossTerm(name=self.name, **{key: getattr(self, key) for key in LossOptions.model_fields})]
@@ -107,7 +107,7 @@ class LossRecipe(LossOptions):
 
 
 def _fixed(value: Any, low: float, high: float) -> Any:
-    """Check a value of logit_scale or logit_bias, and return it: train, freeze, or a number from `low` to `high`.
+    """Check and return a value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`.
 
     Raises:
         ValueError: the value is invalid.

@@ -24,7 +24,7 @@ ADAPTER_METHODS = ("lora", "dora")
 
 
 def parse_tune(tune: str) -> tuple[str, int]:
-    """Split a tuning method into its key in `TUNE_METHODS` and the number N, which is 0 if the method has no number.
+    """Split a tuning method such as `last:2` into its key in `TUNE_METHODS` and its number (0 if none).
 
     >>> parse_tune("last:2")
     ('last:N', 2)
@@ -170,7 +170,7 @@ class ModelRecipe(Section):
             )
         if self.start == "cca" and self.projection == "mlp":
             raise ValueError(
-                "start: cca has no closed form for model.projection: mlp; set model.projection to linear or residual"
+                "start: cca does not support model.projection: mlp; set model.projection to linear or residual"
             )
         if self.projection == "residual" and not self.starts_with_cca:
             raise ValueError("projection: residual needs model.start: cca; set model.start: cca, or use linear or mlp")
@@ -197,10 +197,10 @@ class ModelRecipe(Section):
 
     @property
     def space(self) -> int:
-        """Dimension of the features of a model of two towers; with `start: cca`, the largest possible one."""
+        """Feature dimension of a model of two towers; with `start: cca`, the maximum feature dimension."""
         return self.embed_dim or (256 if self.starts_with_cca else 512)
 
     def has(self, tower: str) -> bool:
-        """Return whether the model has an image tower (`image`), or a text tower (`text`)."""
+        """Return whether the model has the given tower, `image` or `text`."""
         section = self.image if tower == "image" else self.text
         return self.name is not None or section.name is not None

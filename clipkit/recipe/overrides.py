@@ -12,13 +12,12 @@ from clipkit.recipe.section import Section, contains, kind_of_key
 def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = None) -> dict[str, Any]:
     """Convert overrides such as `["optim.lr=1e-5", "data.validation=null"]` to a dict.
 
-    Numbers, true, false, null, quoted strings, [lists] and {mappings} are read as YAML. Every other value is a string
-    and stays unchanged, e.g. `output=runs/a #2`.
+    Numbers, true, false, null, quoted strings, [lists] and {mappings} are read as YAML. Every other value is a string,
+    e.g. `output=runs/a #2`.
 
     Args:
         overrides: strings KEY=VALUE.
-        recipe: class of the recipe; if given, the value of a key that accepts only strings stays a string, e.g.
-            `output=007`.
+        recipe: class of the recipe. If given, `output=007` stays a string, because the key accepts only strings.
 
     Raises:
         RecipeError: an override has no key or no `=`.
@@ -35,10 +34,7 @@ def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = Non
 def _fitting(value: Any, typed: str, kind: Any) -> Any:
     """Return the parsed value if its type fits the recipe key, otherwise the string that the user typed.
 
-    Args:
-        value: the value that YAML reads from the string, e.g. the number 7.
-        typed: the string that the user typed, e.g. 007.
-        kind: type annotation of the recipe key; None: unknown key.
+    `kind` is the type annotation of the key; None: unknown key.
     """
     if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
         return value

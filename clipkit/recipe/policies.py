@@ -1,6 +1,6 @@
-"""Augmentation policies of images: lists of steps with parameters. Some policies have a name.
+"""Augmentation policies of images: named or unnamed lists of steps with parameters.
 
-To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input and angles in degrees; p is
+To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees; p is
 the probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
@@ -73,7 +73,7 @@ class Rotate(Section):
 class Jitter(Section):
     """Change brightness, contrast, saturation and hue randomly.
 
-    A brightness, contrast or saturation of x means a random factor in [1 − x, 1 + x]; the hue is rotated by a random
+    A brightness, contrast or saturation of x means a random factor in [1 − x, 1 + x]. The hue is rotated by a random
     share of the color circle in [−hue, hue].
     """
 
@@ -164,7 +164,7 @@ _SPELLINGS = {"grey": "grayscale", "gray": "grayscale", "solarise": "solarize"}
 
 
 def _with_name(step: object) -> object:
-    """Convert an augmentation step that is only a name to a mapping, and normalize the spelling of the name."""
+    """Convert a step that is only a name to a mapping, and normalize the spelling of the name."""
     if isinstance(step, str):
         step = {"name": step}
     if isinstance(step, dict) and isinstance(name := step.get("name"), str):
@@ -188,7 +188,7 @@ def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
 
 
 def parse_policy(text: str) -> tuple[Step, ...]:
-    """Return the steps of an augmentation policy from the command line: a name, or a list of steps in YAML.
+    """Parse an augmentation policy from the command line: a name, or a list of steps in YAML.
 
     Raises:
         RecipeError: `text` is neither a known name nor a valid list.
@@ -207,7 +207,7 @@ def parse_policy(text: str) -> tuple[Step, ...]:
 
 
 def table() -> str:
-    """Return text for a terminal: all named augmentation policies with their steps and parameters."""
+    """Return a table of the named augmentation policies with their steps and parameters, for a terminal."""
     rows = []
     for name, steps in POLICIES.items():
         line = f"{name}: {', '.join(map(_written, steps)) or 'no steps'}"

@@ -71,13 +71,13 @@ _ADVICE = {
 
 
 def key_of(problem: ErrorDetails) -> str:
-    """Return the recipe key of a pydantic error, e.g. data.augment.0.degrees."""
+    """Return the recipe key that a pydantic error is about, e.g. data.augment.0.degrees."""
     # `one` and `several` are tags of unions, not parts of the key.
     return ".".join(shortened(str(part)) for part in problem["loc"] if part not in ("one", "several"))
 
 
 def value_and_advice(problem: ErrorDetails) -> str:
-    """Return the value that a pydantic error refuses, with advice, e.g. "is -5; give a number greater than 0"."""
+    """Return the invalid value of a pydantic error, with advice, e.g. "is -5; give a number greater than 0"."""
     advice = _ADVICE.get(problem["type"])
     context = {
         name: value.replace("'", "") if isinstance(value, str) else value
@@ -88,7 +88,7 @@ def value_and_advice(problem: ErrorDetails) -> str:
 
 
 def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return a one-line message about the first problem of an invalid recipe, with the key and advice."""
+    """Return a one-line message about the first error in a recipe, with the key and advice."""
     # Unknown keys are reported first: often a required key is only missing because it is misspelled.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
@@ -97,10 +97,10 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
         case "extra_forbidden":
             known = _known_keys(recipe)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-            if not siblings and any(isinstance(part, int) for part in problem["loc"]):
-                return f"{key} is not a valid key; remove this key"
             if key.startswith("loss.name."):
                 siblings = [f"{key.rpartition('.')[0]}.{field}" for field in LossTerm.model_fields]
+            if not siblings and any(isinstance(part, int) for part in problem["loc"]):
+                return f"{key} is not a valid key; remove this key"
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
             near = (

@@ -16,7 +16,7 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """Base class of recipe sections. Its instances are read-only.
+    """Base class of recipe sections, whose instances are read-only.
 
     Unknown keys are errors, numbers must be finite, and `true` is not accepted as the number 1.
     """
@@ -47,7 +47,7 @@ class Section(BaseModel):
 
 
 def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
-    """Return the error for an invalid value of a key; `first_problem` adds the section to the key in the message."""
+    """Return the error for an invalid value of a key; `first_problem` adds the section to the message."""
     return PydanticCustomError(
         "value_of_key", "{name} is {value}: {reason}", {"name": name, "value": repr(value), "reason": reason}
     )

@@ -1,7 +1,7 @@
-"""Terms of a recipe's objective, each with the data that it reads, the towers that it trains and its metrics.
+"""Terms of a recipe's objective, each with its data, metrics and trained towers.
 
-Code that depends on the objective uses its terms and never compares names of objectives. To add an objective, add a row
-to `OBJECTIVES`, and a file to `clipkit/training/objectives` with the name of its term.
+To add an objective, add a row to `OBJECTIVES`, and a file with the name of its term to
+`clipkit/training/objectives`.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,14 +87,14 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViewsTerm(Term):
-    """Term in which the positive of an image view is another view of the same image."""
+    """Term whose positive pairs are two views of the same image."""
 
     views: ImageViewsRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextViewsTerm(Term):
-    """Term in which the positive of a caption view is another view of the same caption."""
+    """Term whose positive pairs are two views of the same caption."""
 
     views: TextViewsRecipe
 
@@ -103,15 +103,14 @@ class TextViewsTerm(Term):
 class TranslationsTerm(Term):
     """Term that trains the text tower to match a teacher's caption features.
 
-    For each caption, the features of the caption and of its translation should equal the teacher's features of the
-    caption.
+    The features of a caption and of its translation should both equal the teacher's features of the caption.
     """
 
     teacher: str
 
     @property
     def teachers(self) -> list[str]:
-        """List that contains the name of the teacher, i.e. the model whose text features are the target."""
+        """Name of the teacher, whose text features are the target, as a list with one element."""
         return [self.teacher]
 
 
@@ -210,7 +209,7 @@ def _translations(sections: Sections, weight: float) -> list[Term]:
 
 @dataclass(frozen=True)
 class ObjectiveRow:
-    """Definition of a training objective, which recipes select by its name: `objective: {NAME: weight}`."""
+    """Definition of a training objective, which recipes select by name: `objective: {NAME: weight}`."""
 
     terms: Callable[[Sections, float], list[Term]]
     """Function that takes the recipe sections and the weight, and returns the terms. It raises ValueError if the

@@ -30,8 +30,7 @@ LossOfViews = Annotated[LossRecipe, AfterValidator(_check_loss_of_views)]
 class HeadRecipe(Section):
     """Settings of a projection head between the trunk and the loss of the views (Chen et al. 2020, section 4.2).
 
-    The features of all processes and micro-batches are gathered before the head, so that a BatchNorm in the head uses
-    the complete batch.
+    A BatchNorm in the head uses the complete batch, i.e. the features of all processes and micro-batches.
     """
 
     layers: int = Field(default=2, ge=1, le=100)

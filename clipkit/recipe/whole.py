@@ -40,7 +40,7 @@ Objective = Annotated[dict[str, Weight], BeforeValidator(_with_weights)]
 
 
 class Recipe(Section):
-    """All settings that determine a run. The fields of the sections document the keys and their defaults.
+    """All settings that determine a run. The classes of the sections document the keys and defaults.
 
     Example:
         >>> recipe = Recipe.from_dict({"model": {"name": "me/clip"}, "data": {"train": "a.csv"}, "output": "runs/a"})
@@ -66,7 +66,7 @@ class Recipe(Section):
 
     @property
     def terms(self) -> list[Term]:
-        """Terms of the objective, in an order that does not depend on their order in the recipe."""
+        """Terms of the training objective, in a fixed order."""
         return [term for name in sorted(self.objective) for term in OBJECTIVES[name].terms(self, self.objective[name])]
 
     @property
@@ -76,7 +76,7 @@ class Recipe(Section):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """Return for the keys `images` and `captions` whether the objective reads this column of the data."""
+        """Whether the objective reads the columns `images` and `captions` of the data."""
         reads = {column for term in self.terms for column in term.reads}
         return {"images": "images" in reads, "captions": "captions" in reads}
 
@@ -94,11 +94,8 @@ class Recipe(Section):
     def captions(self, *, labeled: bool = False) -> Literal["one", "all"]:
         """Return whether an epoch uses `one` caption of each image or `all`.
 
-        `data.captions: auto` selects `all` if `start` is cca, both trunks are frozen, and the captions are not made
-        from labels. Otherwise, it selects `one`.
-
-        Args:
-            labeled: True if the captions are prompts made from labels.
+        `data.captions: auto` selects `all` if `start` is cca, both trunks are frozen, and the captions are not prompts
+        made from labels (`labeled`); otherwise, `one`.
         """
         if self.data.captions != "auto":
             return self.data.captions
@@ -108,7 +105,7 @@ class Recipe(Section):
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics that can select the best weights, the default first."""
+        """Metrics that can select the best weights; the first is the default."""
         offered = [metric for term in self.terms for metric in term.metrics if self.data.validation is not None]
         return list(dict.fromkeys(offered)) + list(LABEL_METRICS) * (self.data.labelled is not None)
 
@@ -150,22 +147,22 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _closed_form_applies(self) -> Self:
-        requested = self.model.start == "cca" or self.model.projection == "residual"
-        requested = requested or "auto" in (self.model.image.layers, self.model.text.layers)
-        if requested and self.model.starts_with_cca:
+        model = self.model
+        requested = {
+            "model.start: cca": model.start == "cca",
+            "model.projection: residual": model.projection == "residual",
+            "model.image.layers: auto": model.image.layers == "auto",
+            "model.text.layers: auto": model.text.layers == "auto",
+        }
+        given = " and ".join(key for key, is_set in requested.items() if is_set)
+        if given and model.starts_with_cca:
             if other := [term.name for term in self.terms if not term.closed_form]:
-                raise ValueError(
-                    "model.start: cca (also for projection: residual and layers: auto) applies only to objective: "
-                    f"captions, not to {other[0]}; set model.start: random"
-                )
+                raise ValueError(f"{given} cannot be combined with the objective {other[0]}; remove {given}")
             if self.data.samples is not None:
-                raise ValueError(
-                    "model.start: cca (also for projection: residual and layers: auto) does not support a stream "
-                    "(data.samples); set model.start: random"
-                )
+                raise ValueError(f"{given} cannot be combined with a stream (data.samples); remove {given}")
         if self.model.dropout and self.start != "cca":
             raise ValueError(
-                "model.dropout applies only to a closed-form start, which needs objective: captions and no stream "
+                "model.dropout needs model.start: cca, which supports only objective: captions without a stream "
                 "(data.samples); remove model.dropout"
             )
         return self
@@ -270,7 +267,7 @@ class Recipe(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
-        """Read a YAML file, apply overrides (strings `key.sub=value` or a dict), and validate the result."""
+        """Read a recipe from a YAML file, apply overrides (`key.sub=value` or a dict), and validate the recipe."""
         path = Path(path)
         try:
             values = read_yaml(path)
@@ -290,7 +287,7 @@ class Recipe(Section):
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def without_credentials(self) -> Self:
-        """Return the recipe without the user names and passwords in its URLs, e.g. to save it in a run folder."""
+        """Return the recipe without user names and passwords in its URLs, e.g. to save the recipe in a run folder."""
         return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
@@ -312,12 +309,7 @@ def _is_in(key: str, section: str) -> bool:
 
 
 def _changed(section: Section, key: str) -> Iterator[str]:
-    """Yield the keys at or below `key` whose values differ from their defaults.
-
-    Args:
-        section: section that contains the key.
-        key: path of a key or of a section, e.g. "loss" or "data.augment".
-    """
+    """Yield the keys at or below `key` whose values differ from their defaults."""
     name, _, rest = key.partition(".")
     value, default = getattr(section, name), type(section).model_fields[name].default
     if not rest and not isinstance(default, Section):

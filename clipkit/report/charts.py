@@ -37,13 +37,9 @@ def line_chart(
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """Draw several series as lines, and an optional dotted reference line, e.g. the chance level. Return the SVG.
+    """Draw series as lines, and an optional dotted reference line, e.g. the chance level. Return the SVG.
 
-    Args:
-        series: name -> x values and y values of a line.
-        x_label: label of the x axis.
-        y_label: label of the y axis.
-        reference: name and y value of the reference line.
+    `series` maps the label of a line to its x values and y values; `reference` is a name and a y value.
     """
     with _drawing(x_label, y_label) as drawing:
         axes = drawing.axes
@@ -65,10 +61,7 @@ def line_chart(
 def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, float] | None = None) -> str:
     """Draw horizontal bars, the first bar on top, and an optional dotted reference line. Return the SVG.
 
-    Args:
-        bars: name -> value; the value 0.5 is drawn as 50 (percent).
-        x_label: label of the x axis.
-        reference: name and value of the reference line.
+    `bars` maps the name of a bar to its value; 0.5 is drawn as 50 (percent). `reference` is a name and a value.
     """
     values = {name: 100 * value for name, value in bars.items()}
     level = 0.0 if reference is None else 100 * reference[1]
@@ -93,9 +86,7 @@ def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, flo
 def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str) -> str:
     """Draw values with their intervals, the first on top, and a vertical line at 0. Return the SVG.
 
-    Args:
-        rows: name -> (value, lower end of the interval, upper end of the interval).
-        x_label: label of the x axis.
+    `rows` maps the name of a row to its value and the lower and upper end of the interval.
     """
     lows, highs = min(0.0, *(low for _, low, _ in rows.values())), max(0.0, *(high for _, _, high in rows.values()))
     width = highs - lows or 1.0
@@ -115,7 +106,7 @@ def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str)
 
 
 def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
-    """Write each name above its row, so that a long name can use the full width."""
+    """Write each name above its bar or interval, so that a long name can use the full width of the chart."""
     for row, name in enumerate(names):
         label = axes.text(left, row - 0.2, shortened(name, 48), fontsize=9, color=_TEXT, va="bottom", parse_math=False)
         label.set_in_layout(False)
@@ -125,7 +116,7 @@ def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
 
 
 def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins: int = 15) -> str:
-    """Draw accuracy against confidence, in bins of equal width, with bars for the number of images per bin."""
+    """Draw accuracy against confidence in bins of equal width, and the number of images per bin as bars."""
     bin_of = (np.ceil(np.asarray(confidence) * bins).astype(int) - 1).clip(0, bins - 1)
     counts, sums, hits = (np.bincount(bin_of, weights, bins) for weights in (None, confidence, correct))
     filled = np.flatnonzero(counts)
@@ -149,7 +140,7 @@ def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins
 
 
 def confusion_chart(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true classes, columns are predicted classes, darker cells are more frequent."""
+    """Draw a confusion matrix: true classes as rows, predicted classes as columns; darker cells are more frequent."""
     from matplotlib.colors import to_rgb
 
     count = len(names)
@@ -179,7 +170,7 @@ def _legend(axes: Any, location: str = "best") -> None:
 
 @contextmanager
 def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> Iterator[_Drawing]:
-    """Context manager that yields a drawing with empty axes. At the end, `svg` of the drawing is the finished chart."""
+    """Context manager that yields a drawing with empty axes; its `svg` is the chart after the block."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Tables in the report of a run whose first projections were computed in closed form, from canonical correlations."""
+"""Tables for the report of a run whose projections were initialized by canonical correlation analysis (CCA)."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ _METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall"
 
 
 def closed_form_tables(results: dict[str, Any]) -> list[Table]:
-    """Return the tables about the closed-form start of a run; [] if the run started from random projections.
+    """Return tables about projections that CCA computed before training; [] if the run did not use CCA.
 
-    The last table lists the layers and ridges among which the start was chosen. If the run has validation data, an
-    additional first table compares the validation metrics before and after training.
+    One table compares the layers and ridge values among which the projections were chosen. With validation data,
+    another table compares the validation metrics before and after training.
     """
     facts = results["settings"].get("closed_form")
     if not facts:

@@ -1,4 +1,4 @@
-"""Report of two models side by side, from a comparison and the two results that it compares."""
+"""Report of two models side by side, from a comparison and the two compared results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,10 +23,7 @@ from clipkit.tasks import TASKS, counts_of, number, readable, shown_metrics
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     """Return the HTML of a comparison: both models' metrics, paired differences, and the largest disagreements.
 
-    Args:
-        comparison: result of `clipkit.evaluation.compare`.
-        first: evaluation result of the first model.
-        second: evaluation result of the second model.
+    `comparison` is the result of `clipkit.evaluation.compare` for the evaluation results `first` and `second`.
     """
     data, task = comparison["data"], comparison["task"]
     rows, in_points = [], {}
@@ -57,7 +54,7 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
 
 
 def suite_comparison_table(comparison: Mapping[str, Any]) -> Table:
-    """Return a table with a row per dataset of a suite, and a last row for the mean over the datasets."""
+    """Return a table of two models with a row per dataset of a suite, and a last row for the mean."""
     rows = []
     for one in comparison["datasets"]:
         metric = one["metric"]

@@ -1,4 +1,4 @@
-"""Report of the demo: the trained model next to an untrained model and a model trained on shuffled names."""
+"""Report of the demo: the trained model beside an untrained model and a model trained on shuffled names."""
 
 import json
 from pathlib import Path

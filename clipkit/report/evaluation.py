@@ -1,4 +1,4 @@
-"""Report of one evaluation, from its result."""
+"""Report of one evaluation."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ _PROMPTS = 20
 
 
 def evaluation_report(result: Mapping[str, Any]) -> str:
-    """Return the HTML of a result: metrics with intervals and chance levels, and queries with their top answers."""
+    """Return the HTML of a result: metrics with intervals and chance levels, and queries with top answers."""
     data = result["data"]
     counts = counts_of(data)
     notes = [f"{counts}.", INTERVAL_NOTE, *[CALIBRATION_NOTE] * ("ece" in result["metrics"])]
@@ -57,7 +57,7 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
 def prompt_choices_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Return a table of the accuracy with each choice of class names and templates; [] if there are no rows.
 
-    Each row also shows the difference from the first row.
+    Each row also shows the difference from the first.
     """
     if not rows:
         return []
@@ -117,7 +117,7 @@ def _classes_title(shown: Sequence[object], every: Sequence[object]) -> str:
 
 
 def confused_pairs(result: Mapping[str, Any]) -> list[Table]:
-    """Return a table of the most frequent confusions of one class with another; [] if there are none."""
+    """Return a table of the most confused pairs of classes; [] if there are none."""
     counted = _confusions(result)
     if not counted:
         return []
@@ -153,7 +153,7 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _prompts(result: Mapping[str, Any]) -> list[Chart]:
-    """Return charts of the accuracy with each prompt alone, and of the accuracy that is lost without each prompt."""
+    """Return charts of the accuracy with each prompt alone, and of the accuracy lost without each prompt."""
     prompts = result.get("prompts") or []
     ensemble = result["metrics"]["acc1"]["value"]
     alone = {row["prompt"]: row["acc1"] for row in prompts}
@@ -172,7 +172,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
 def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
     """Sort values in descending order; return the title of the chart and the sorted values.
 
-    If there are many values, keep only the best and the worst, and extend the title.
+    If there are many, keep only the best and the worst, and extend the title.
     """
     names = sorted(values, key=lambda name: -values[name])
     if len(names) > _PROMPTS:

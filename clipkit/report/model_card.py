@@ -1,4 +1,4 @@
-"""Model cards: description of a model, its use, its training and its evaluation results."""
+"""Model cards: text about a model, its use, its training and its evaluation results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -91,7 +91,7 @@ def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str,
 
 
 def _rates(lr: float | Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the learning rates of the run from its results, or from the recipe if no result contains them."""
+    """Return the learning rates of a run from its results; from the recipe if no result contains them."""
     if isinstance(lr, float):
         return f"{lr:g}"
     used = next((r["settings"]["learning_rates"] for r in results if "learning_rates" in r.get("settings", {})), lr)
@@ -112,7 +112,7 @@ def _model(model: Mapping[str, Any]) -> str:
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[Any]:
-    """Return the metrics as entries of the Hub's model-index."""
+    """Return the metrics of a result as entries of the Hub's model-index."""
     from huggingface_hub import EvalResult
 
     name = _short(result["data"].get("name", "")) or "unnamed"
@@ -150,7 +150,7 @@ _DATA = ("train", "source", "validation", "labelled", "labelled_test", "retentio
 
 
 def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the recipe with public names of models and data instead of local paths."""
+    """Return a copy of the recipe with public names instead of local paths."""
 
     def short(key: str, value: Any, section: str) -> Any:
         if isinstance(value, Mapping):

@@ -109,7 +109,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page as one HTML file that contains all its images and charts, and loads nothing from the network."""
+    """Return the page as one HTML file that contains all images and charts, and needs no network."""
     return _template().render(page=page, color_of=colors_of(page.map))
 
 
@@ -132,13 +132,16 @@ def _template() -> jinja2.Template:
 
 
 def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a color for each of the most common classes of an embedding map; the points of other classes are gray."""
+    """Return a color for each of the most common classes of an embedding map. Points of other classes are gray."""
     common = Counter(str(item["label"]) for item in items if item.get("label")).most_common(len(CATEGORIES))
     return {label: color for (label, _), color in zip(common, CATEGORIES, strict=False)}
 
 
 def is_wide(table: Table) -> bool:
-    """Return whether a table is wider than a phone. A column is as wide as its longest part without a line break."""
+    """Return whether a table is wider than the screen of a phone.
+
+    Each column is as wide as its longest part without a line break.
+    """
     columns = zip(
         *([re.sub("<[^>]*>", "", unbroken(cell)) for cell in row] for row in (table.header, *table.rows)), strict=True
     )
@@ -149,13 +152,13 @@ def is_wide(table: Table) -> bool:
 
 
 def unbroken(text: str) -> Markup:
-    """Escape a text and prevent line breaks between a number and its unit and within short parentheses."""
+    """Escape a text, and prevent line breaks between a number and its unit and within short parentheses."""
     bound = re.sub(r"(?<=\d) (?=%|points|GB|s\b|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
     return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
 
 
 def _with_unique_ids(svg: str, number: int) -> Markup:
-    """Prefix all IDs in a chart with the number of the chart, because IDs must be unique within a page."""
+    """Prefix all IDs in a chart with its number, because IDs must be unique within a page."""
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{number}-", svg))
 
 
@@ -188,12 +191,7 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def standing(query: Mapping[str, Any], whose: str) -> str:
-    """Return the outcome of a compared query for one of the two models, e.g. `rank 3` or `wrong`.
-
-    Args:
-        query: query in a comparison.
-        whose: `first` or `second`, the model.
-    """
+    """Return how well one of two compared models (`first` or `second`) answered a query, e.g. `rank 3` or `wrong`."""
     if f"{whose}_rank" in query:
         return f"rank {query[f'{whose}_rank']:,}"
     share = query[f"{whose}_right"]
@@ -201,19 +199,14 @@ def standing(query: Mapping[str, Any], whose: str) -> str:
 
 
 def difference(name: str, value: float) -> str:
-    """Format the difference between two values of a metric with its sign, e.g. `+1.5 points`.
-
-    Args:
-        name: name of the metric.
-        value: the difference, as a share for a metric in percent.
-    """
+    """Format the difference between two values of a metric with its sign, e.g. `+1.5 points` for 0.015."""
     text = number(name, value)
     text = f"{text.removesuffix(' %')} points" if text.endswith(" %") else text
     return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else f"+{text}"
 
 
 def short_name(name: str) -> str:
-    """Return the last two parts of a path, for a heading; return a shorter name unchanged."""
+    """Return the last two parts of a path, for a heading."""
     parts = PurePath(name).parts
     return name if len(parts) < 3 else "/".join(parts[-2:])
 
@@ -229,12 +222,9 @@ def duration(seconds: float) -> str:
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: str = "") -> Table:
-    """Return a table with one row per metric and one column per result. The last column is the chance level.
+    """Return a table with one row per metric, one column per result, and a last column for the chance level.
 
-    Args:
-        results: heading of the column -> `metrics` of a result.
-        title: heading of the table.
-        note: text below the table.
+    `results` maps the heading of a column to the `metrics` of a result; `note` is the text below the table.
     """
     first = next(iter(results.values()))
     rows = []
@@ -245,7 +235,7 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
 
 
 def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
-    """Return the value of a metric as text, with the confidence interval in parentheses if it is known."""
+    """Return the value of a metric as text, with its confidence interval, if known, in parentheses."""
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:

@@ -131,7 +131,7 @@ def _metric_tables(results: dict[str, Any]) -> list[Table]:
 
 
 def _kind(metric: str) -> str:
-    """Return the kind of data that a metric is measured on: `retrieval` (captions), `views` or `labels`."""
+    """Return the kind of data for a metric: `retrieval` (captions), `views` or `labels`."""
     if metric == "mean_recall" or "_retrieval_" in metric:
         return "retrieval"
     return "views" if any(part in metric for part in ("_view_", "alignment", "uniformity")) else "labels"
@@ -171,16 +171,9 @@ def _curves(
     note: str = "",
     reference: tuple[str, float] | None = None,
 ) -> Chart:
-    """Return a line chart of logged values.
+    """Return a line chart of logged values, with a dotted line for the optional `reference` (its name and y value).
 
-    Args:
-        title: title of the chart.
-        columns: name of a column -> label of its line.
-        rows: logged rows; each row maps column names to values.
-        y_label: label of the y axis.
-        x: column of the x values.
-        note: text below the chart.
-        reference: name and y value of a dotted line.
+    `columns` maps each logged column to the label of its line, and `x` is the column of the x values.
     """
     positions = [row[x] for row in rows]
     series = {label: (positions, [row[name] for row in rows]) for name, label in columns.items()}
@@ -254,10 +247,7 @@ def _interpolation_chart(settings: dict[str, Any]) -> Chart:
 
 
 def _retention(results: dict[str, Any]) -> tuple[list[Headline], list[Table]]:
-    """Return the retention metric before and after training, as a headline and a table.
-
-    Both lists are empty if retention was not measured.
-    """
+    """Return the retention metric before and after training, as a headline and a table; empty if not measured."""
     retention = results["settings"].get("retention")
     if not retention:
         return [], []

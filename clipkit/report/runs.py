@@ -76,7 +76,7 @@ def _row(run: RunFiles, parent: Path) -> RunRow:
 
 
 def _best_evaluation(run: RunFiles, metric: str | None) -> dict[str, Any] | None:
-    """Return the best evaluation of an unfinished run, by the metric with which the run selects its best weights."""
+    """Return the best evaluation of an unfinished run, by the metric that selects its best weights."""
     rows = [row for row in read_rows(run.evaluations) if metric in row]
     if metric is None or not rows:
         return None

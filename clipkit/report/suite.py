@@ -11,7 +11,7 @@ from clipkit.tasks import named_data, number, readable
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables of a suite. The first table has one row per dataset and one column per model.
 
-    More tables compare the values with published values and show robustness, if there is such data.
+    If available, further tables show robustness and a comparison with published values.
     """
     evaluated = {row["model"] for row in result["rows"]}
     models = [model for model in result["models"] if model in evaluated]
@@ -55,14 +55,14 @@ def _published_table(
     datasets: Mapping[str, Mapping[str, Any]],
     mean: Mapping[str, float],
 ) -> list[Table]:
-    """Return a table of the measured values next to published values of the same metric; [] if none are published.
+    """Return a table of measured values beside published values of the same metric; [] if none are published.
 
     Args:
-        published: published values of each dataset.
+        published: dataset -> its published values.
         models: evaluated models.
-        row_of: (dataset, model) -> row of the suite's results.
-        datasets: dataset -> row of the suite's results, of any model.
-        mean: model -> mean over the datasets; empty: the table has no row with means.
+        row_of: (dataset, model) -> result of the model on the dataset.
+        datasets: dataset -> one of its results, for the title and the metric.
+        mean: model -> mean over the datasets; if empty, the table has no row of means.
     """
     entries = [
         (name, entry)
@@ -94,18 +94,18 @@ def _published_table(
 
 
 def _means(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return model -> mean over all datasets. Models without a result on every dataset are left out."""
+    """Return model -> mean over all datasets, without models that lack a result on a dataset."""
     return {model: value for model, value in (result.get("mean") or {}).items() if value is not None}
 
 
 def _complete_mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of values, or None if one is missing."""
+    """Return the mean of values; None if a value is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return the tables about robustness. The first table has one row per model and shifted dataset, e.g. ImageNet-V2.
+    """Return the robustness tables. The first has one row per model and shifted dataset, e.g. ImageNet-V2.
 
     If a dataset has several shifted versions, a second table contains the means over these versions.
     """
@@ -139,7 +139,7 @@ def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping
 
 
 def suite_markdown(result: Mapping[str, Any]) -> str:
-    """Return the tables in Markdown, for a README."""
+    """Return the tables of a suite in Markdown, for a README."""
     parts = []
     for table in suite_tables(result):
         parts.append(f"### {table.title}\n\n{markdown(table)}\n\n{table.note}".rstrip())

@@ -63,9 +63,9 @@ def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 class Pair:
-    """Two indexes whose rows are matched if they have the same image.
+    """Two indexes of the same images, with rows matched by image.
 
-    The same image means the same content of the file. An image without a match by content is matched by its location.
+    Rows match if their image files have the same content. If no content matches, rows match by location.
 
     Raises:
         DataError: the indexes have no image in common.
@@ -107,13 +107,9 @@ class Pair:
         return rank_biased_overlap(*names), len(set(names[0]) & set(names[1]))
 
     def _names(self, number: int, rows: Sequence[int]) -> list[int]:
-        """Return IDs of the first ten distinct images in a ranked list of rows.
+        """Return IDs of the first ten distinct images in a ranked list of rows of index `number` (0 or 1).
 
-        The ID is the row of the image in the first index. An image that only the second index has gets a negative ID.
-
-        Args:
-            number: index of the rows, 0 or 1.
-            rows: ranked rows of this index.
+        The ID is the row of the image in the first index, or a negative number if the first index lacks the image.
         """
         matched = [int(self.rows[number][row]) for row in rows]
         named = [name if name >= 0 else -1 - row for name, row in zip(matched, rows, strict=True)]
@@ -126,7 +122,7 @@ class Pair:
 
         Args:
             queries: texts. None: up to 2,000 captions that both indexes have, evenly spaced.
-            progress: called from time to time with the completed share of the work, from 0 to 1.
+            progress: called from time to time with the completed share (0 to 1) of the work.
 
         Raises:
             DataError: no queries are given, and the indexes have no caption in common.
@@ -162,8 +158,8 @@ class Pair:
         """Return up to 2,000 captions that both indexes have.
 
         Returns:
-            The Q captions, a pair of their (Q, D) features in the first index and (Q, E) features in the second index,
-            and the row of each caption's image in the first index.
+            The captions, their (Q, D) and (Q, E) features in the first and second index, and the row of each caption's
+            image in the first index.
         """
         one, other = self.indexes
         number_in_other = {text: number for number, text in enumerate(other.texts)}

@@ -51,8 +51,6 @@ def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]
     """Return the keys (SHA-256) of the images or captions of an index, in row order.
 
     Args:
-        folder: folder of the index.
-        manifest: manifest of the index.
         kind: "rows" for the images, "texts" for the distinct captions.
 
     Raises:
@@ -85,12 +83,10 @@ def assemble(
 
     Args:
         folder: folder of the index, with the logs of the new features.
-        model: model that encoded the images and captions.
-        found: images and captions of the source.
         former: manifest of the existing index; None for a new index.
-        probes: features of the fixed inputs, which identify the model (see `clipkit.search.probes`).
+        probes: features of fixed test inputs, by which the model is recognized later.
         source: source of the images; None for a Python object.
-        qdrant: True: copy the features to the Qdrant server. This also happens if the existing index uses Qdrant and
+        qdrant: copy the features to the Qdrant server. This also happens if the existing index uses Qdrant and
             QDRANT_URL is set.
     """
     logs = folder / UNFINISHED
@@ -154,11 +150,10 @@ def assemble(
 def _engine(
     logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None, qdrant: bool
 ) -> dict[str, Any] | None:
-    """Build a search engine for the features, with Qdrant or FAISS, and measure its recall@10.
+    """Build a search engine (Qdrant or FAISS) for the features, and measure its recall@10.
 
     Returns:
-        The entry of the manifest that describes the engine. None if exact search is used, because the index is small or
-        FAISS is not installed.
+        The engine's entry in the manifest. None for exact search, if the index is small or FAISS is not installed.
     """
     features = np.load(folder / files["features"]["name"], mmap_mode="c")
     described: dict[str, Any]
@@ -205,7 +200,7 @@ class _Former:
 
 
 def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Former, width: int) -> None:
-    """Write the features with the given keys to a file, from the logs or from the existing index."""
+    """Write the features of the given keys to a file, from the logs or from the existing index."""
 
     def feature(key: bytes) -> NDArray[np.float16]:
         return encoded[key] if key in encoded else former.features[former.row_of[key]]

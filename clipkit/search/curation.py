@@ -51,7 +51,7 @@ class Neighbors:
     """(N, K) rows of the similar images."""
 
     def near_duplicates(self, at_least: float = 0.97) -> list[tuple[int, int, float]]:
-        """Return pairs of similar images, in the same form as the function `near_duplicates`."""
+        """Return pairs of similar images as (lower row, higher row, cosine similarity), most similar first."""
         pairs: dict[tuple[int, int], float] = {}
         for one, neighbor in np.argwhere(self.scores >= at_least).tolist():
             other = int(self.rows[one, neighbor])
@@ -61,10 +61,7 @@ class Neighbors:
         return [(one, other, score) for (one, other), score in ordered]
 
     def outliers(self) -> list[tuple[int, float]]:
-        """Return (row, mean similarity to the ten most similar other images) of each image.
-
-        The lowest similarity comes first.
-        """
+        """Return (row, mean cosine similarity to the ten most similar other images) of each image, lowest first."""
         others = self.rows != np.arange(len(self.rows))[:, None]
         others &= others.cumsum(axis=1) <= _NEIGHBORS
         means = np.where(others, self.scores, 0).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
@@ -75,8 +72,7 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
     """Find the ten most similar other images of each image. The result also contains the image itself.
 
     Args:
-        index: the index.
-        progress: called from time to time with the completed share of the work, from 0 to 1.
+        progress: called from time to time with the completed share (0 to 1) of the work.
     """
     count = min(_NEIGHBORS + 1, len(index))
     found = Neighbors(np.empty((len(index), count), np.float32), np.empty((len(index), count), np.int64))
@@ -98,17 +94,13 @@ def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, i
     Each image is compared with its ten most similar images only.
 
     Args:
-        index: the index.
         at_least: smallest cosine similarity of a pair.
     """
     return neighbors_of(index).near_duplicates(at_least)
 
 
 def outliers(index: "Index") -> list[tuple[int, float]]:
-    """Return (row, mean cosine similarity to the ten most similar other images) of each image.
-
-    The lowest similarity comes first.
-    """
+    """Return (row, mean cosine similarity to the ten most similar other images) of each image, lowest first."""
     return neighbors_of(index).outliers()
 
 
@@ -117,12 +109,12 @@ def doubtful_captions(
 ) -> list[DoubtfulCaption]:
     """Return the captions that probably do not describe their image, the most doubtful first.
 
-    A caption is doubtful if the sum of its fit and its agreement is low (see `clipkit.search.doubts`).
+    A caption is doubtful if its similarity to its image and to the other captions of the image is low (formula:
+    `clipkit.search.doubts`).
 
     Args:
-        index: the index.
         count: maximum number of captions.
-        progress: called from time to time with the completed share of the work, from 0 to 1.
+        progress: called from time to time with the completed share (0 to 1) of the work.
     """
     if not index.texts:
         return []

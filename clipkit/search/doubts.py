@@ -1,22 +1,21 @@
 """Doubtful captions: how well each caption fits its image and agrees with the other captions of the image.
 
-Fit and agreement are numbers (s - m) / d of a caption. The lower spread d is (median - lower quartile) / 0.6745.
+The fit and the agreement of a caption are (s - m) / d. The lower spread d is (median - lower quartile) / 0.6745.
 
     fit        s     cosine similarity of the caption and its image
                m, d  median and lower spread of the similarities of the caption with a sample of images
     agreement  s     mean cosine similarity of the caption with the two most similar other captions of the image
                m, d  median and lower spread of the similarities of the caption with a sample of captions
 
-Only two captions are used for the agreement, because other captions of the image may be wrong too. A lower sum fit +
-agreement means a more doubtful caption. If an image has only one caption, the sum contains only the fit.
+The agreement uses only two captions, because other captions of the image may be wrong too. A lower sum of fit and
+agreement means a more doubtful caption. If an image has only one caption, the sum is the fit.
 
-The share of wrong captions is estimated by comparison with captions that are known to be wrong. For this purpose, one
-caption of each image is exchanged for a caption of another image. F(t) is the share of all captions whose sum is at
-most t. R(t) is the corresponding share of the exchanged captions. Let p be the share of wrong captions, and assume that
-their sums are distributed like those of exchanged captions. Then F(t) >= p R(t), and both sides are equal if no correct
-caption has a sum of at most t. Therefore p is estimated as the minimum of F(t) / R(t) over all t with R(t) >= 1/2.
-Among the captions with a sum of at most t, the share of wrong captions is p R(t) / F(t). Both estimates are too high if
-many correct captions have sums as low as exchanged captions.
+To estimate the share p of wrong captions, one caption of each image is exchanged for a caption of another image. F(t)
+is the share of all captions whose sum is at most t. R(t) is the same share of the exchanged captions. Assume that the
+sums of wrong captions are distributed like the sums of exchanged captions. Then F(t) >= p R(t), and both sides are
+equal if no correct caption has a sum of at most t. Therefore p is estimated as the minimum of F(t) / R(t) over all t
+with R(t) >= 1/2. Among the captions with a sum of at most t, the share of wrong captions is p R(t) / F(t). Both
+estimates are too high if many correct captions have sums as low as exchanged captions.
 """
 
 from collections.abc import Callable
@@ -51,12 +50,12 @@ class Doubts:
 
     @property
     def totals(self) -> NDArray[np.float64]:
-        """(M,) fit + agreement: the lower, the more doubtful."""
+        """(M,) sum of fit and agreement. A lower sum means a more doubtful caption."""
         return totals_of(self.fits, self.agreements)
 
 
 def totals_of(fits: NDArray[np.float64], agreements: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (M,) sums fit + agreement. An agreement of NaN is replaced by 0."""
+    """Return the (M,) sums of fits and agreements. An agreement of NaN is replaced by 0."""
     return fits + np.nan_to_num(agreements)
 
 
@@ -74,7 +73,7 @@ def doubts_of(
         texts: (T, D) unit-length features of the distinct captions.
         text_of: (M,) row in `texts` of each caption.
         image_of: (M,) row in `images` of each caption's image, ascending.
-        progress: called from time to time with the completed share of the work, from 0 to 1.
+        progress: called from time to time with the completed share (0 to 1) of the work.
     """
     image_sample, text_sample = (
         torch.from_numpy(as_float32(rows[evenly_spaced(len(rows), most)]))
@@ -102,13 +101,14 @@ def doubts_of_exchanged(
     image_of: NDArray[np.int64],
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Replace one random caption of each image by a wrong caption; return fit + agreement of the wrong captions.
-
-    The wrong caption of an image is a caption of another image.
+    """Exchange one caption per image for another image's caption; return how doubtful these captions are.
 
     Args:
         images, texts, text_of, image_of: as for `doubts_of`.
         seed: seed of the random choice of captions.
+
+    Returns:
+        The sum of fit and agreement of each exchanged caption.
     """
     generator = np.random.default_rng(seed)
     _, first, count = np.unique(image_of, return_index=True, return_counts=True)
@@ -119,15 +119,15 @@ def doubts_of_exchanged(
 
 
 def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Estimate the share of wrong captions with the formulas in the docstring of the module.
+    """Estimate the share of wrong captions (formulas: docstring of the module).
 
     Args:
-        totals: (M,) fit + agreement of the captions.
-        exchanged: (R,) fit + agreement of captions that are known to be wrong.
+        totals: (M,) sums of fit and agreement of the captions.
+        exchanged: (R,) sums of fit and agreement of captions that are known to be wrong.
 
     Returns:
-        The share of wrong captions among all captions; and (M,), for each caption, the share of wrong captions among
-        the captions that are at least as doubtful.
+        The share of wrong captions. For each of the M captions, the share of wrong captions among the captions that
+        are at least as doubtful.
 
     Example:
         >>> share, among = wrong_among(np.array([0.1, 5.0, 6.0, 7.0]), np.array([-1.0, 0.0, 1.0, 2.0]))
@@ -144,7 +144,7 @@ def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> 
 
 
 def _in_spreads(values: NDArray[np.float32], others: Float[Tensor, "T S"]) -> NDArray[np.float64]:
-    """Return (values - m) / d, where m and d are the median and the lower spread of each row of `others`."""
+    """Return (values - m) / d, with the median m and d = (m - lower quartile) / 0.6745 of each row of `others`."""
     low, middle = np.quantile(others.double().numpy(), [0.25, 0.5], axis=1)
     return (values - middle) / np.maximum((middle - low) / 0.6745, 1e-4)
 
@@ -152,11 +152,7 @@ def _in_spreads(values: NDArray[np.float32], others: Float[Tensor, "T S"]) -> ND
 def _similarity_to_others(texts: Float[Tensor, "T D"], image_of: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the mean cosine similarity of each caption to the two most similar other captions of its image.
 
-    The value is NaN for the only caption of an image.
-
-    Args:
-        texts: features of the captions.
-        image_of: image of each caption, ascending.
+    The value is NaN for the only caption of an image. `image_of` must be ascending.
     """
     similar = np.full(len(texts), np.nan, np.float32)
     for rows in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(image_of)) + 1):

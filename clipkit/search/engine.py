@@ -51,20 +51,16 @@ def is_installed() -> bool:
 
 
 def recall(engine: Nearest, features: NDArray[np.float16], queries: NDArray[np.float32]) -> float:
-    """Return recall@10 of a search engine, compared with exact search.
-
-    It is the share of the ten best rows that the engine finds, averaged over the queries.
-    """
+    """Return recall@10: the share of the ten best rows of exact search that a search engine finds."""
     found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
     return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.size
 
 
 def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
-    """Open a FAISS search engine from its file, memory-mapped.
+    """Open a FAISS search engine from the file that `build` wrote, memory-mapped.
 
     Args:
         features: (N, D) features of the images.
-        file: file that `build` wrote.
 
     Raises:
         DataError: FAISS is not installed, or the file is damaged.
@@ -86,8 +82,7 @@ class FaissEngine:
 
     Args:
         features: (N, D) features of the images.
-        index: FAISS index of the features.
-        file: file of the FAISS index, for error messages.
+        index: FAISS index of the features, read from `file`.
     """
 
     name = NAME

@@ -135,7 +135,7 @@ def _schema(index: Exported) -> pa.Schema:
 
 
 def _about(index: Exported) -> dict[str, Any]:
-    """Return a description of an index that is written into its export, e.g. its model and source."""
+    """Return the metadata of an index for its export, e.g. the model and the source."""
     names = ("clipkit", "model", "source", "rows", "width")
     return {name: index.manifest.get(name) for name in names} | {"max_error": index.manifest["features"]["max_error"]}
 

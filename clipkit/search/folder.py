@@ -14,7 +14,7 @@ UNFINISHED = "unfinished"
 
 
 def is_index(folder: Path) -> bool:
-    """Return whether a folder contains an index. The content of its files is not checked."""
+    """Return whether a folder contains an index. File contents are not checked."""
     try:
         return f'"{FORMAT}"' in read_text(folder / MANIFEST)
     except (OSError, ValueError):

@@ -35,13 +35,12 @@ def hits_of(
     relevance: NDArray[np.float64] | None,
     shown: list[int],
 ) -> list[Hit]:
-    """Return the results of a query at the positions `shown` of its ranking.
+    """Return some of the results of a query as `Hit` objects.
 
     Args:
         table: rows of the index.
-        scores: (K,) score of each result.
-        rows: (K,) row of each result in the index.
-        relevance: (K,) probability that each result is relevant; None if it is not known.
+        scores, rows: (K,) score and row of each result, best first.
+        relevance: (K,) probability that each result is relevant; None if unknown.
         shown: positions in `scores` and `rows` of the results to return.
     """
     chosen = np.ascontiguousarray(rows[shown], np.int64)  # pa.array would import pandas

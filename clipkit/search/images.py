@@ -17,7 +17,7 @@ class IndexedImages:
     The source is read again when the first image is opened.
 
     Args:
-        source: the source, as the manifest records it; None if the source was a Python object.
+        source: the source, as recorded in the manifest; None if the source was a Python object.
         name: name of the index, for error messages.
     """
 

@@ -18,7 +18,7 @@ from clipkit.search.layout import check_content, damaged, file_of, open_array, o
 from clipkit.search.location import row_at
 from clipkit.search.nearest import Exact, Nearest, as_float32, unit_vectors
 from clipkit.search.qdrant import QdrantEngine, server
-from clipkit.search.query import Term, as_vectors, check_vectors, combined, terms_of
+from clipkit.search.query import Term, as_vectors, check_limits, check_vectors, combined, single_text, terms_of
 from clipkit.search.query_encoder import QueryEncoder
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CONTENT, IMAGE, POSITION, RESERVED
@@ -157,7 +157,7 @@ class Index:
         several = [images] if isinstance(images, str | Path | Stored) or not isinstance(images, Sequence) else images
         rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
         terms = terms_of(query, several, minus, rows)
-        words = _one_text(terms)
+        words = single_text(terms)
         mask = self._check_options(where, k, precision, words)  # before the model is loaded, which takes seconds
         vector = self.vector_of(terms)
         return self._ranked(vector[None], mask, k, precision, rows, words)[0]
@@ -241,17 +241,8 @@ class Index:
     def _check_options(
         self, where: str | None, k: int, precision: float | None, words: Sequence[str] | None
     ) -> NDArray[np.bool_] | None:
-        """Check the options of a search, and return a mask of the rows that pass the filter.
-
-        The result is None if no filter is given.
-
-        Raises:
-            UserError: an option is not valid.
-        """
-        if k < 1:
-            raise UserError(f"k is {k}, but at least 1 result is needed; give a larger k")
-        if precision is not None and not 0 < precision < 1:
-            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        """Check the options of a search, and return a mask of the rows that pass the filter; None without a filter."""
+        check_limits(k, precision)
         if precision is not None and (words is None or not self.calibrations):
             why = "works only for a query of a single text" if words is None else "needs more captions in the index"
             raise UserError(f"precision {precision} {why}; leave out precision")
@@ -272,30 +263,24 @@ class Index:
         return unit_vectors(features)
 
     def _check_lengths(self, lengths: NDArray[np.float32], kind: str = "features") -> None:
-        """Check that no feature is longer than 1, up to rounding.
-
-        A longer feature is damaged. Without this check, its image would be the first result of many searches.
-
-        Raises:
-            DataError: a feature is longer than 1.
-        """
+        """Raise DataError if the norm of a feature is greater than 1. Such a feature would win many searches."""
         if not (lengths <= _LONGEST).all():
             raise damaged(
                 file_of(self.path, self.manifest, kind),
-                f"it contains a feature of length {lengths.max():.3g} instead of 1",
+                f"it contains a feature with norm {lengths.max():.3g} instead of 1",
             )
 
     @cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """Calibrations of the relevance by kind of query, "short" or "long" (see `clipkit.search.relevance`).
+        """Models of the probability that a result is relevant, for "short" (one word) and "long" queries.
 
-        An index with few or no captions has no calibrations.
+        The dict is empty if the index has few or no captions.
         """
         return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
 
     @cached_property
     def nulls(self) -> Nulls:
-        """Null distributions of scores for computing the relevance of results."""
+        """Score distributions of images and texts that do not match, for computing the relevance of results."""
         return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
 
     def vector_of(self, terms: Sequence[Term]) -> NDArray[np.float32]:
@@ -304,16 +289,13 @@ class Index:
         encoders: dict[str, Callable[[list[Any]], NDArray[np.float32]]] = {
             "text": self.encoder.encode_short,
             "image": self.encoder.encode_image,
-            "row": self._stored,
+            "row": lambda rows: self.unit_features(np.array(rows)),
         }
         for kind, encode in encoders.items():
             positions = [position for position, term in enumerate(terms) if term.kind == kind]
             if positions:
                 features[positions] = encode([terms[position].what for position in positions])
         return combined(features, [term.weight for term in terms])
-
-    def _stored(self, rows: list[Any]) -> NDArray[np.float32]:
-        return self.unit_features(np.array(rows))
 
     @cached_property
     def _images(self) -> IndexedImages:
@@ -366,11 +348,3 @@ class Index:
                 f"{self.path}: has no image with the location {image[:200]}; copy the location from a search result"
             )
         return row
-
-
-def _one_text(terms: Sequence[Term]) -> list[str] | None:
-    """Return a list with the text of the query, if the query consists of one text and nothing else.
-
-    For all other queries, the result is None.
-    """
-    return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

@@ -77,11 +77,7 @@ def check_label_column(index: Index, column: str) -> None:
 def labels_of(index: Index, column: str) -> NDArray[np.object_]:
     """Return the (N,) labels of the images as text, with None for images without a label.
 
-    An image has no label if the value is null, an empty text or -1.
-
-    Args:
-        index: the index.
-        column: name of the column with the labels.
+    An image has no label if the value in the column is null, an empty text or -1.
 
     Raises:
         DataError: the index has no such column, or its values are not labels.
@@ -105,8 +101,7 @@ def doubtful_labels(index: Index, column: str, neighbors: Neighbors) -> list[Dou
     Images without a label are not returned and do not vote.
 
     Args:
-        index: the index.
-        column: name of the column with the labels.
+        column: column with the labels.
         neighbors: the most similar images of each image, from `clipkit.search.curation.neighbors_of`.
 
     Raises:

@@ -94,10 +94,7 @@ def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = Tr
     """Compare the checksums of all files of an index with the manifest.
 
     Args:
-        folder: folder of the index.
-        manifest: manifest of the index.
-        whole: True: read whole files. False: read only the first 32 MiB of each file, which include the sizes of
-            arrays.
+        whole: True: read whole files. False: read only the first 32 MiB of each file, which include array sizes.
 
     Raises:
         DataError: a file has changed or cannot be read.
@@ -118,8 +115,6 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
     """Return the path of a file of an index.
 
     Args:
-        folder: folder of the index.
-        manifest: manifest of the index.
         kind: kind of the file, e.g. "rows" or "features".
 
     Raises:
@@ -136,11 +131,8 @@ def open_array(
     """Open an array of an index, memory-mapped. Changes to the array are not written to the file.
 
     Args:
-        folder: folder of the index.
-        manifest: manifest of the index.
         kind: kind of the file, e.g. "features".
-        dtype: type that the array must have.
-        shape: shape that the array must have.
+        dtype, shape: type and shape that the array must have.
 
     Raises:
         DataError: the file is damaged, or the array has another type or shape.
@@ -153,7 +145,7 @@ def open_array(
     if array.dtype != dtype or array.shape != shape:
         raise damaged(file, f"it contains {array.dtype} {array.shape} instead of {np.dtype(dtype)} {shape}")
     if isinstance(array, np.memmap) and array.offset + array.nbytes != file.stat().st_size:
-        raise damaged(file, f"its header has a length of {array.offset} bytes")
+        raise damaged(file, f"its header has the wrong length: {array.offset} bytes")
     return array
 
 
@@ -161,9 +153,7 @@ def write_array(file: Path, parts: Iterable[NDArray[Any]], dtype: Any, shape: tu
     """Write an array in NumPy's format, in parts.
 
     Args:
-        file: new file.
         parts: blocks of rows, in order.
-        dtype: type of the array.
         shape: shape of the whole array.
 
     Raises:
@@ -183,8 +173,6 @@ def open_table(
     """Read a table of an index.
 
     Args:
-        folder: folder of the index.
-        manifest: manifest of the index.
         kind: "rows" or "texts".
         count: number of rows that the table must have.
         columns: names and types of columns that the table must have.
@@ -215,7 +203,7 @@ def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
 
     Args:
         temporary: file in a subfolder of the folder of the index.
-        kind: kind of the file, e.g. "rows". The new name begins with it.
+        kind: kind of the file, e.g. "rows", with which the new name begins.
 
     Returns:
         The entry of the file for the manifest.

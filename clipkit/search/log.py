@@ -26,10 +26,9 @@ class EncodedLog:
     """Append-only file of the features of images or texts, written by one process.
 
     A record contains keys (SHA-256), features in half precision and a checksum. If the process is killed, the last
-    record may be incomplete. An incomplete record is ignored when the file is read.
+    record may be incomplete. Readers ignore an incomplete record.
 
     Args:
-        folder: folder of the logs.
         kind: "image" or "text".
     """
 
@@ -59,7 +58,6 @@ class Encoded:
     """Features from all logs of a folder, by key (SHA-256 of an image file or a text).
 
     Args:
-        folder: folder of the logs.
         kind: "image" or "text".
     """
 

@@ -48,9 +48,8 @@ class Map:
 def map_of(index: Index) -> Map:
     """Return the map of an index. The map is computed once and stored in the folder of the index.
 
-    The file is `map-….parquet` with the columns row, x and y. Its metadata contain the method, the seed, and the
-    checksum of the features. `clipkit.embed` removes the file when it writes the index again. If the folder is not
-    writable, each call computes the map again.
+    The file is `map-….parquet` with the columns row, x and y. `clipkit.embed` removes the file when it writes the index
+    again. If the folder is not writable, each call computes the map again.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -91,10 +90,10 @@ def positions_of(features: NDArray[np.float32], seed: int = SEED) -> NDArray[np.
 
 
 def colors_of(index: Index, column: str, rows: NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """Return the most frequent labels of the given rows, and a color number for each row.
+    """Return up to nine most frequent labels of the given rows, and a color number for each row.
 
-    At most nine labels are returned. The color number of a row is the position of the row's label among them. Rows with
-    another label or without a label get the number of returned labels as their color number.
+    The color number is the position of the row's label in the returned list. Rows with another label or without a label
+    get the length of the list as their color number.
 
     Raises:
         DataError: the index has no such column of labels.
@@ -109,8 +108,7 @@ def _read(file: Path, made_by: dict[str, str], count: int) -> Map | None:
     """Read a stored map. The result is None if the file is missing, invalid or outdated.
 
     Args:
-        file: file of the map.
-        made_by: metadata that the file must contain.
+        made_by: metadata that an up-to-date file contains.
         count: number of images in the index.
     """
     try:

@@ -85,9 +85,7 @@ def best_of(
     that the caller detects the damage.
 
     Args:
-        scores: (Q, M) scores.
-        rows: (Q, M) row of each score.
-        count: number of scores to return per query.
+        scores, rows: (Q, M) scores, and the row of each score.
     """
     scores = np.where(np.isnan(scores), np.float32(np.inf), scores)
     if 0 < count < scores.shape[1]:
@@ -104,12 +102,7 @@ _AS_FLOAT32 = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.floa
 
 
 def as_float32(features: NDArray[np.float16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Convert features from half precision to float32.
-
-    Args:
-        features: features in half precision.
-        out: array for the result; None: a new array.
-    """
+    """Convert features from half precision to float32, in the array `out` or in a new array."""
     out = np.empty(features.shape, np.float32) if out is None else out
     # Torch is three times as fast as a table, but its import takes seconds. So it is used only if already imported.
     if "torch" not in sys.modules:

@@ -69,7 +69,7 @@ class OnnxEncoder:
 def _code_for(folder: Path) -> ModuleType:
     """Load a new copy of the module `onnx_example`, which encodes with the ONNX export in `folder`.
 
-    The module is loaded from its file, because importing it from its package would import torch.
+    The module is loaded from its file, so that torch is not imported.
     """
     file = Path(__file__).parents[1] / "models" / "export" / "onnx_example.py"
     spec = importlib.util.spec_from_file_location("clipkit_onnx_code", file)

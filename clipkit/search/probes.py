@@ -1,7 +1,7 @@
 """Test whether a model is the one that made an index, by the features of a few fixed inputs.
 
-The index stores these features. So the same model is accepted in another layout or export, with other library versions,
-and on another device. A fine-tuned copy of the model is rejected.
+The index stores these features. The same model is accepted in another layout or export, with other library versions,
+and on another device. A fine-tuned copy is rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ _MOST = 2e-3
 
 
 def probe_images() -> list[Image.Image]:
-    """Return the two fixed images, which contain smooth random colors."""
+    """Return two fixed test images of smooth random colors."""
     generator = np.random.default_rng(0)
     small = [generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in range(2)]
     return [Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC) for pixels in small]
 
 
 def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
-    """Return the features of the fixed inputs for each side of a model, "image" and "text".
+    """Encode fixed test images and texts, and return the features by side of the model, "image" and "text".
 
     A side that the model does not have is left out.
     """
@@ -46,12 +46,12 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
 
 
 def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32]) -> bool:
-    """Return whether features of the fixed inputs agree with the features in the index.
+    """Return whether features of the fixed test inputs agree with the features in the index.
 
     Args:
         stored: features in the index, by side.
         side: "image" or "text".
-        features: (P, D) features of the current model.
+        features: (P, D) features from the current model.
     """
     expected = np.array(stored.get(side, ()), np.float32)
     if expected.shape != features.shape:
@@ -63,17 +63,14 @@ def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, featu
 def check_same_model(
     stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: NDArray[np.float32], folder: str, model: str
 ) -> None:
-    """Check that a model is the one that made the index, by its features of the fixed inputs.
+    """Check that a model is the one that made the index, by its features of fixed test inputs.
 
     Args:
-        stored: features in the index, by side.
-        side: "image" or "text".
-        features: (P, D) features of the current model.
-        folder: folder of the index, for the error message.
-        model: name of the current model, for the error message.
+        stored, side, features: as for `same_model`.
+        folder, model: folder of the index and name of the current model, for the error message.
 
     Raises:
-        DataError: the features differ, so the index was made with another model.
+        DataError: the index was made with another model.
     """
     if same_model(stored, side, features):
         return

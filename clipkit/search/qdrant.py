@@ -5,7 +5,7 @@ the features, so a reader of the index never searches other features. The scores
 computed again, exactly. Rows and captions stay in the index, and filters are applied there.
 
 The environment variable QDRANT_URL gives the address of the server. The index does not contain the address, so that an
-index from another person cannot make clipkit connect to a server or send it a key.
+index from another person cannot make clipkit connect to a server.
 """
 
 import os
@@ -38,7 +38,7 @@ def check_qdrant() -> None:
     """Check that QDRANT_URL is set and the Qdrant client is installed.
 
     Raises:
-        UserError: QDRANT_URL is not set, or the client is not installed.
+        UserError: a check fails.
     """
     if server() is None:
         raise UserError(

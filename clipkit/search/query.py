@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.errors import DataError, check_text, one_line
+from clipkit.errors import DataError, UserError, check_text, one_line
 from clipkit.images import ImageLike
 from clipkit.search.nearest import unit_vectors
 
@@ -21,7 +21,7 @@ _WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*\*\s*(.*\S)\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a query with its weight; the weight is negative if results should not resemble the part."""
+    """Part of a query with its weight. A negative weight means that results should not resemble the part."""
 
     what: str | ImageLike | int
     """A text, an image, or the row of an image in the index; `kind` tells which."""
@@ -114,11 +114,10 @@ def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
     """Check that query vectors have the right shape, are finite, and are not zero.
 
     Args:
-        vectors: query vectors, one per row.
-        width: length of a feature of the index.
+        width: number of dimensions of the index's features.
 
     Raises:
-        DataError: the shape is wrong, or a vector is zero or not finite.
+        DataError: a check fails.
     """
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise DataError(f"vectors has the shape {tuple(vectors.shape)}; give a row of {width} numbers for each query")
@@ -128,3 +127,20 @@ def check_vectors(vectors: NDArray[np.float32], width: int) -> None:
     if not has_direction.all():
         row = int(np.flatnonzero(~has_direction)[0])
         raise DataError(f"vectors[{row}] is zero or not finite; give features of unit length")
+
+
+def check_limits(k: int, precision: float | None) -> None:
+    """Check the maximum number of results and the requested precision of a search.
+
+    Raises:
+        UserError: `k` is less than 1, or `precision` is not between 0 and 1.
+    """
+    if k < 1:
+        raise UserError(f"k is {k}, but at least 1 result is needed; give a larger k")
+    if precision is not None and not 0 < precision < 1:
+        raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+
+
+def single_text(terms: Sequence[Term]) -> list[str] | None:
+    """Return the text of a query, in a list, if the query is a single text; otherwise None."""
+    return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

@@ -25,7 +25,6 @@ class QueryEncoder:
 
     Args:
         folder: folder of the index, for error messages.
-        manifest: manifest of the index.
         given: model or name of a model. None: the model that made the index.
     """
 
@@ -49,19 +48,13 @@ class QueryEncoder:
         return model
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (M, D) unit-length features of texts.
-
-        Raises:
-            ModelError: the model cannot be loaded.
-            DataError: the model is not the one that made the index.
-        """
+        """Return (M, D) unit-length features of texts. Errors: as for `tower`."""
         return np.asarray(self.tower("text").encode_text(texts))
 
     def encode_short(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (M, D) unit-length features of a few texts, as fast as possible in a new process.
+        """Return (M, D) unit-length features of a few texts, with the shortest possible start time.
 
-        If no text tower is loaded yet, the fast-loading `QuickText` is used if possible. Errors are those of
-        `encode_text`.
+        If no text tower is loaded yet, the fast-loading `QuickText` is used if possible. Errors: as for `tower`.
         """
         is_loaded = self.is_whole or "text" in self._towers
         quick = None if is_loaded else self._quick_text
@@ -111,9 +104,9 @@ class QueryEncoder:
 
     @cached_property
     def _quick_text(self) -> "QuickText | None":
-        """Text tower that loads quickly, because it does not import transformers, open_clip or timm.
+        """Fast-loading text tower of the model, or None if `QuickText` is not possible.
 
-        The value is None if the model of the index has another architecture, or if the features differ from the index.
+        `QuickText` must support the architecture, and its features must agree with the features in the index.
         """
         source = self._source
         if not isinstance(source, str | Path) or is_onnx(source):

@@ -30,10 +30,10 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 def quick_text(name: str | Path) -> "QuickText | None":
-    """Return the text tower of a model, without downloading anything.
+    """Return the fast-loading text tower of a model, without downloading anything.
 
-    The result is None if the tower has another architecture or cannot be read. The usual text tower is then loaded, and
-    reports the reason.
+    The result is None if `QuickText` does not support the architecture, or if a file cannot be read. The caller then
+    loads the usual text tower, which reports the reason.
 
     Args:
         name: local folder of a model, folder of a run, or name of a repository in the Hub cache.
@@ -204,10 +204,7 @@ class QuickText:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Context in which torch computes with one thread.
-
-    Several threads are slower for a text of a few tokens, because they wait for each other at every operation.
-    """
+    """Context in which torch computes with one thread, because several threads are slower for a short text."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

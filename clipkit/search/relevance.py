@@ -5,8 +5,8 @@ and image i is therefore compared with two null distributions, i.e. distribution
 not match:
 
     z = (s - m_q) / d_q     m_q: median of the scores of q with a sample of the images
-                            d_q: lower spread of these scores, (median - lower quartile) / 0.6745; relevant images
-                            have high scores, so they do not affect d_q
+                            d_q: lower spread of these scores, (median - lower quartile) / 0.6745, which the high
+                            scores of relevant images do not affect
     h = (s - m_i) / d_i     m_i, d_i: mean and standard deviation of the scores of image i with a sample of captions
 
 Five more numbers describe a result:
@@ -20,15 +20,14 @@ A logistic regression with weights w and bias b combines the seven numbers f to 
 
     P(relevant) = 1 / (1 + exp(-(b + Σ w_f f)))
 
-The regression is fitted when the index is made. The queries for the fit are captions, and words that occur in captions.
-For a caption, its image is relevant. For a word, an image is relevant if at least 40 % of its captions contain the
-word. Images with the word in fewer captions are left out. Each query is used twice: once with its relevant images in
-the index, and once without them. Queries of one word have a separate regression. An index without captions has no
-regression, so its results have no probability.
+The regression is fitted when the index is made. The queries for the fit are captions, and words from captions. For a
+caption, its image is relevant. For a word, an image is relevant if at least 40 % of its captions contain the word.
+Images with the word in fewer captions are left out. Each query is used twice: once with its relevant images in the
+index, and once without them. Queries of one word have a separate regression. Without captions, an index has no
+regression, and its results have no probability.
 
-A search with a given precision returns the results whose probability is at least a threshold. The threshold is the
-smallest value that reaches the given precision on the queries of the fit. The precision is a mean over many queries,
-and can differ for a single query.
+A search with a given precision returns the results whose probability reaches a threshold. The threshold is the smallest
+value that reaches this precision on the queries of the fit. The precision is a mean over many queries.
 """
 
 import math
@@ -118,8 +117,7 @@ class Nulls:
         The docstring of the module defines the numbers. The probability of a result is computed from them.
 
         Args:
-            scores: (K,) scores of the results, descending.
-            rows: (K,) row of each result.
+            scores, rows: (K,) score and row of each result, best first.
             null: median and lower spread of the query's scores, from `of_query`.
             total: number of images that were searched.
         """
@@ -135,7 +133,7 @@ class Nulls:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Logistic regression that predicts from the numbers of `Nulls.evidence` if a result is relevant."""
+    """Logistic regression that predicts whether a result is relevant, from the numbers of `Nulls.evidence`."""
 
     mean: Sequence[float]
     scale: Sequence[float]
@@ -152,12 +150,9 @@ class Calibration:
         return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
     def threshold(self, precision: float) -> float:
-        """Return the smallest threshold on the probability at which the returned results have a given precision.
+        """Return the smallest probability threshold at which the results have a given precision.
 
-        The value is above 1 if the precision cannot be reached.
-
-        Args:
-            precision: share of the returned results that should be relevant.
+        The precision is the share of relevant results. The threshold is above 1 if the precision cannot be reached.
         """
         return next((threshold for threshold, reached in self.curve if reached >= precision), 1.1)
 
@@ -196,7 +191,6 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 
     Args:
         captions: captions of each image.
-        seed: seed of the random draw.
         most: maximum number of captions, and maximum number of words.
     """
     generator = np.random.default_rng(seed)
@@ -226,7 +220,6 @@ def judged(
     """Yield the results of each query twice, first with its relevant images in the index and then without them.
 
     Args:
-        nulls: null distributions of the index.
         queries: Q queries whose relevant images are known.
         features: (Q, D) features of the queries.
 
@@ -258,12 +251,11 @@ def is_short(text: str) -> bool:
 def fit(
     nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], NDArray[np.float32]]
 ) -> dict[str, dict[str, Any]]:
-    """Fit the calibrations for short and for long queries, and return them in the form of the manifest.
+    """Fit one `Calibration` for short queries and one for long queries, and return them as dicts.
 
-    A kind of query is left out if it has too few queries.
+    A calibration is left out if it has too few queries.
 
     Args:
-        nulls: null distributions of the index.
         captions: captions of each image.
         encode: function that returns the (Q, D) features of texts.
     """
@@ -281,7 +273,7 @@ def fit(
 
 
 def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.bool_]]) -> Calibration | None:
-    """Fit the logistic regression that predicts from the evidence of a result if the result is relevant.
+    """Fit the logistic regression that predicts whether a result is relevant, from its evidence.
 
     Args:
         evidence: for each query, the (K, 7) evidence of its results.
@@ -326,7 +318,7 @@ def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> lis
 
 
 def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
-    """Return the calibrations in a manifest by kind of query, "short" or "long"."""
+    """Read the `Calibration` for "short" queries and for "long" queries from a manifest."""
     recorded = manifest.get("relevance")
     if not isinstance(recorded, dict):
         return {}

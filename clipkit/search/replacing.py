@@ -13,19 +13,16 @@ def check_not_replaced(
     folder: Path, source: str | None, before: Mapping[str, Mapping[bytes, int]], now: Mapping[str, Iterable[bytes]],
     former: Mapping[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Check that new data from another source would not remove most of an index.
-
-    At least half of the images and half of the distinct captions must remain.
+    """Check that data from another source keep at least half of the images and captions of an index.
 
     Args:
-        folder: folder of the index.
         source: source of the new data. None for a Python object, which is not checked.
         before: for each kind ("image", "text"), the keys (SHA-256) in the index with their rows.
         now: for each kind, the keys of the new data.
         former: manifest of the index; None for a new index.
 
     Raises:
-        OutputError: more than half would be removed, probably because the wrong folder was given.
+        OutputError: more than half of the images or distinct captions would be removed.
     """
     if former is None or None in (source, former["source"]) or source == former["source"]:
         return

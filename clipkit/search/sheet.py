@@ -39,7 +39,6 @@ def sheet(index: "Index", results: "Mapping[str, Sequence[Hit]]") -> str:
     """Return an HTML page with the results of each query.
 
     Args:
-        index: the index that was searched.
         results: results by query.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -70,7 +70,6 @@ def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
     """Return all columns except image and caption, one row per image. Labels are replaced by class names.
 
     Args:
-        source: the source of the images.
         rows: rows of the source, of which several can have the same image.
         first: first row of each image.
     """

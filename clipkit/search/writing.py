@@ -271,10 +271,9 @@ class _Writer:
 
         Args:
             items: key (SHA-256) and file of each image.
-            log: log for the features.
 
         Returns:
-            For the key of each unreadable image, the reason.
+            The reason for each unreadable image, by key.
         """
         new = [(key, image) for key, image in items if key not in self.done["image"]]
         if not new:
@@ -299,10 +298,6 @@ class _Writer:
 
     def finish(self, found: Found, qdrant: bool) -> Embedded:
         """Write the files of the index, with features from the logs and from the existing index.
-
-        Args:
-            found: readable images and their captions.
-            qdrant: copy the features to the Qdrant server.
 
         Raises:
             DataError: no image can be read.

@@ -1,4 +1,4 @@
-"""Facts about training data that a recipe depends on: size, captions, labels, lengths, resolution, duplicates."""
+"""Facts about training data that a recipe depends on, e.g. size, captions, resolution and duplicates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
 class DataFacts:
     """Properties of training data that a recipe depends on.
 
-    Shares are in [0, 1] and refer to the examined images or captions.
+    Fractions (`share_...`) are in [0, 1], and refer to the examined images or captions.
     """
 
     source: str
@@ -98,9 +98,9 @@ def data_facts(
 
 
 def with_templates(source: str, pairs: Pairs) -> str:
-    """Return a source with the option `templates` added if the captions of its pairs are class names.
+    """Add the option `templates` to a source if the captions of its pairs are class names; return the source.
 
-    Otherwise, or if the option is already present, return the source unchanged.
+    A source that already has the option is returned unchanged.
     """
     options = split_options(source)[1]
     if pairs.classes is None or "templates" in options:
@@ -118,7 +118,7 @@ def _of_source(source: str) -> tuple[Pairs, int]:
 def _of_stream(stream: Stream) -> tuple[Pairs, int]:
     """Return the first pairs of a stream, and a low estimate of the total number of images.
 
-    The estimate is the number of images in the first shard, multiplied by the number of shards minus one.
+    The estimate is the number of images in the first shard times the number of shards minus one.
     """
     first, count, captions, rows = [], 0, [], []
     for sample in stream.samples(stream.parts[0]):

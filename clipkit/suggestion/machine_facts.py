@@ -28,7 +28,7 @@ class MachineFacts:
 
 
 def machine_facts() -> MachineFacts:
-    """Return facts about this machine: device, memory and number of cores.
+    """Return the device, memory and number of cores of this machine.
 
     Example:
         >>> machine_facts().cores > 0

@@ -41,7 +41,7 @@ class ModelFacts:
 
     @property
     def is_new(self) -> bool:
-        """True if the model is composed of two towers, so that its projections are not pretrained."""
+        """True if the model is composed of two towers, with projections that are not pretrained."""
         return "model.name" not in self.names
 
     @property
@@ -54,9 +54,9 @@ def model_facts(name: str | None, image: str | None, text: str | None) -> tuple[
     """Load a model; return facts about it, and a function that returns the number of tokens of each string.
 
     Args:
-        name: name of a complete model, as in the recipe key `model.name`; None if two towers are given.
-        image: name of the image tower, as in `model.image.name`; None if a complete model is given.
-        text: name of the text tower, as in `model.text.name`; None if a complete model is given.
+        name: complete model, as in the recipe key `model.name`; None if two towers are given.
+        image: image tower, as in `model.image.name`; None if a complete model is given.
+        text: text tower, as in `model.text.name`; None if a complete model is given.
 
     Raises:
         ModelError: the model cannot be loaded, lacks a tower, or has random weights.

@@ -1,8 +1,7 @@
 """Rules that choose the values of a suggested recipe.
 
 To add a rule, write a function that takes a situation and returns a choice, or None to keep the default of the recipe
-key. Add the rule to `RULES`, describe it in docs/suggest.md, and test it. A rule can read the values that earlier
-rules in `RULES` have chosen.
+key. Add the rule to `RULES`, describe it in docs/suggest.md, and test it. A rule can read the choices of earlier rules.
 """
 
 import math
@@ -25,7 +24,7 @@ _FLYP = "Goyal et al. 2023, FLYP"
 
 @dataclass(frozen=True)
 class Rule:
-    """Rule for the value of a recipe key, with the function that chooses the value."""
+    """A recipe key, and the function that chooses its value."""
 
     key: str
     choose: Callable[[Situation], Choice | None]
@@ -48,7 +47,7 @@ def validation(s: Situation) -> Choice | None:
 
 
 def tune(s: Situation) -> Choice:
-    """Choose the tuning method of the image tower; the text tower uses the same method."""
+    """Choose the tuning method of the image tower, e.g. `full` or `lora`."""
     model, machine = s.model, s.machine
     if model.is_new:
         start = "start at random, because a stream has no closed form" if s.data.is_stream else "start in closed form"
@@ -123,7 +122,7 @@ def samples(s: Situation) -> Choice | None:
 
 
 def loss(s: Situation) -> Choice:
-    """Choose the loss with which the model was trained."""
+    """Choose the loss: sigmoid for a model with a logit bias, otherwise InfoNCE."""
     if s.model.has_bias:
         return Choice("sigmoid", "the model has a logit bias, so it was trained with the sigmoid loss", "Zhai et al. "
                       "2023, SigLIP")  # fmt: skip
@@ -215,7 +214,7 @@ def epochs(s: Situation) -> Choice:
 
 
 def evaluate_every(s: Situation) -> Choice | None:
-    """Choose the number of epochs between evaluations, so that a run has about ten evaluations."""
+    """Choose the number of epochs between evaluations: a run has about ten evaluations."""
     if "data.validation" not in s.chosen:
         return None
     every = max(1, int(s.chosen["train.epochs"]) // 10)
@@ -223,7 +222,7 @@ def evaluate_every(s: Situation) -> Choice | None:
 
 
 def retention(s: Situation) -> Choice | None:
-    """Choose the data on which forgetting is measured: the data that the user gave."""
+    """Choose the data on which forgetting is measured, if the user gave such data."""
     if s.retention is None:
         return None
     return Choice(
@@ -234,14 +233,14 @@ def retention(s: Situation) -> Choice | None:
 
 
 def interpolate(s: Situation) -> Choice | None:
-    """Choose how many mixtures of the weights before and after training are evaluated, if forgetting is measured."""
+    """Choose the number of mixtures of the weights before and after training, if forgetting is measured."""
     if not _keeps(s):
         return None
     return Choice(11, "11 mixtures of the weights before and after training", "Wortsman et al. 2022, WiSE-FT")
 
 
 def max_forgetting(s: Situation) -> Choice | None:
-    """Choose the maximum drop of the retention metric for interpolated weights, if forgetting is measured."""
+    """Choose the maximum drop of the retention metric for mixed weights, if forgetting is measured."""
     if not _keeps(s):
         return None
     reason = (
@@ -282,7 +281,7 @@ def _keeps(s: Situation) -> bool:
 def _usual_epochs(s: Situation) -> int:
     """Return the usual number of epochs: 20 for few images, fewer epochs for more images.
 
-    The 20 epochs are from FLYP (Goyal et al. 2023). Two towers with new projections get a fixed number of epochs, from
+    The 20 epochs are from FLYP (Goyal et al. 2023). Two towers with new projections get the number from
     docs/benchmarks.md, section Two frozen towers.
     """
     if s.model.is_new:

@@ -1,4 +1,4 @@
-"""Facts on which a suggested recipe is based (about data, model and machine), and the values chosen so far."""
+"""Facts (about data, model and machine) and earlier choices, on which the rules of a suggested recipe depend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Situation:
-    """Facts about data, model and machine on which rules depend, and the values that earlier rules chose."""
+    """Facts about data, model and machine, and the values that earlier rules chose."""
 
     data: DataFacts
     model: ModelFacts
@@ -42,7 +42,7 @@ class Situation:
 
     @property
     def tune(self) -> str:
-        """Tuning method that was chosen for the image tower."""
+        """Tuning method chosen for the image tower."""
         return str(self.chosen["model.image.tune"])
 
     @property
@@ -53,8 +53,5 @@ class Situation:
         return max(1, int(pairs) // int(self.chosen["train.batch_size"]))
 
     def hours(self, epochs: int) -> float:
-        """Return the estimated hours of full tuning.
-
-        A training step is assumed to take as long as three forward passes.
-        """
+        """Return the estimated hours of full tuning, if a training step takes as long as three forward passes."""
         return 3 * self.model.operations * self.images * epochs / self.machine.operations / 3600

@@ -34,10 +34,10 @@ def suggest(
     written.
 
     Args:
-        data: source of images with captions or labels, any value that `data.train` of a recipe accepts.
-        model: name of a pretrained model, any value that `model.name` of a recipe accepts.
-        image_tower: name of an image tower, any value that `model.image.name` of a recipe accepts.
-        text_tower: name of a text tower, any value that `model.text.name` of a recipe accepts.
+        data: source of images with captions or labels, any value of the recipe key `data.train`.
+        model: name of a pretrained model, any value of `model.name`.
+        image_tower: name of an image tower, any value of `model.image.name`.
+        text_tower: name of a text tower, any value of `model.text.name`.
         validation: source of validation data; None: a share of the training images.
         retention: data on which the model should not get worse. With this data, the recipe interpolates between the
             weights before and after training.
@@ -70,7 +70,7 @@ def suggest(
 
 
 def _run_folder(data: str) -> str:
-    """Return the name of a new run folder in `runs`, made from the name of the data."""
+    """Return an unused run folder in `runs`, named after the data."""
     name = split_options(data)[0].rstrip("/").rpartition("/")[2].rpartition(":")[2].partition(".")[0]
     stem = re.sub(r"[^\w-]+", "_", name).strip("_-") or "suggested"
     names = (f"runs/{stem}" if number == 1 else f"runs/{stem}_{number}" for number in range(1, 10**6))

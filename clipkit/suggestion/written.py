@@ -44,10 +44,7 @@ class Suggestion:
         return Recipe.from_dict(_nested({key: choice.value for key, choice in self.choices.items()}), "suggestion")
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML.
-
-        Comments contain the facts about data, model and machine, and the reason and source of each value.
-        """
+        """Return the recipe as YAML, with comments: the facts, and the reason and source of each value."""
         lines = [f"# {line}" if line else "#" for line in self._header()]
         values = _nested(dict(self.choices))
         for section in _SECTIONS:

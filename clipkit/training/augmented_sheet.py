@@ -13,7 +13,7 @@ _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """Return one JPEG image (a data URI) that shows training images next to their augmented views.
+    """Return a JPEG image (a data URI) that shows training images next to their augmented views.
 
     The result is None if nothing is augmented or an image cannot be read.
     """

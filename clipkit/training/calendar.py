@@ -12,9 +12,9 @@ class Calendar:
     Args:
         steps: number of updates in the whole run.
         steps_per_epoch: number of updates in one epoch.
-        log_every: number of steps from one logged step to the next.
-        evaluate_every_epochs: number of epochs from one evaluation to the next.
-        save_every: number of steps from one checkpoint to the next.
+        log_every: steps from one logged step to the next.
+        evaluate_every_epochs: epochs from one evaluation to the next.
+        save_every: steps from one checkpoint to the next.
 
     Example:
         >>> calendar = Calendar(steps=10, steps_per_epoch=4, log_every=3, evaluate_every_epochs=1, save_every=5)

@@ -13,7 +13,7 @@ from clipkit.models import DualEncoder
 
 @dataclass(eq=False)
 class Progress:
-    """Progress of a run, which is passed to each method of a callback.
+    """Progress of a run, passed to each method of a callback.
 
     Args:
         model: the model that is trained.
@@ -39,10 +39,8 @@ class Progress:
     def stop(self, reason: str = "a callback stopped it") -> None:
         """Request the end of the run after this step.
 
-        The run ends if any process calls this method. It then writes a checkpoint, its results and its report.
-
-        Args:
-            reason: reason for the end, for log.txt.
+        The run ends if any process calls this method. It then writes a checkpoint, its results and its report. The
+        reason is logged.
         """
         self.stop_reason = reason
 
@@ -66,7 +64,7 @@ class Callback:
 
         Args:
             run: progress of the run.
-            row: row of this step in metrics.jsonl: step, epoch, seen, loss, lr, scale, grad_norm and further numbers.
+            row: row of this step in metrics.jsonl: step, epoch, seen, loss, lr, scale, grad_norm and others.
 
         Returns:
             Numbers to add to the row, by name; None adds nothing.
@@ -83,10 +81,10 @@ class Callback:
 
 
 def checked_callbacks(callbacks: Sequence[Any]) -> None:
-    """Raise an error unless `callbacks` contains only instances of subclasses of `Callback`.
+    """Check that `callbacks` is a list of callbacks.
 
     Raises:
-        RecipeError: an item is not such an instance, or `callbacks` is a single callback instead of a list.
+        RecipeError: `callbacks` is a single callback, or an item is not an instance of a subclass of `Callback`.
     """
     if isinstance(callbacks, Callback):
         raise RecipeError(f"callbacks is {kind_of(callbacks)}; give a list: callbacks=[{type(callbacks).__name__}()]")
@@ -101,12 +99,7 @@ def checked_callbacks(callbacks: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Calls the callbacks of a run, one after the other.
-
-    Args:
-        all: the callbacks, in the order of the calls.
-        run: progress of the run.
-    """
+    """Calls the callbacks of a run, one after the other."""
 
     all: Sequence[Callback]
     run: Progress

@@ -1,4 +1,4 @@
-"""Closed-form start: initial projections from a canonical correlation analysis (CCA) of all training pairs."""
+"""Initial projections by canonical correlation analysis (CCA) of all training pairs, computed in closed form."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -37,10 +37,10 @@ _SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_reca
 def closed_form_start(
     plan: Plan, inputs: TowerInputs, start: StartPoint, folder: RunFolder, log: RunLog
 ) -> dict[str, Any] | None:
-    """Compute the initial projections by canonical correlation analysis (CCA) if `model.start` is `cca`.
+    """Set the initial projections by canonical correlation analysis (CCA) if `model.start` is `cca`.
 
-    The trunks then return canonical coordinates instead of their usual features. Stored outputs of trunks are converted
-    to canonical coordinates too. A resumed run restores the coordinates from its checkpoint.
+    Each trunk then returns canonical coordinates: the linear combinations of its features that CCA found. Stored
+    outputs of trunks are converted too. A resumed run restores the coordinates from its checkpoint.
 
     Args:
         plan: the plan of the run; its model is changed in place.
@@ -50,8 +50,7 @@ def closed_form_start(
         log: gets a line about the chosen layers, ridge and width.
 
     Returns:
-        The chosen settings and their retrieval metrics, for results.json; None if the projections start with
-        random weights.
+        The chosen settings and their retrieval metrics, for results.json; None if `model.start` is not `cca`.
 
     Raises:
         DataError: there are too few images.
@@ -77,10 +76,7 @@ def closed_form_start(
 
 
 def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int]]]:
-    """Return the names and widths of the layers of each multi-layer trunk, by side (`image` or `text`).
-
-    The output of such a trunk is the concatenation of several layers.
-    """
+    """Return the layer names and widths of each trunk that concatenates several layers, by side (`image` or `text`)."""
     trunks = {side: tower.trunk for side, tower in model.sides.items()}
     return {side: (trunk.layers, trunk.widths) for side, trunk in trunks.items() if isinstance(trunk, Layered)}
 
@@ -88,15 +84,15 @@ def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int
 def coordinates_of(
     model: DualEncoder, outputs: Mapping[str, Tensor], layers: Mapping[str, tuple[Sequence[str], Sequence[int]]]
 ) -> dict[str, Tensor]:
-    """Convert stored outputs of frozen trunks to canonical coordinates.
+    """Convert stored outputs of frozen trunks to canonical coordinates (CCA).
 
     Args:
-        model: the model, after its closed-form start.
-        outputs: outputs of the trunks by feature name, e.g. `image_features`. They have the columns of all layers.
-        layers: names and widths of all layers: the result of `layers_of` before layers were chosen.
+        model: the model, after `closed_form_start`.
+        outputs: outputs of the trunks with all layers, by feature name, e.g. `image_features`.
+        layers: result of `layers_of` before layers were chosen.
 
     Returns:
-        The canonical coordinates by feature name. Only the columns of the chosen layers are used.
+        The coordinates by feature name, computed only from the chosen layers.
     """
     made = {}
     for name, rows in outputs.items():
@@ -109,7 +105,7 @@ def coordinates_of(
 
 
 def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measurement], log: RunLog) -> None:
-    """Evaluate the closed-form start on the validation pairs, and store the metrics in `facts["validation"]`.
+    """Evaluate the initial projections from CCA, and store the validation metrics in `facts["validation"]`.
 
     Nothing happens if `facts` is None or already contains these metrics.
     """
@@ -123,7 +119,7 @@ def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measureme
 def report_worse_than_start(
     facts: Mapping[str, Any] | None, metric: str, value: float | None, log_line: Callable[[str], None]
 ) -> None:
-    """Log a line if the metric of the trained model is lower than that of its closed-form start.
+    """Log a line if the trained model has a lower metric than its initial projections by CCA had.
 
     >>> report_worse_than_start({"validation": {"mean_recall": 0.376}}, "mean_recall", 0.324, print)
     training lowered mean_recall from 0.3760 (closed-form start) to 0.3240; use fewer train.epochs or a \
@@ -140,10 +136,10 @@ lower optim.lr
 def _fit(
     plan: Plan, inputs: TowerInputs, image: Float[Tensor, "N V"], text: Float[Tensor, "M W"], log: RunLog
 ) -> dict[str, Any]:
-    """Choose settings on held-out pairs, fit the projections on all pairs, and set them in the model.
+    """Choose CCA settings on held-out pairs, fit the projections on all pairs, and set them in the model.
 
     Returns:
-        The chosen and the compared settings with their metrics, for results.json.
+        The chosen and all compared settings with their metrics, for results.json.
     """
     model, processes = plan.model, plan.processes
     of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
@@ -194,13 +190,11 @@ def parts_of(images: int, bad: Collection[int], seed: int, name: str) -> tuple[I
     The held-out part has about a sixth of the images, at most 1,000.
 
     Args:
-        images: number of images.
         bad: positions of unreadable images, which are in neither part.
-        seed: seed of the random split.
         name: name of the data, for the error message.
 
     Returns:
-        The positions of the images for fitting and of the held-out images, both ascending.
+        The positions of the images in both parts, ascending.
 
     Raises:
         DataError: there are too few readable images.
@@ -223,7 +217,7 @@ def pair_sums(
     images: Int[Tensor, " n"],
     processes: Processes,
 ) -> PairSums:
-    """Return sums over pairs of features, from which means and covariances are computed.
+    """Return the sums over image-caption pairs from which means and covariances of features are computed.
 
     The processes share the work, and each process returns the total.
 
@@ -232,7 +226,6 @@ def pair_sums(
         text: features of all captions.
         image_of_caption: position of each caption's image.
         images: positions of the images whose pairs are summed.
-        processes: the processes of the run.
     """
     sums = PairSums.zeros(image.shape[1], text.shape[1], image.device)
     share = images[processes.share(len(images))]
@@ -255,9 +248,9 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Make the trunks return weighted canonical coordinates, and make the projections keep only the first of them.
+    """Make the trunks return canonical coordinates (CCA), and the projections keep the first `chosen.width`.
 
-    The weight of a coordinate is its canonical correlation. The projections keep `chosen.width` coordinates.
+    The trunks multiply each coordinate by its canonical correlation.
     """
     # The trunks apply the weights, not the projections, so that training changes the projections of weakly correlated
     # coordinates less.
@@ -272,7 +265,7 @@ def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorr
 
 
 def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:
-    """Make a trunk return the canonical coordinates of the given layers.
+    """Make a trunk return canonical coordinates (CCA), computed from the given layers.
 
     The coordinates are padded with zeros to the input width of the projection.
     """
@@ -283,10 +276,10 @@ def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: 
 
 
 def _wide_features(side: str, plan: Plan, inputs: TowerInputs) -> Float[Tensor, "N W"]:
-    """Return the outputs of a trunk for all training images or all captions.
+    """Return the trunk outputs for all training images or all captions.
 
-    Stored outputs are used if they exist. Otherwise, the trunk runs on all data, and the images that it cannot read are
-    added to `inputs.bad`.
+    Stored outputs are used if they exist. Otherwise, the trunk runs on all data, and unreadable images are added to
+    `inputs.bad`.
     """
     name = f"{side}_features"
     if name in inputs.stores:

@@ -1,8 +1,8 @@
 """Search for doubtful captions in training data with models that were not trained on them (cross-fitting).
 
 A model learns the wrong captions of its training data, so it does not recognize them as wrong. The images are therefore
-divided into folds. For each fold, a model is trained on the other folds. This model then compares the captions of the
-fold with their images (`clipkit.search.doubts`). Frozen trunks run only once over all data.
+divided into folds. The captions of each fold are compared with their images by a model that was trained on the other
+folds (`clipkit.search.doubts`). Frozen trunks run only once over all data.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ _SIDES = ("image_features", "text_features")
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Estimates of how doubtful each of M captions is.
+    """Result of `cross_fit`: an estimate of how doubtful each of M captions is.
 
     Each caption is judged by a model that was not trained on this caption.
     """
@@ -59,10 +59,9 @@ class CrossFit:
     def doubtful(self, precision: float = 0.9) -> NDArray[np.int64]:
         """Return the positions of doubtful captions, the most doubtful first.
 
-        The list is as long as the precision allows.
-
         Args:
-            precision: minimum share of captions in the list that are estimated to be wrong, between 0 and 1.
+            precision: minimum estimated share of wrong captions among the returned captions, between 0 and 1. A lower
+                precision returns more captions.
         """
         totals = totals_of(self.fits, self.agreements)
         order = np.argsort(totals, kind="stable")[: np.isfinite(totals).sum()]
@@ -176,10 +175,8 @@ def _features(
     """Return the image features (N, D) and the caption features (M, D) of held-out pairs.
 
     Args:
-        plan: plan of a finished run, whose model was not trained on the pairs.
-        pairs: the held-out pairs.
-        outputs: stored outputs of frozen trunks for these pairs, by feature name.
-        layers: names and widths of all layers of the trunks, from `layers_of` before training.
+        outputs: stored outputs of frozen trunks for `pairs`, by feature name.
+        layers: result of `layers_of` before training.
     """
     if plan.recipe.start == "cca":
         outputs = coordinates_of(plan.model, outputs, layers)

@@ -43,7 +43,7 @@ def layer_factors(model: DualEncoder, decay: float) -> dict[str, float]:
 
 
 def _stack(tower: Tower) -> str | None:
-    """Return the name of the tower's list of blocks, e.g. native.encoder.layers.
+    """Return the name of the module list that contains the tower's blocks, e.g. native.encoder.layers.
 
     The result is None if the blocks are not in one list.
     """

@@ -72,7 +72,7 @@ def _report_no_more_deaths() -> None:
 
 
 def _with_reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then its cause, then the cause of that cause, and so on."""
+    """Yield an error, followed by the chain of its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

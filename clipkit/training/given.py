@@ -58,9 +58,7 @@ class Given:
         checked_callbacks(self.callbacks)
 
     def recipe(self, recipe: "str | Path | Recipe | Mapping[str, Any]", overrides: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with the names of the given objects.
-
-        The name of an object becomes the value of the key that the object replaces.
+        """Return the recipe, in which each key that a Python object replaces contains the object's name.
 
         Args:
             recipe: a YAML file, a Recipe, or a dict of its sections. It may omit the keys that given objects replace.
@@ -98,7 +96,7 @@ class Given:
         return named
 
     def read(self, role: Literal["train", "validation"], processes: Processes, **columns: Any) -> Pairs | None:
-        """Read pairs from the training or validation data that the user gave as a Python object.
+        """Read pairs from the training or validation data that the user gave in Python.
 
         The result is None if the user gave no object, or only a path, which is in the recipe.
 
@@ -117,11 +115,11 @@ class Given:
 
     @property
     def notes(self) -> list[str]:
-        """Log lines that name the loss, the objective and the callbacks that are given in Python."""
+        """Return log lines that name the loss, the objective and the callbacks given in Python."""
         return [f"{name} in Python: {value}" for name, value in self.facts().items()]
 
     def facts(self) -> dict[str, Any]:
-        """Return the names of the loss, the objective and the callbacks that are given in Python, for results.json."""
+        """Return the names of the loss, the objective and the callbacks given in Python, for results.json."""
         facts: dict[str, Any] = {}
         for name, given in (("loss", self.loss), ("objective", self.objective)):
             if given is not None:
@@ -131,7 +129,7 @@ class Given:
         return facts
 
     def identity_parts(self) -> dict[str, str]:
-        """Return hashes of the code of a loss and an objective that are given in Python.
+        """Return hashes of the code of a loss and an objective given in Python.
 
         A resumed run compares these hashes with those of the first run.
         """

@@ -1,4 +1,4 @@
-"""Sum of the gradients over processes, in buckets, while the backward pass is still running."""
+"""All-reduce of gradients in buckets, overlapped with the backward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,11 +12,11 @@ _BUCKET = 1 << 23
 
 
 class GradientSum:
-    """Sums the gradients of one step over all processes, in buckets of consecutive parameters.
+    """Sums the gradients of one step over all processes (all-reduce), in buckets of consecutive parameters.
 
-    The sum of a bucket starts as soon as the gradients of this bucket and of all earlier buckets are complete. The
-    buckets and their order are the same on all processes. Therefore, all processes start the same sums in the same
-    order, even if one of them runs out of memory and stops its backward pass.
+    The sum of a bucket starts as soon as the gradients of this bucket and of all earlier buckets are complete. All
+    processes have the same buckets in the same order. Therefore, they start the same sums, even if one of them runs out
+    of memory and stops its backward pass.
 
     Args:
         groups: groups of parameters in the order in which their gradients are completed, e.g. one group for each tower.
@@ -35,16 +35,16 @@ class GradientSum:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def completes(self, group: int) -> None:
-        """Declare that the next backward pass is the last one that adds to the gradients of a group.
+        """Declare that the next backward pass is the last one that adds to the gradients of a parameter group.
 
-        Each gradient of the group is complete as soon as this pass has computed it.
+        Each of these gradients is complete as soon as this pass has computed it.
         """
         self._hooks += [
             parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
         ]
 
     def complete(self, group: int) -> None:
-        """Declare that all gradients of a group are complete.
+        """Declare that all gradients of a parameter group are complete.
 
         A parameter that has no gradient on this process adds zeros to the sum.
         """
@@ -64,13 +64,13 @@ class GradientSum:
         return self._present
 
     def wait(self) -> None:
-        """Wait for the sums that have started, and discard them, because the step has failed."""
+        """Wait for the sums that have started and discard their results, because the step has failed."""
         for _, wait in self._sums:
             wait()
         self._sums = []
 
     def finish(self, present: Sequence[bool]) -> None:
-        """Wait for all sums, and set the gradient of each parameter to its sum.
+        """Wait for all sums, and store them as the gradients of the parameters.
 
         Args:
             present: for each parameter, True if at least one process has a gradient. The other parameters get no
@@ -98,7 +98,7 @@ class GradientSum:
 
 
 def _buckets(parameters: list[nn.Parameter], values: int) -> list[list[nn.Parameter]]:
-    """Return buckets of consecutive parameters with the same data type, each with up to about `values` values."""
+    """Divide parameters into buckets: consecutive, of one data type, and with at most about `values` elements."""
     buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:

@@ -11,10 +11,9 @@ Part = tuple[str, list[str]]
 
 
 def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[str, int]) -> list[str]:
-    """Return the lines of the table: a header, and one line for each trained part of the model.
+    """Return a table of the trained parts of a model: a header line, and one line for each part.
 
     Args:
-        model: the model.
         peaks: peak learning rate of each trained parameter, by name.
         starts: first step, counted from 0, in which a parameter is trained, by name. Parameters that are trained from
             step 0 are left out.
@@ -33,7 +32,7 @@ def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[
 
 
 def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Return the cells of a row, padded to the given widths; the number of parameters is right-aligned."""
+    """Pad the cells of a table row to the given widths; the number of parameters is right-aligned."""
     padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
     return [padded[0], row[1].rjust(widths[1]), *padded[2:]]
 
@@ -44,7 +43,6 @@ def peaks_of(
     """Return the peak learning rate of each parameter, by name.
 
     Args:
-        parameters: the parameters by name.
         groups: the parameter groups of the optimizer.
         peaks: peak learning rate of each group.
     """
@@ -53,7 +51,7 @@ def peaks_of(
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield the name of each part of the model, and the names of the parameters in this part.
+    """Yield the name of each part of the model, and the names of its parameters.
 
     All parameters of a part are trained from the same step on.
     """
@@ -67,7 +65,7 @@ def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
 
 
 def _blocks(side: str, tower: Tower, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield each range of consecutive trained blocks, with the names of their parameters.
+    """Yield a name for each range of consecutive trained blocks, and the names of their parameters.
 
     All blocks of a range are trained from the same step on.
     """

@@ -23,9 +23,7 @@ def hard_groups(
     same on all processes.
 
     Args:
-        recipe: size of a group, and margin against false negatives.
-        pairs: the training pairs.
-        features: features of the training pairs.
+        recipe: section `data.hard_negatives` of the recipe.
         processes: the processes of the run; only the main process searches.
 
     Returns:

@@ -40,7 +40,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return the identity of a run: hashes of data, frozen weights and teachers, and a description of the machine.
 
-    The keys of the dict appear in messages and checkpoints, so they must not change.
+    The keys must stay the same, because they appear in checkpoints.
     """
     train, validation = data.train, data.validation
 

@@ -51,20 +51,18 @@ T = TypeVar("T")
 class TowerInputs:
     """Makes the inputs of the towers from one dataset.
 
-    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once over
-    all images or captions. The processes share this work, and the outputs stay in memory. If only the first blocks of
-    a trunk are frozen, `store_parts` stores the output of these blocks on disk.
+    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once over all
+    data, and its outputs stay in memory. If only the first blocks of a trunk are frozen, `store_parts` stores the
+    output of these blocks on disk.
 
     Args:
-        model: model whose towers are used.
-        feed: the data.
         processes: processes that share the work.
         encoded: features that the objective needs, by name.
         augmented: True if the images of the objective `captions` are augmented, so that the image trunk runs in each
             step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample for a missing or unreadable image. None: such an image raises an error.
-        bad: known reasons why images are missing or unreadable, by position. Images that a frozen trunk cannot read are
+        bad: reasons why images are missing or unreadable, by position. Images that a frozen trunk cannot read are
             added.
         storing: settings for storing inputs on disk. None: nothing is stored on disk.
         outputs: outputs of frozen trunks that have been computed before, by feature name.
@@ -149,12 +147,11 @@ class TowerInputs:
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
         """Yield the batches of the run with their inputs.
 
-        A batch is valid only until the next batch is requested, because all batches use the same memory. Some inputs
-        may still be in CPU memory (see clipkit/training/transfer.py).
+        A batch is valid only until the next one is requested, because batches share memory. Some inputs may still be in
+        CPU memory (see clipkit/training/transfer.py).
 
         Args:
             slices: this process's samples of each batch, from the feed's sampler.
-            workers: number of loader workers.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -197,7 +194,6 @@ class TowerInputs:
 
         Args:
             epochs: epochs of this batch and of later batches; the first epoch is removed.
-            batch: the batch.
         """
         rows = {"image_features": batch.image_ids}
         epoch = epochs.popleft()
@@ -278,7 +274,7 @@ class TowerInputs:
 
 
 def _noting_epochs(slices: Any, epochs: deque[int]) -> Iterator[Any]:
-    """Yield the slices of a sampler unchanged, and append the epoch of each slice to `epochs`."""
+    """Pass on a sampler's slices (this process's samples of each batch), and append their epochs to `epochs`."""
     for samples in slices:
         epochs.append(samples[0].epoch if samples else 0)
         yield samples

@@ -32,8 +32,8 @@ def best_row(rows: Sequence[Mapping[str, float]], max_forgetting: float | None) 
     Args:
         rows: one row for each alpha, beginning with alpha 0. A row has `alpha`, `target` (the metric on the validation
             data) and, if measured, `retention`.
-        max_forgetting: largest allowed loss of retention from alpha 0. The best row is the one with the highest target
-            within this limit. None: the best row is the one with the highest mean of target and retention.
+        max_forgetting: largest allowed loss of retention from alpha 0. The best row has the highest target within this
+            limit. None: the best row has the highest mean of target and retention.
 
     Returns:
         The best row; ties go to the highest alpha.
@@ -59,7 +59,7 @@ def interpolated(
     alphas: Sequence[float] = ALPHAS,
     max_forgetting: float | None = None,
 ) -> tuple[list[dict[str, float]], float]:
-    """Evaluate the model at each alpha, and set it to the weights of the best alpha.
+    """Evaluate the interpolated weights for each alpha, and set the model to the best of them.
 
     Args:
         model: the model with the trained weights.

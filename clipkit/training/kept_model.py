@@ -21,8 +21,6 @@ def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any
     Adapters are merged into the saved model. They are also saved separately if their base model can be loaded again.
 
     Args:
-        plan: the plan of the run.
-        folder: the run folder.
         results: results to show in the model card.
     """
     folder.replace_model(lambda aside: save_kept_model(plan, aside, results))
@@ -43,7 +41,6 @@ def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any
     """Save the model, its model card, and the view heads that the recipe keeps.
 
     Args:
-        plan: the plan of the run.
         folder: folder for the model.
         results: results to show in the model card.
     """

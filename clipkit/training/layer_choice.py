@@ -1,4 +1,4 @@
-"""Choice of the layers, the ridge and the width of a closed-form start, on held-out training pairs."""
+"""Choice of layers, ridge and width for initial projections by CCA, on held-out training pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _WIDTHS = (64, 128, 256)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of the held-out pairs, on which settings are compared; float32 on the CPU."""
+    """Features of the held-out pairs on which CCA settings are compared; float32 on the CPU."""
 
     image: Float[Tensor, "N V"]
     text: Float[Tensor, "M W"]
@@ -31,7 +31,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of a closed-form start, and their retrieval metrics on the held-out pairs."""
+    """Settings of initial projections by CCA, and their retrieval metrics on the held-out pairs."""
 
     image_layers: tuple[str, ...]
     text_layers: tuple[str, ...]
@@ -49,16 +49,16 @@ class Choice:
 
 
 class Comparison:
-    """Compares settings of a closed-form start.
+    """Compares settings for initial projections by CCA.
 
-    For each setting, projections are computed from one part of the training pairs. Their retrieval is measured on the
-    held-out pairs.
+    The projections of each setting are computed from one part of the training pairs and evaluated on the held-out
+    pairs.
 
     Args:
         sums: sums over the pairs from which the projections are computed.
         held_out: features of the held-out pairs.
         image, text: the trunks, with all layers that can be chosen.
-        embed_dim: largest width of a start.
+        embed_dim: largest number of canonical coordinates.
     """
 
     def __init__(self, sums: PairSums, held_out: HeldOut, image: Layered, text: Layered, embed_dim: int) -> None:
@@ -78,8 +78,7 @@ class Comparison:
         towers).
 
         Args:
-            choose_image: choose the image layers; False uses all of them.
-            choose_text: choose the text layers; False uses all of them.
+            choose_image, choose_text: True to choose the layers of this tower, False to use all of them.
         """
         image, text = self.image.trunk.layers, self.text.trunk.layers
         if choose_image:
@@ -96,13 +95,10 @@ class Comparison:
         ridge: float,
         fixed: Literal["image", "text"] = "image",
     ) -> Choice:
-        """Return the choice with the best width for the given layers and ridge.
+        """Find the best width for the given layers and ridge, and return these settings.
 
         Args:
-            image_layers: layers of the image tower.
-            text_layers: layers of the text tower.
-            ridge: the ridge.
-            fixed: tower whose layers are the same in the next call, which then needs only half of the work.
+            fixed: tower whose layers stay the same in the next call, which then needs only half of the work.
         """
         layers = (tuple(image_layers), tuple(text_layers), ridge)
         for choice in self.choices:
@@ -131,11 +127,11 @@ class Comparison:
         return self.choices[-1]
 
     def columns(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the column numbers of the given layers in the features of both towers."""
+        """Return the feature columns of the given layers, for both towers."""
         return self.image.columns(image_layers), self.text.columns(text_layers)
 
     def widths(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the widths of the given layers of both towers."""
+        """Return the widths of the given layers, for both towers."""
         return self.image.widths(image_layers), self.text.widths(text_layers)
 
     def _last_as_good(self, choices: Sequence[Choice]) -> Choice:
@@ -152,7 +148,6 @@ class _Side:
     """Statistics of the features of one tower, with all its layers.
 
     Args:
-        trunk: the trunk of the tower.
         mean, covariance: mean and covariance of the V features.
         cross: covariance of the V features with the W features of the other tower.
     """
@@ -171,7 +166,7 @@ class _Side:
         self._last: tuple[Any, tuple[Whitening, Tensor]] | None = None
 
     def columns(self, layers: Sequence[str]) -> Int[Tensor, " v"]:
-        """Return the column numbers of the given layers."""
+        """Return the feature columns of the given layers."""
         return columns(self.trunk.layers, self.trunk.widths, layers)
 
     def widths(self, layers: Sequence[str]) -> list[int]:
@@ -180,14 +175,14 @@ class _Side:
         return [widths[name] for name in layers]
 
     def whitening(self, layers: Sequence[str], ridge: float) -> Whitening:
-        """Return the whitening of the given layers."""
+        """Return the whitening transform of the given layers."""
         chosen = self.columns(layers)
         return whitening(self.mean[chosen], self.covariance[chosen][:, chosen], ridge, self.widths(layers))
 
     def half_whitened(self, layers: Sequence[str], ridge: float) -> tuple[Whitening, Float[Tensor, "v W"]]:
-        """Return the whitening of the given layers, and their covariance with the other tower after whitening.
+        """Return the whitening transform of the given layers, and their whitened cross-covariance.
 
-        The covariance includes all layers of the other tower. The last result is cached.
+        The cross-covariance is that with all layers of the other tower. The last result is cached.
         """
         if self._last is None or self._last[0] != (layers, ridge):
             made = self.whitening(layers, ridge)

@@ -19,9 +19,6 @@ def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, sta
 
     Args:
         batches: this process's rows of each global batch.
-        gradients: the training step.
-        plan: the plan of the run.
-        state: the state of the run.
         recorder: writes logs and checkpoints, and evaluates.
 
     Raises:

@@ -32,13 +32,8 @@ def micro_batch_size_of(
     """Return the micro-batch size of the recipe. If it is `auto`, return the largest size that fits into memory.
 
     Args:
-        recipe: the recipe.
-        model: the model.
-        inputs: the inputs of the towers.
-        processes: the processes of the run, which agree on one size.
-        accelerator: object that applies mixed precision.
-        resumed: micro-batch size before the run was interrupted, which is used again for bit-identical results. None:
-            use the recipe.
+        resumed: micro-batch size of the interrupted run, which is used again for bit-identical results. None: use the
+            recipe.
 
     Raises:
         RecipeError: micro-batches would change the statistics that BatchNorm learns.
@@ -63,7 +58,7 @@ def micro_batch_size_of(
 def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
     """Return whether training updates the statistics of a BatchNorm layer.
 
-    Such statistics depend on which rows are in one forward pass.
+    These statistics depend on the rows in one forward pass.
     """
     return any(True for _ in scratch_batch_norms(model, recipe))
 
@@ -85,11 +80,8 @@ def find_micro_batch_size(
     trunks on a GPU are measured in the same way, because a failed process would leave the other processes waiting.
 
     Args:
-        model: the model.
         encoded: for each kind of features, the tower and its inputs for two images or for the two longest captions.
         rows: largest number of pairs of one process in a global batch.
-        processes: the processes of the run, which agree on one size.
-        accelerator: object that applies mixed precision.
     """
     # BatchNorm would learn statistics from these measurements, so restore them afterwards.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

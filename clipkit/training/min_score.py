@@ -23,14 +23,12 @@ def without_low_scores(
     """Remove the training captions with a low score, and the images that lose all their captions.
 
     The score of a caption is the cosine similarity of the caption and its image. Captions of missing and unreadable
-    images are kept, because `data.max_bad` applies to these images.
+    images are kept; `data.max_bad` limits these images.
 
     Args:
         recipe: section `data` of the recipe. `min_score` is the lowest allowed score, or the share of captions to
             remove.
         batch_size: pairs in a global batch.
-        data: the data of the run.
-        features: features of the training pairs.
         model: name of the model, for messages.
 
     Returns:
@@ -75,12 +73,9 @@ def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[np.nda
 
 
 def low_scores(scores: Float[np.ndarray, " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
-    """Return a mask of the low scores.
-
-    NaN is never low.
+    """Return a mask of the low scores; NaN is never low.
 
     Args:
-        scores: the scores.
         least: scores below this value are low. None: use `share`.
         share: share of the scores that are low, e.g. 0.1 for the lowest tenth. The number of low scores is rounded
             down. Ties go to the earlier positions.

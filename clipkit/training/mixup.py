@@ -46,11 +46,11 @@ class Mixup:
     batch_size: int
 
     def draw(self, step: int, rows: slice) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return the weight λ and the partner's caption position for each pair in some rows of a global batch.
+        """Return the weight λ and the partner's caption position for each of the given rows of a global batch.
 
         Args:
             step: number of the step, from 0.
-            rows: the rows of the global batch.
+            rows: rows of the global batch.
 
         Example:
             >>> weights, partners = Mixup(1.0, np.arange(9), seed=0, batch_size=4).draw(step=0, rows=slice(2, 4))
@@ -88,7 +88,6 @@ def mixed(
 
     Args:
         batches: this process's rows of each global batch, from `first_step` on.
-        plan: the plan of the run.
         inputs: the stored outputs of both trunks.
         first_step: number of the first step, from 0.
     """

@@ -30,7 +30,6 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     are layers for which the recipe sets dropout, and BatchNorm layers of towers that start from scratch.
 
     Args:
-        recipe: the recipe.
         given: a model to train instead of the model that the recipe names; it is changed in place.
 
     Raises:

@@ -26,7 +26,6 @@ def build_optimizer(
     and the scale.
 
     Args:
-        parameters: the trainable parameters by name.
         recipe: settings of the optimizer.
         kind_of: function that returns the kind of a parameter (adapter, pretrained or new) from its name.
         factors: learning rate factor of each parameter by name; None: all 1.
@@ -58,7 +57,6 @@ def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
 
     Args:
         warmup: number of warmup steps or, if below 1, a share of the steps after the first `held` steps.
-        steps: number of steps in the whole run.
         held: number of steps before warmup, in which the learning rate is 0.
 
     Raises:

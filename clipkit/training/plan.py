@@ -111,7 +111,6 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     """Read the data, load the model and build the parts of a run. Nothing is written.
 
     Args:
-        recipe: the recipe of the run.
         accelerator: provides mixed precision and the processes of the run; None: created from the recipe.
         given: Python objects that replace keys of the recipe.
 

@@ -60,7 +60,7 @@ class Pull:
     def fingerprint(self) -> str:
         """Return a hash of the initial weights.
 
-        Checkpoints do not contain the initial weights. A resumed run loads them from the base model again.
+        A resumed run loads these weights from the base model again, because checkpoints do not contain them.
         """
         digest = hashlib.sha256()
         for name, value in self._start.items():
@@ -73,7 +73,7 @@ class Pull:
         """Add the gradient of the penalty, 2 w (θ − θ_start), to the gradients of the loss.
 
         Call this method on every process after the gradients are summed over the processes. Parameters without a
-        gradient are skipped, because they still have their initial values and their penalty is zero.
+        gradient are skipped, because they have not changed, so their penalty is zero.
 
         Args:
             scale: factor by which the gradients of the loss are scaled (mixed precision).

@@ -1,4 +1,4 @@
-"""Output of a run during training: logs, checkpoints, findings, the best model, and messages on the terminal."""
+"""Output of a run during training: logs, checkpoints, detected problems, the best model, and terminal messages."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,11 +40,9 @@ class Recorder:
     All processes call its methods, but only the main process writes.
 
     Args:
-        plan: the plan of the run.
         folder: the run folder, locked by this run.
         run_log: writes lines to the terminal and to log.txt.
-        monitor: the guards of the run.
-        measurements: the evaluations.
+        monitor: the guards, which check the run for problems.
         stop_request: tells whether a stop signal arrived.
         throughput: peak speed of the device, and number of operations of the towers.
     """
@@ -91,7 +89,6 @@ class Recorder:
 
         Args:
             bad: reasons why images are missing or unreadable, by position.
-            step: number of updates so far.
         """
         self.bad_samples.resume()
         if self.bad_samples.any_new(bad):
@@ -235,7 +232,6 @@ class Recorder:
         """Evaluate the model, and save it if it is the best one so far.
 
         Args:
-            state: the state of the run.
             row: this step's row of metrics.jsonl, for the log line; None: no log line.
 
         Returns:

@@ -24,9 +24,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     """Train according to a plan and fill the run folder.
 
     Args:
-        plan: the plan of the run.
         folder: the run folder, locked by this run.
-        stop: tells whether a stop signal arrived.
         resume: continue from the newest checkpoint in the folder.
 
     Returns:

@@ -105,10 +105,8 @@ def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyF
 def _check_streamable(recipe: Recipe, name: str) -> None:
     """Check that the recipe has no setting that streams do not support.
 
-    Such a setting needs, for example, the positions of the samples or their number.
-
     Raises:
-        RecipeError: the recipe has such a setting.
+        RecipeError: a setting is not supported, e.g. because it needs the number of samples.
     """
     data = recipe.data
     refused = {
@@ -169,9 +167,7 @@ def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Read pairs from a source, or only images or only captions if the objective needs nothing else.
 
     Args:
-        recipe: the recipe.
-        source: the source.
-        broken: problems that are tolerated, e.g. "images" for missing image files.
+        broken: problems to tolerate, e.g. "images" for missing image files.
     """
     return read_pairs(source, **recipe.columns, broken=broken)
 

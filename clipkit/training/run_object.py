@@ -46,7 +46,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe with all defaults."""
+        """Complete recipe of the run: its settings, and the defaults of all other keys."""
         return Recipe.from_yaml(self._files.recipe)
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def findings(self) -> list[Finding]:
-        """Findings of the guards so far."""
+        """Problems that the guards (automatic checks of the run) have found so far."""
         found = read_findings(self.folder)
         return [] if found is None else found[1]
 

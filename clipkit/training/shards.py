@@ -25,8 +25,6 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
     """Return whether a run distributes its trunks: `train.shard` is true, and there are several processes.
 
     Args:
-        recipe: the recipe.
-        processes: the processes of the run.
         precision: precision of the forward pass, as Accelerate names it.
 
     Raises:
@@ -54,17 +52,15 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
 class Shards(Weights):
     """Trained weights of a model whose trunks are distributed over the processes (FSDP2).
 
-    Each process has some rows of each trunk parameter, and of its gradient and moments. A forward or backward pass
-    gathers one block at a time. The projections, the scale and the bias are whole on each process.
+    Each process has some rows of each trunk parameter, of its gradient and of its optimizer moments. A forward or
+    backward pass gathers one block at a time. The projections, the scale and the bias are whole on each process.
 
     Each trunk exists twice. The distributed copy is trained. The original trunk has weights only in `model_is_whole`
     and after `end`; otherwise, it is empty.
 
     Args:
         model: the model, on the CPU; it is changed in place.
-        processes: the processes of the run.
-        offloads: True to keep this process's rows, gradients and moments on the CPU, where the optimizer updates the
-            rows.
+        offloads: True to keep this process's rows, gradients and moments on the CPU, where the optimizer runs.
 
     Raises:
         RecipeError: two trunks share parameters.
@@ -128,7 +124,7 @@ class Shards(Weights):
         return whole.cpu() if self.processes.is_main else whole.new_empty(0)
 
     def _whole_of(self, name: str, value: Tensor) -> Tensor:
-        """Gather the complete tensor of which each process has some rows.
+        """Gather a complete tensor from the rows that each process has.
 
         A tensor that is not distributed is returned unchanged.
         """
@@ -170,7 +166,7 @@ class Shards(Weights):
             self.model.sides[side].trunk = trunk
 
     def _empty(self) -> None:
-        """Free the weights of the original trunks while the distributed copies are used."""
+        """Free the weights of the original trunks, because the distributed copies are used instead."""
         for trunk in self._whole.values():
             for parameter in trunk.parameters():
                 parameter.data = parameter.data.new_empty(0)
@@ -179,7 +175,7 @@ class Shards(Weights):
 def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
     """Distribute the parameters of a trunk over the processes, in place.
 
-    First, each block is distributed. Then, the parameters outside of blocks are distributed.
+    First, each block is distributed, then the parameters outside of blocks.
     """
     device = processes.device.type
     mesh = init_device_mesh(device, (processes.count,))

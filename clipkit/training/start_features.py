@@ -28,7 +28,7 @@ _STRINGS = 64
 
 @dataclass(frozen=True)
 class StartFeatures:
-    """Unit-length features of all training images and captions, on the CPU."""
+    """L2-normalized features of all training images and captions, on the CPU."""
 
     image: Float[Tensor, "N D"]
     text: Float[Tensor, "M D"]
@@ -42,10 +42,7 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
     The result is bit-identical for any number of processes.
 
     Args:
-        model: the model before training.
-        pairs: the training pairs.
         missing: reasons why images are known to be missing, by position.
-        processes: the processes of the run, each of which encodes some blocks of 1,024 images or captions.
     """
     bad_here: dict[int, str] = {}
     on_cpu = not is_accelerator(model.device)
@@ -73,7 +70,7 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
 
 
 def _in_blocks(count: int, encode: Callable[[range], Tensor], processes: Processes, kind: str) -> Float[Tensor, "N D"]:
-    """Return the unit-length features of `count` items.
+    """Return the L2-normalized features of `count` items.
 
     The items are encoded in blocks of fixed size, which are divided among the processes.
     """

@@ -12,12 +12,12 @@ from clipkit.training.step import Step
 
 @dataclass(eq=False)
 class State:
-    """State of a run: everything that changes during the run. It can be saved in a checkpoint and restored.
+    """State of a run: everything that changes during the run and is saved in checkpoints.
 
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
-        closed_form: settings and metrics of the closed-form start; None without one.
+        closed_form: settings and metrics of the initial projections by CCA; None if `model.start` is not `cca`.
     """
 
     plan: Plan

@@ -73,16 +73,12 @@ class Step:
     of the features, each micro-batch runs again with a graph and the same random numbers (GradCache, Gao et al. 2021).
 
     Args:
-        model: the model; its towers have no distributed wrapper.
-        encoders: encoder of each kind of features, by the name of its inputs in the batch. The order is the same on all
-            processes.
+        model: the model, without distributed wrappers.
+        encoders: encoder of each kind of features, by the name of its inputs; in the same order on all processes.
         value: function that computes this process's part of the loss from gathered features.
-        processes: the processes of the run.
         accelerator: object that applies mixed precision and scales gradients.
         batch_size: pairs in the global batch, G.
-        micro_batch_size: rows of this process in one pass with a graph. The size is halved on all processes if the rows
-            do not fit into the memory of one process.
-        seed: the seed of the run.
+        micro_batch_size: rows of this process in one pass with a graph; halved on all processes if one lacks memory.
         may_split: True if a batch that does not fit may be split into more micro-batches.
         stop_requested: called between micro-batches; True ends the step.
         log: called with one line when the micro-batch becomes smaller.
@@ -112,9 +108,7 @@ class Step:
             self.stop_requested = lambda: False
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
-        """Compute the gradients, and return the loss of the global batch.
-
-        The loss is the same on every process.
+        """Compute the gradients, and return the loss of the global batch, which is the same on every process.
 
         Args:
             batch: this process's rows of the global batch: `processes.share(batch_size)`.
@@ -172,7 +166,7 @@ class Step:
 
     @contextmanager
     def _agreed(self, sums: GradientSum | None = None) -> Iterator[None]:
-        """Return a context for separate work of each process: all processes complete it, or all raise an error.
+        """Return a context in which either all processes complete their work, or all raise an error.
 
         Args:
             sums: gradient sums that the work starts. They are finished at the end of the context, or discarded after an
@@ -327,7 +321,6 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 
     Args:
         encodings: the encodings in the order of their backward passes; several encodings may share a tower.
-        model: the model.
     """
     last = dict.fromkeys(model.parameters(), 0)
     for number, encoding in enumerate(encodings, start=1):
@@ -340,9 +333,9 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 
 
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
-    """Return the sizes of micro-batches into which an accelerator splits captions.
+    """Return the sizes of the micro-batches of captions on an accelerator.
 
-    A micro-batch of short captions has more captions, but no micro-batch has more tokens than fit into memory.
+    Micro-batches of short captions have more rows, but no micro-batch has more tokens than fit into memory.
 
     Args:
         lengths: number of tokens of each caption, ascending.

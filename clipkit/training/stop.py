@@ -26,10 +26,9 @@ class StopRequest:
     sets `signal`, and the run stops where no work is lost.
 
     A second Ctrl-C, at least a second after the first signal, ends the process at once. In an interactive session, such
-    as a notebook, it raises Interrupted instead, and the process keeps running.
+    as a notebook, it raises Interrupted instead.
 
-    In a thread other than the main thread, this context does nothing, because Python delivers signals only to the main
-    thread.
+    Outside of the main thread, this context does nothing, because Python delivers signals only to the main thread.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Share of an accelerator's peak speed that a training step reaches.
+"""Share of an accelerator's peak speed that a training step reaches (model FLOPs utilization).
 
 Only the floating-point operations of one forward and one backward pass of the towers are counted. The second forward
 pass of GradCache or gradient checkpointing, the loss, the optimizer, and padding are not counted.
@@ -61,7 +61,7 @@ def peak_of(device_name: str, precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of one tower for one row, as a polynomial in its number of tokens."""
+    """Floating-point operations of one tower for one row, as a polynomial in the number of tokens."""
 
     polynomial: NDArray[np.float64]
     """Coefficients, highest power first; only a constant for images, stored features and texts of a fixed length."""
@@ -84,12 +84,7 @@ class Throughput:
     """Operations of the towers, by the names of the batch's inputs; empty if the peak is unknown."""
 
     def share(self, batch: Batch, seconds: float) -> float | None:
-        """Return the share of the peak speed that a step reached; None if the peak speed is unknown.
-
-        Args:
-            batch: this process's rows of the batch.
-            seconds: duration of the step.
-        """
+        """Return the share of the peak speed that a step reached; None if the peak speed is unknown."""
         return None if self.peak is None else self.operations(batch) / seconds / self.peak
 
     def operations(self, batch: Batch) -> float:
@@ -121,8 +116,7 @@ def work_of(encoder: Encoder, inputs: Mapping[str, Tensor]) -> Work:
     because matrix products are linear and attention is quadratic. The polynomial is fitted to counts at three lengths.
 
     Args:
-        encoder: the tower, or only its trunk.
-        inputs: its inputs, one row.
+        inputs: inputs of one row.
     """
     tower = encoder.tower
     if not isinstance(tower, TextTower) or not tower.padding_may_be_cut or "attention_mask" not in inputs:
@@ -173,7 +167,7 @@ def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named:
 
 
 def _passes(tower: Tower) -> float:
-    """Return the operations of a forward and a backward pass of a trunk, as a multiple of its forward pass.
+    """Return the operations of a trunk's forward and backward pass, divided by those of the forward pass.
 
     The result is 3 if the whole trunk is trained, and 1 if it is frozen. The backward pass computes the gradients of
     the trained weights, and the gradients of the inputs of each block after the first trained block.

@@ -37,16 +37,13 @@ _PATIENCE = 10.0
 
 
 class Closed(Exception):
-    """Exception for access to a `PixelMemory` after it was closed, because no further batches are needed."""
+    """Exception for access to a closed `PixelMemory`."""
 
 
 class PixelMemory(BatchMemory):
     """Memory for the pixels of two batches, which are used in turn.
 
     Pixels reach a GPU through pinned memory, in chunks.
-
-    Args:
-        device: the device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -156,11 +153,7 @@ def _copy_bytes(target: Tensor, source: Tensor) -> None:
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin the memory of a tensor, so that copies to a GPU do not block.
-
-    Returns:
-        True if the memory could be pinned.
-    """
+    """Pin the memory of a tensor for asynchronous copies to a GPU; return whether this succeeded."""
     if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
         return True
     with suppress(RuntimeError):  # CUDA reports the failure again at the next kernel, so run one
@@ -233,8 +226,7 @@ class MicroBatches:
 
     Args:
         inputs: inputs by name, on the device or in CPU memory.
-        rows: the rows of each micro-batch: a slice, which needs no copy, or an index tensor on the CPU.
-        device: the device of the model.
+        rows: the rows of each micro-batch: a slice (no copy) or an index tensor on the CPU.
         cut: function that is applied to the inputs of each micro-batch before they are copied to the device.
     """
 

@@ -20,9 +20,8 @@ def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> di
     Parameters that are trained from the first step on are left out.
 
     Args:
-        model: the model; frozen parameters are ignored.
         unfreeze: `optim.unfreeze` of a recipe.
-        steps: number of steps of the whole run.
+        steps: number of steps in the whole run.
 
     Raises:
         RecipeError: the recipe does not say when a trained block starts, or nothing is trained in the first step.
@@ -66,7 +65,6 @@ def frozen_until(starts: Mapping[str, int], model: nn.Module, step: int) -> Iter
 
     Args:
         starts: first step in which a parameter is trained, by name.
-        model: the model.
         step: number of the current step, from 0.
     """
     names = [name for name, start in starts.items() if start > step]

@@ -34,8 +34,6 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
 
     Args:
         batch: this process's rows.
-        gradients: computes the gradient.
-        plan: the plan of the run, with the model, the optimizer and the schedule.
         state: the state of the run; its step increases by one.
 
     Returns:
@@ -43,8 +41,8 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
 
     Raises:
         Abandoned: a process received a stop signal; nothing has changed.
-        NotFinite: the loss, the gradient norm or the updated weights are not finite. If `updated` is False, nothing
-            has changed. If `updated` is True, the weights must not be saved.
+        NotFinite: the loss, the gradient norm or the updated weights are not finite. If `updated` is False, nothing has
+            changed. If `updated` is True, the weights must not be saved.
     """
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)

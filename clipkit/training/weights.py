@@ -15,9 +15,6 @@ class Weights:
     """Trained weights of a model that is complete on each process.
 
     For a model whose trunks are distributed over the processes, use the subclass `Shards`.
-
-    Args:
-        model: the model.
     """
 
     is_sharded = False
@@ -29,10 +26,7 @@ class Weights:
         """Trained parameters by their name in the model; a distributed parameter is the part of this process."""
 
     def collect_gradients(self) -> None:
-        """Move the gradients of the batch to the parameters in `trained`.
-
-        In this class, the gradients are already there.
-        """
+        """Move the gradients of the batch to the parameters in `trained`; only the subclass `Shards` needs this."""
 
     def sum_of_squares(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Return the sum of the squares of all values, over all processes.
@@ -59,18 +53,12 @@ class Weights:
         All processes must call this method together.
 
         Args:
-            name: name of the parameter.
             value: this process's values of the parameter, of its average or of one of its moments.
         """
         return value
 
     def from_file(self, name: str, value: Tensor) -> Tensor:
-        """Return this process's part of a tensor from a checkpoint; the inverse of `to_file`.
-
-        Args:
-            name: name of the parameter.
-            value: the complete tensor.
-        """
+        """Return this process's part of a tensor from a checkpoint; the inverse of `to_file`."""
         return value
 
     def model_is_whole(self) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Estimate of the false negatives in a batch: rows with the same caption or the same image as another row."""
+"""Estimate of the false negatives in a batch: rows with the same caption or image as another row."""
 
 import math
 from math import lgamma
@@ -35,7 +35,7 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
         `size`: G.
         `same_caption`: expected number of pairs of rows with equal captions.
         `same_image`: expected number of pairs of rows with duplicate images.
-        `rows`: expected number of rows that have the same caption or image as another row.
+        `rows`: expected number of rows with the same caption or image as another row.
     """
     count = len(pairs.images)
     size = min(batch_size, count)
@@ -54,13 +54,13 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return the probability that a batch contains a match of a given image, if the image has k matches in the data.
+    """Return the probability that the other images of a batch include a match of a given image.
 
-    The batch contains the given image itself. The probability is 1 − C(N−1−k, G−1) / C(N−1, G−1).
+    If the data has k matches of the image, the probability is 1 − C(N−1−k, G−1) / C(N−1, G−1).
 
     Args:
-        partners: values of k, one for each probability to return. An expected value need not be an integer.
-        count: number of images, N.
+        partners: k for each returned probability; may be an expected value, and thus a fraction.
+        count: number of images in the data, N.
         size: number of images in the batch, G.
     """
     different, row = np.unique(partners, return_inverse=True)
@@ -74,10 +74,10 @@ def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64
 
 
 def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two arrays with one entry for each (image, distinct caption of this image).
+    """Return two values for each (image, distinct caption of this image).
 
-    The first array is the probability that training draws this caption for the image. The second array is the expected
-    number of images, including this image, for which training draws an equal caption.
+    The first value is the probability that training draws this caption for the image. The second value is the sum of
+    the first values over all images that have an equal caption, including this image.
     """
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]

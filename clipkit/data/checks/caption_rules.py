@@ -64,7 +64,7 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for many different images. The examples are the most frequent captions."""
+    """Report captions that are used for many different images, with the most frequent as examples."""
     index = data.captions
     most = (
         " (one of these captions is used for most of the images)"
@@ -84,7 +84,7 @@ def boilerplate_captions(data: CheckedData) -> Finding | None:
 
 
 def shared_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for several images, but for fewer images than boilerplate captions."""
+    """Report captions that are used for several images, but for too few to be boilerplate."""
     shared = data.captions.shared
     return _report(
         data, shared, "shared_captions", "captions that are also used for another image",
@@ -119,7 +119,7 @@ def cut_captions(data: CheckedData) -> Finding | None:
 
 
 def leaked_captions(data: CheckedData) -> Finding | None:
-    """Report captions that also occur in the data `against`, which is usually the validation data."""
+    """Report captions that also occur in the data `against`, usually the validation data."""
     if data.against is None or not data.against.has_captions:
         return None
     captions = normalized(data.pairs.captions)

@@ -33,7 +33,7 @@ _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Return captions in lower case, without spaces and punctuation, to compare captions.
+    """Return captions in lower case without spaces and punctuation, for comparisons.
 
     A caption that contains only punctuation keeps its punctuation.
 
@@ -47,7 +47,7 @@ def normalized(captions: Sequence[str]) -> pa.Array:
 
 
 def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArray[np.int64]:
-    """Return (M,) lengths of captions in tokens. If `token_counts` is None, the lengths are in words."""
+    """Return (M,) lengths of captions in tokens, or in words if `token_counts` is None."""
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)

@@ -22,7 +22,7 @@ Scope = Literal["quick", "sampled", "full"]
 class CheckedData:
     """N images and M captions, with the measurements that the rules need.
 
-    Measurements are optional. A rule whose measurement is missing reports nothing.
+    A rule whose measurement is missing reports nothing.
     """
 
     pairs: Pairs
@@ -71,15 +71,15 @@ class CheckedData:
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the name of an image for messages: the path in the source, or e.g. "data.parquet, row 5"."""
+        """Return the name of an image for messages, e.g. its path or "data.parquet, row 5"."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:
-        """Return the name of a caption's image for messages. If there are no images, return e.g. "row 5"."""
+        """Return the name of a caption's image for messages; without images, e.g. "row 5"."""
         return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
-        """Return a caption, shortened to 100 characters, followed by the name of its image."""
+        """Return a caption, shortened to 100 characters, and the name of its image, for messages."""
         return f"{shortened(repr(self.pairs.captions[row]), 100)} ({self.row_name(row)})"
 
 
@@ -89,8 +89,8 @@ class DataRule(Rule[CheckedData]):
 
     Args:
         needs: "images" or "captions"; the rule is skipped if the data has none.
-        scope: "full": only `clipkit data check` applies the rule. "quick": training also applies the rule at the start,
-            without opening images. "sampled": training also applies the rule at the start, to a sample of the images.
+        scope: "full": applied only by `clipkit data check`. "quick": also applied when training starts, without opening
+            images. "sampled": also applied when training starts, to a sample of the images.
     """
 
     needs: Literal["images", "captions"]

@@ -1,4 +1,4 @@
-"""Comparison of pixels, to confirm that two images that look similar are copies of the same image."""
+"""Comparison of pixels, to confirm that two similar images are copies of the same image."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,14 +28,14 @@ _DRAFT = 2 * _FINE
 def confirmed_copies(images: Sequence[Path | Stored], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Select the pairs of images that are copies, i.e. that differ only in size and encoding.
 
-    The images are opened and compared. A pair is dropped if one of its images cannot be opened.
+    A pair is dropped if one of its images cannot be opened.
 
     Args:
         images: N images.
         pairs: (P, 2) positions of images that may be copies.
 
     Returns:
-        (K, 2) the rows of `pairs` that were confirmed.
+        (K, 2) the confirmed rows of `pairs`.
     """
 
     @lru_cache(maxsize=4096)

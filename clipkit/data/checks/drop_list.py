@@ -1,4 +1,4 @@
-"""Reader of a list of images and captions to drop from a dataset. `clipkit browse` writes such lists."""
+"""Reader of a list of images and captions to drop, as written by `clipkit browse`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Detection of duplicate images: images with the same bytes, and images that look nearly the same."""
+"""Detection of duplicate images: images that have the same bytes or look nearly the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Duplicates:
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) for the first image of each group with the same bytes: the size of the group. For other images: 0."""
+        """(N,) number of images with the same bytes, given at the first of them; 0 at the others."""
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
@@ -57,7 +57,7 @@ class Duplicates:
 
     @property
     def degrees(self) -> NDArray[np.int64]:
-        """(N,) for each image, the number of its exact and near duplicates."""
+        """(N,) number of exact and near duplicates of each image."""
         copies, (one, other) = self.copies, self.near_pairs.reshape(-1, 2).T
         near = np.bincount(one, copies[other], len(copies)) + np.bincount(other, copies[one], len(copies))
         return (copies - 1 + near.astype(np.int64))[self.first]
@@ -69,7 +69,7 @@ class Duplicates:
             rank: (N,) rank of each image. Among near duplicates, the image with the lowest rank is kept.
 
         Returns:
-            (N,) for each image, the position of the image that is kept in its place. A kept image represents itself.
+            (N,) position of the image that is kept in place of each image. A kept image represents itself.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}
@@ -89,10 +89,7 @@ class Duplicates:
 
 
 def find_duplicates(scan: ImageScan) -> Duplicates:
-    """Find exact and near duplicates among the images of a scan. Images that cannot be opened are ignored.
-
-    The time grows almost linearly with the number of images.
-    """
+    """Find exact and near duplicates among the readable images of a scan."""
     count = len(scan)
     readable = np.ones(count, bool)
     readable[list(scan.broken)] = False
@@ -144,7 +141,7 @@ def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Concatenate the ranges 0 … count − 1 for all counts. Also return the index of the count for each element.
+    """Concatenate the ranges 0 … count − 1 of all counts. Also return the index of each element's count.
 
     For the counts 2 and 3, the results are 0 1 0 1 2 and 0 0 1 1 1.
     """
@@ -153,15 +150,10 @@ def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the pairs of images whose thumbnails are similar, as arrays (P, 2) of positions.
+    """Yield the pairs (one, other) of images whose thumbnails are similar, as arrays (P, 2) of positions.
 
     Pairs with an image of very low contrast are dropped, because thumbnails of such images always look similar. Images
     of a single color are not dropped.
-
-    Args:
-        scan: scan of the images.
-        one: position of the first image of each pair.
-        other: position of the second image of each pair.
     """
     tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
     both = tells[one] & tells[other]

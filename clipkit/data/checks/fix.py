@@ -34,7 +34,7 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
         data: source as given by the user. If the source is a folder, the copy must be outside of it.
 
     Raises:
-        OutputError: the folder exists and is not empty, its parent does not exist, or the folder is inside the data.
+        OutputError: the folder is not empty, its parent does not exist, or the folder is inside the data.
     """
     folder = out.absolute()
     try:
@@ -100,7 +100,7 @@ def fix(
 
 
 def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
-    """Return for each image the position of the image that is kept in its place; usually this is the same image."""
+    """Return for each image the position of the image that is kept instead; a kept image has its own position."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     rank = report.rank.copy()
@@ -131,7 +131,7 @@ def _check_share_kept(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[
 
 
 def _select_rows(pairs: Pairs, report: Report, drop: DropList) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Select the rows to keep. Return (image, row of the caption) of these rows, and the dropped items with reasons."""
+    """Return the rows to keep, as (image, row of the caption), and the dropped items with reasons."""
     unusable = {**drop.images} | {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
@@ -183,7 +183,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path of an image for the table. An image from an archive or table is first saved as a file."""
+    """Return the path of an image for captions.csv. An image from an archive or table is first saved as a file."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
@@ -203,7 +203,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Return the path of a folder with symbolic links resolved, because `..` after a link leads to another folder."""
+    """Resolve symbolic links in the path of a folder, because `..` after a link leads to another folder."""
     return folder.resolve()
 
 

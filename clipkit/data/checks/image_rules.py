@@ -114,12 +114,12 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
 
 
 def leaked_images(data: CheckedData) -> Finding | None:
-    """Report images with the same bytes as an image of the data `against`, which is usually the validation data."""
+    """Report images with the same bytes as an image of the data `against`, usually the validation data."""
     return _leaked(data, exact=True, name="leaked_images", what="images with the same bytes as an image of")
 
 
 def leaked_near_images(data: CheckedData) -> Finding | None:
-    """Report images that look nearly the same as an image of the data `against`, usually the validation data."""
+    """Report images that look nearly the same as an image of the data `against`."""
     return _leaked(data, exact=False, name="leaked_near_images", what="images that look like an image of")
 
 

@@ -1,4 +1,4 @@
-"""Detection of images that occur in two datasets, e.g. in the training and the validation data."""
+"""Detection of images that occur in two datasets, e.g. training and validation data."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _UNKNOWN = -1  # size of an image at a URL, which is unknown before the download
 
 @dataclass(frozen=True)
 class Leak:
-    """An image of another dataset that equals an image of the checked dataset."""
+    """An image of another dataset that is the same as an image of the checked dataset, or looks the same."""
 
     position: int
     """Position of the image in the other dataset."""
@@ -25,23 +25,20 @@ class Leak:
     """True if the files have the same bytes, False if the images only look the same."""
 
     def describe(self, against: Pairs) -> str:
-        """Return the name of the image in the other dataset, for messages.
+        """Return "= " or "~ " and the name of the image in the other dataset, for messages.
 
-        The name follows "= " if the images have the same bytes, and "~ " if they only look the same.
+        "=" means that the images have the same bytes, and "~" that they only look the same.
         """
         return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
 
 
 def image_name(pairs: Pairs, position: int) -> str:
-    """Return the name of an image for messages: the path in the source, or e.g. "data.parquet, row 5"."""
+    """Return the name of an image for messages, e.g. its path or "data.parquet, row 5"."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Find the duplicates among the images of `scan`, and the images of `scan` that also occur in the scan `other`.
-
-    The second result maps the position of an image in `scan` to a `Leak`.
-    """
+    """Find duplicates within `scan`, and images of `scan` that also occur in `other` (position -> `Leak`)."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
     exact: dict[int, int] = {}  # first image with some content -> position of this content in the other dataset
@@ -63,10 +60,7 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Find the images of `pairs` that have the same bytes as an image of `against` (position -> `Leak`).
-
-    Only files that have the same size as a file of the other dataset are read.
-    """
+    """Find images of `pairs` with the same bytes as an image of `against` (position -> `Leak`)."""
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
     wanted = set(candidates.values())

@@ -1,7 +1,7 @@
 """List of all rules about data.
 
-To add a rule, write a function and add it to the table in `batch.py`, `caption_rules.py` or `image_rules.py`. Also
-write a test.
+To add a rule, write a function and a test, and add the function to the table in `batch.py`, `caption_rules.py` or
+`image_rules.py`.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Scan of images: each image is opened once, to measure it and to make a hash and a thumbnail for comparisons."""
+"""Scan of images, which are opened once to measure them and to make hashes and thumbnails."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ _IGNORED = 0.001
 class ImageScan:
     """Measurements of N images: sizes, hashes and thumbnails.
 
-    Values that could not be measured, e.g. because the image is broken, are 0 (-1 for the file size).
+    Unknown values, e.g. of a broken image, are 0 (-1 for the file size).
     """
 
     broken: dict[int, str]
@@ -74,7 +74,7 @@ class ImageScan:
 
 
 def scan_images(images: Sequence[Path | Stored], workers: int | None = None, name: str = "images") -> ImageScan:
-    """Open each image once, and return sizes, hashes and thumbnails. A progress bar is shown in a terminal.
+    """Open each image once, and return sizes, hashes and thumbnails.
 
     Args:
         images: N images.
@@ -122,7 +122,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
     """Open an image, and write its measurements to the row `position` of the scan.
 
-    Return the reason if the image cannot be opened, otherwise None.
+    Return None, or the reason why the image cannot be opened.
     """
     from imagehash import phash  # imported here because it imports SciPy, which loader workers do not need
 
@@ -160,7 +160,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
 
 
 def _spread(image: Image.Image) -> int:
-    """Return the difference between the largest and the smallest pixel value, in the channel where it is largest.
+    """Return the range of the pixel values, in the channel with the largest range.
 
     The lowest and highest 0.1 % of the values are ignored.
     """

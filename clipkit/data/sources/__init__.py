@@ -1,1 +1,1 @@
-"""Readers of data sources, one file per kind of source; each reader returns rows with their columns by role."""
+"""Readers of data sources, one file per kind of source. Each reader returns `Rows`: columns by role, e.g. caption."""

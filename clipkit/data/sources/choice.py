@@ -23,13 +23,13 @@ CERTAIN = 2
 
 
 def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
-    """Return how well the values of a column fit a role: a rank (0 is best) and the kind of the values as text.
+    """Return how well values fit a role: a rank (0 is best), and the kind of the values, e.g. "URLs".
 
-    For images, bytes are best, then paths, then URLs, which need the network.
+    For images, bytes are best, then paths, then URLs.
 
     Args:
         role: image, label, or a role of texts such as caption.
-        values: values of the first rows.
+        values: values of the first rows of a column.
         folder: folder to which paths are relative.
 
     Example:
@@ -84,13 +84,7 @@ def _is_number(text: str) -> bool:
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
     """Return the column that fits a role best (see `rank_of`), and a sentence about the choice for messages.
 
-    Ties go to the first candidate.
-
-    Args:
-        role: role of the column, e.g. image.
-        candidates: names of the possible columns.
-        peek: function from a column name to the first values of the column.
-        folder: folder to which paths are relative.
+    Ties go to the first of the candidates. Paths in the values are relative to `folder`.
     """
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
@@ -99,17 +93,17 @@ def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tu
 
 
 def columns_of_images(header: Sequence[str], peek: Peek, folder: Path) -> list[str]:
-    """Return the names of the columns that contain images, whatever their names."""
+    """Return the columns whose values are images, whatever the names of the columns."""
     return [name for name in header if rank_of("image", peek(name), folder)[0] <= CERTAIN]
 
 
 def choice_finding(source: str, choices: Sequence[str], advice: str) -> Finding:
-    """Return a finding that lists the columns that were chosen among several."""
+    """Return a finding that reports which columns a reader chose among several."""
     return Finding("column_choice", "note", f"{source}: {'; '.join(choices)}", advice)
 
 
 def of_table(table: Any) -> Peek:
-    """Return a function that maps the name of a column of an Arrow table to the first values of the column."""
+    """Return a function that takes a column name and returns the first values of this column of an Arrow table."""
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)
@@ -119,7 +113,7 @@ def of_table(table: Any) -> Peek:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; an empty list if the column is damaged."""
+    """Return the values of an Arrow column; [] if the column is damaged."""
     try:
         column.validate(full=True)  # without this check, a wrong offset in a memory-mapped file would crash the process
         return list(column.to_pylist())
@@ -128,7 +122,7 @@ def values_of(column: Any) -> list[Any]:
 
 
 def has_bytes(kind: Any) -> bool:
-    """Return whether an Arrow type stores the bytes of files: binary, or a struct with a field `bytes`."""
+    """Return whether an Arrow type stores file contents: binary, or a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -1,4 +1,4 @@
-"""Class names in the metadata of a table, where the library `datasets` stores the names of a ClassLabel column."""
+"""Class names in the metadata of a table, where the library `datasets` stores them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.parsing import parse_json
 
 
 def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
-    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if they are missing."""
+    """Return the class names of a column from the metadata of an Arrow or Parquet schema; None if there are none."""
     try:
         feature: Any = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, ValueError, TypeError):
@@ -28,7 +28,7 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
 def whole_numbers(column: Any) -> Any:
     """Convert a column of floats to integers, with null for NaN; return other columns unchanged.
 
-    A column with fractions is also returned unchanged. pandas stores integers with missing values as floats.
+    pandas stores integers with missing values as floats. A column with fractions is not converted.
     """
     if not pa.types.is_floating(column.type):
         return column
@@ -43,7 +43,7 @@ def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
 
     Args:
         name: name of the source, for messages.
-        column: class numbers, counted from 0; lists of class numbers if `classes.is_multilabel`.
+        column: class numbers from 0; lists of class numbers if `classes.is_multilabel`.
         classes: classes with their names.
 
     Raises:

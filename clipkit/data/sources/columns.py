@@ -32,7 +32,7 @@ NAMES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes in the order in which a source lists them; some may have no images."""
+    """Classes of a source in the order of the source, including classes without images."""
 
     labels: Sequence[str] | None = None
     """Values of the label column, in the order of the classes; None: all labels that occur, in alphabetical order."""
@@ -90,13 +90,10 @@ class Wanted:
         return [*self.needed, *self.optional]
 
     def needs(self, role: str, present: Collection[str]) -> bool:
-        """Return whether the source must have a column for a role.
+        """Return whether the source must have a column for a role, e.g. caption.
 
-        Labels can replace captions. If labels are read and a label column is present, no caption column is needed.
-
-        Args:
-            role: the role.
-            present: names of the columns of the source, in lower case.
+        If labels are read and a label column is present, no caption column is needed. `present` contains the column
+        names of the source in lower case.
         """
         if role == "caption" and "label" in self.roles:
             given = self.options.get("label")
@@ -107,9 +104,9 @@ class Wanted:
     def columns_among(self, source: object, header: Sequence[str], peek: Peek, folder: Path = Path()) -> dict[str, str]:
         """Find the column of each role; return role -> column name, without roles that have no column.
 
-        If several columns have an accepted name for a role, the values of the columns decide (see `rank_of`), and a
-        finding reports the choice. If images are needed and no column has an accepted name for images, the reader uses
-        the column that contains images, if there is exactly one.
+        If several columns have an accepted name for a role, the column with the best values is used (see `rank_of`).
+        A finding reports the choice. If images are needed and no column has an accepted name for images, the only
+        column that contains images is used.
 
         Args:
             source: name of the source, for messages.
@@ -158,8 +155,7 @@ class Wanted:
     def _given(self, role: str, header: Sequence[str]) -> str | None:
         """Return the column that the user named for a role, in lower case; None if the user named none.
 
-        Example: `file` for the option `?image=file`. If no column has the name as written, URL escapes such as %20 are
-        decoded.
+        Example: `file` for `?image=file`. URL escapes such as %20 are decoded if no column has the name as written.
         """
         given = self.options.get(role)
         if given is None:
@@ -167,7 +163,7 @@ class Wanted:
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return an example of how to name the column of a role: `'photos.csv?image=COLUMN'`, quoted for a shell."""
+        """Return an example of how to name the column of a role, quoted for a shell: `'photos.csv?image=COLUMN'`."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 
@@ -202,7 +198,7 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
 
 
 def exists(name: str) -> bool:
-    """Return whether a file or folder with this name exists; False for a URL or an invalid path."""
+    """Return whether a file or folder with this name exists; False for URLs and invalid paths."""
     try:
         return bool(name) and "://" not in name and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
@@ -210,10 +206,7 @@ def exists(name: str) -> bool:
 
 
 def _exists_in_source(source: str) -> bool:
-    """Return whether a source names an existing file or folder, e.g. the folder "shards" in "wds:shards:train".
-
-    The prefixes `hf:` and `wds:` and the split do not belong to this name.
-    """
+    """Return whether the file or folder in a source exists, e.g. the folder "shards" in "wds:shards:train"."""
     prefix, _, rest = source.partition(":")
     return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
 

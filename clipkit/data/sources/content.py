@@ -1,4 +1,4 @@
-"""Keys of images that are stored in a table; images with equal names and equal bytes have equal keys."""
+"""Keys that identify images stored in a table: images with equal names and equal bytes have equal keys."""
 
 import hashlib
 from collections import Counter
@@ -40,7 +40,7 @@ def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
 
 
 def _views(contents: Any) -> Iterator[memoryview | None]:
-    """Yield the bytes of each row without copying them; None for a row without bytes."""
+    """Yield the bytes of each row without a copy; None for a row without bytes."""
     are_bytes = pa.types.is_binary(contents.type) or pa.types.is_large_binary(contents.type)
     for chunk in contents.chunks if isinstance(contents, pa.ChunkedArray) else [contents]:
         for value in chunk:

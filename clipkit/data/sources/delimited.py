@@ -21,7 +21,7 @@ _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertic
 
 
 def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
-    """Read a CSV or TSV file, whose fields may be separated by commas, semicolons, tabs or vertical bars.
+    """Read a CSV or TSV file with commas, semicolons, tabs or vertical bars between its fields.
 
     Image paths are relative to the file.
 
@@ -64,7 +64,7 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 
 def all_columns(path: Path, wanted: Wanted) -> pa.Table:
-    """Return all columns of a CSV or TSV file as an Arrow table; the types are inferred from the values."""
+    """Return all columns of a CSV or TSV file as an Arrow table, with types inferred from the values."""
     return _parsed(path, _form_of(path, wanted))
 
 
@@ -86,10 +86,10 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the format of a file. The delimiter is the one that gives the most columns with accepted names.
+    """Return the format of a file, with the delimiter that gives the most columns with names of roles, e.g. caption.
 
-    Ties go to the delimiter that gives more columns, and then to the usual delimiter of the file extension. However, a
-    first line such as `sep=;`, which Excel writes, sets the delimiter.
+    Ties go to the delimiter that gives more columns, then to the usual delimiter of the file extension. A first line
+    such as `sep=;`, which Excel writes, sets the delimiter.
     """
     with open_text(path, newline="") as file:
         first = file.readline()
@@ -123,7 +123,7 @@ def _first_rows(path: Path, form: _Form, count: int = PEEKED + 1) -> list[list[s
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    """Raise an error if the first line contains an image path or URL, because the file then has no header."""
+    """Raise an error if the first line contains an image path or URL: the file then has no header."""
     images = (name for name in header if "://" in name or (Path(name).suffix and is_file(path.parent / name)))
     image = next(images, None)
     if image is not None:
@@ -154,10 +154,7 @@ def _check_quotes(path: Path, form: _Form, columns: dict[str, pa.Array]) -> None
 
 
 def _first_problem(path: Path, form: _Form) -> str | None:
-    """Return a message about the first malformed line of a file; None if all lines are correct.
-
-    This check is slower than the reader of Arrow, but knows the number of the line.
-    """
+    """Return a message about the first malformed line of a file, with its number; None if all lines are correct."""
     line = 0
     with open_file(path) as raw:
         for line, content in enumerate(raw, 1):

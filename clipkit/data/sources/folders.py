@@ -42,10 +42,10 @@ def read_folder(name: str, wanted: Wanted) -> Rows:
     - a .txt file per image, with the name of the image. Each nonempty line is a caption.
     - class folders. The class of an image is the top-level folder of its path, e.g. `cat` for `cat/1.jpg`.
 
-    Beside class folders, `classnames.txt` may contain one class name per line (see `paired_names`). The file
-    `zeroshot_classification_templates.txt` may contain prompt templates. If neither captions nor labels are needed,
-    images may be outside of class folders; then no image has a class. If there are several splits, e.g. folders `train`
-    and `test`, the option `?split=` chooses one. Hidden files are ignored (see `walk`).
+    Beside class folders, `classnames.txt` may contain one class name per line (see `paired_names`), and
+    `zeroshot_classification_templates.txt` prompt templates. If neither captions nor labels are needed, images may be
+    outside of class folders; then no image has a class. If there are several splits, e.g. folders `train` and `test`,
+    the option `?split=` chooses one. Hidden files are ignored (see `walk`).
 
     Raises:
         DataError: there are no images, the needed captions or labels are missing, or no split is chosen.
@@ -89,9 +89,9 @@ def _split_among(path: Path, tree: Walk, given: str | None) -> str | None:
 
 
 def _with_names_of(path: Path, rows: Rows) -> Rows:
-    """Add class names and prompt templates to the rows of a split, from files in the parent folder of the splits.
+    """Add class names and prompt templates from the parent folder of a split to the rows of the split.
 
-    Class names and templates that the split contains are not replaced.
+    Class names and templates in the split itself are not replaced.
     """
     if rows.classes is None or rows.classes.labels is None:
         return rows
@@ -103,7 +103,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
     """Return the rows of a metadata table whose images are in the folder of a split.
 
-    If `split` is None, return all rows. If their images are in folders of several splits, add a finding.
+    If `split` is None, return all rows, with a finding if their images are in folders of several splits.
     """
     if not isinstance(rows.images, Files):
         return rows

@@ -44,7 +44,7 @@ class ObjectImages(Items[Path | Stored]):
         return InObject(self, position)
 
     def image(self, row: int) -> ImageLike | bytes:
-        """Return the image of a row. Only one thread reads at a time, because the dataset may not be thread-safe."""
+        """Return the image of a row. Only one thread reads at a time, because the object may not be thread-safe."""
         with self._lock:
             return image_value(self._fetch(row))
 
@@ -82,7 +82,7 @@ class InObject(Held):
 
 
 def image_value(value: Any) -> ImageLike | bytes:
-    """Convert an image from a Python object to a type that `open_image` accepts, or to the bytes of an image file.
+    """Convert a value from a Python object to an image that `open_image` accepts, or to the bytes of an image file.
 
     Raises:
         DataError: the value is not an image.
@@ -105,9 +105,9 @@ def image_value(value: Any) -> ImageLike | bytes:
 
 
 def path_of(value: Any) -> str:
-    """Return the path of the file that contains an image; "" for an image in memory.
+    """Return the path of an image file; "" for an image in memory.
 
-    For a PIL image that was opened from a file, but not yet decoded, return the path of this file.
+    A PIL image that was opened from a file, but not yet decoded, counts as this file.
     """
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")
@@ -121,7 +121,7 @@ def path_of(value: Any) -> str:
 
 
 def key_of(value: Any, path: str) -> str:
-    """Return a string that is equal for equal images: the path or, without a path, a hash of the bytes or pixels."""
+    """Return a string that is equal for equal images: the path, or a hash of the bytes or pixels."""
     if path:
         return path
     if isinstance(value, ImageFile.ImageFile) and value.tile:  # hashing would load its pixels

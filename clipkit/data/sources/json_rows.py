@@ -32,7 +32,7 @@ class _Position:
 
 
 def read_json_lines(name: str, wanted: Wanted) -> Rows:
-    """Read a JSONL file with one object per line. The values of an object are strings or lists of strings.
+    """Read a JSONL file with one object per line, whose values are strings or lists of strings.
 
     Image paths are relative to the file.
 
@@ -71,7 +71,7 @@ def all_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSONL file. Before each row, set `position` to the line number of the row."""
+    """Yield the rows of a JSONL file; before each row, set `position` to its line."""
     with open_file(position.path) as file:
         for position.number, content in enumerate(file, 1):
             if content.strip():
@@ -79,7 +79,7 @@ def _lines(position: _Position) -> Iterator[Any]:
 
 
 def _listed(position: _Position) -> Iterator[Any]:
-    """Yield the rows of a JSON file. Before each row, set `position` to the number of the row."""
+    """Yield the rows of a JSON file; before each row, set `position` to its number."""
     content = parse_json(read_text(position.path))
     rows = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -131,12 +131,7 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
 
 
 def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, row) for each row, after a check that the row is a JSON object.
-
-    Args:
-        position: file and number of the current row; `rows` updates the number.
-        rows: iterator such as `_lines` or `_listed`.
-    """
+    """Check that each row is a JSON object; yield (number, row). `rows` is the iterator of `_lines` or `_listed`."""
     for row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")

@@ -1,4 +1,4 @@
-"""Size limits for files in a tar file. The files are read into memory, and a damaged header can give any size."""
+"""Size limits for files in a tar file, which are read into memory. A damaged header can give any size."""
 
 import tarfile
 from typing import Any, Self
@@ -20,7 +20,7 @@ _HEADERS = (
 
 
 class BoundedMember(tarfile.TarInfo):
-    """Header of a file in a tar file. A long name or an extended header may have at most 1 MiB."""
+    """Header of a file in a tar file. Long names and extended headers may have at most 1 MiB."""
 
     def _proc_member(self, archive: Any) -> Self:
         if self.size > _MOST_HEADER and self.type in _HEADERS:

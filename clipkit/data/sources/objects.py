@@ -40,7 +40,7 @@ def name_of_object(data: object) -> str:
 def read_object(data: object, wanted: Wanted) -> Rows:
     """Return the rows of a Python object. Columns are found by name; paths are relative to the working directory.
 
-    Images are not copied; each image is decoded when it is used. If an object creates its rows on access, e.g. a torch
+    Images are not copied; each image is decoded when it is used. If the object creates its rows on access, e.g. a torch
     Dataset, the texts of all rows are read once in advance.
 
     Raises:
@@ -72,7 +72,7 @@ def read_object(data: object, wanted: Wanted) -> Rows:
 
 
 def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
-    """Return the columns of a table in memory (e.g. a DataFrame, a list of dicts or of pairs) without copying values.
+    """Return the columns of a table in memory, e.g. a DataFrame or a list of dicts, without copying values.
 
     Args:
         data: the object.
@@ -152,7 +152,7 @@ def _rows(
         texts: column name -> texts.
         paths: path of each image; "" for an image that is not a file.
         keys: values that are equal for rows with the same image.
-        fetch: function from a row number to the image of the row, called when the image is used.
+        fetch: function from a row number to the image.
     """
     of_texts = {role: column for role, column in names.items() if role != "image"}
     if paths and all(paths):
@@ -179,7 +179,7 @@ def _row(item: Any, second: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _ImageOf:
-    """Function that returns the image of a row. Worker processes can use it if the dataset can be pickled."""
+    """Function from a row number to the image; picklable for worker processes, if the dataset is."""
 
     data: Any
     second: str
@@ -191,7 +191,7 @@ class _ImageOf:
 
 @dataclass(frozen=True)
 class _Texts(Dataset[tuple[Any, ...]]):
-    """Dataset of tuples, one per row: the path of the image ("" if it is not a file) and the texts."""
+    """Dataset with a tuple per row: the path of the image ("" if it is not a file), and the texts."""
 
     data: Any
     second: str
@@ -208,7 +208,7 @@ class _Texts(Dataset[tuple[Any, ...]]):
 
 
 def _text(value: Any) -> Any:
-    """Convert a text or label to a plain Python value, and an array or tuple to a list."""
+    """Convert a text or label to a plain Python value; an array or tuple becomes a list."""
     if isinstance(value, Tensor | np.generic | np.ndarray):
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value

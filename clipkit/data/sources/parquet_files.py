@@ -33,13 +33,8 @@ def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
 def read_parquet(path: str, wanted: Wanted) -> Rows:
     """Read Parquet files that contain image paths or the bytes of the images.
 
-    Image bytes are not loaded into memory. The library `datasets` copies them once to its cache and maps the cache into
-    memory.
-
-    Args:
-        path: a file, or a pattern for several files, e.g. part-*.parquet. The type of a column may differ between
-            files.
-        wanted: roles to read.
+    `path` is a file, or a pattern such as part-*.parquet. The type of a column may differ between files. The library
+    `datasets` copies image bytes once to its cache, and maps the cache into memory.
 
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
@@ -136,8 +131,8 @@ def _reads_large_binary() -> bool:
 def _plain_file(file: Path, schema: pa.Schema, columns: Sequence[str]) -> str:
     """Return the path of a file that `datasets` can read: the given file, a link to it, or a converted copy.
 
-    A link avoids characters such as `*` and `:` in the path, which `datasets` would read as a pattern or a URL. A copy
-    avoids types of columns that `datasets` does not support.
+    A link avoids characters such as `*` and `:`, which `datasets` would read as a pattern or a URL. A copy avoids
+    column types that `datasets` does not support.
     """
     kinds = [schema.field(name).type for name in columns]
     is_plain = all(kind in (_plain_type(kind), pa.string(), pa.binary()) for kind in kinds)

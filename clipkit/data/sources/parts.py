@@ -14,13 +14,9 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 
 
 def files_of_folder(name: str, ending: str) -> list[Path]:
-    """Return the files with an extension in a folder; if there are none, the files of the subfolder `data`.
+    """Return the files in a folder with an extension, e.g. `.tar`; if there are none, those of the subfolder `data`.
 
-    Return an empty list for Parquet files beside images or folders, because such a folder is read as an image folder.
-
-    Args:
-        name: path of the folder.
-        ending: extension of the files, e.g. `.tar`.
+    Return [] for Parquet files beside images or folders, because such a folder is read as an image folder.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):
@@ -34,7 +30,7 @@ def files_of_folder(name: str, ending: str) -> list[Path]:
 
 
 def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
-    """Return the files of a folder whose names contain the split that the option `?split=` gives.
+    """Return the files of a folder whose names contain the split given by the option `?split=`.
 
     Without the option, return all files. Then all names must contain the same split, or none may contain a split.
 
@@ -57,7 +53,7 @@ def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
 
 
 def _report_others(name: str, of_split: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
-    """Add a finding that lists the files of the folder that are ignored, e.g. a README."""
+    """Add a finding that lists the ignored files of the folder, e.g. a README."""
     parts = {file for files in of_split.values() for file in files}
     others = sorted(file.name for file in next(iter(parts)).parent.iterdir() if file not in parts)
     if others:

@@ -104,7 +104,7 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 
 def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
-    """Add the findings in `wanted.choices` to the rows, e.g. about a column that was chosen among several."""
+    """Add the findings of `wanted.choices` to the rows, e.g. about a column that was chosen among several."""
     choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of each name
     return replace(rows, findings=[*rows.findings, *choices.values()])
 
@@ -163,7 +163,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
 
 
 def _check_is_finished(manifest: Path) -> None:
-    """Raise an error if `manifest` states that `clipkit data prepare` has not written all shards of its folder."""
+    """Raise an error if a manifest states that `clipkit data prepare` has not written all shards."""
     try:
         finished = parse_json(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Remote file that a thread reads in advance. If the connection is lost, the thread opens the file again."""
+"""Remote file that a thread reads in advance. The thread reconnects if the connection is lost."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ class ReadAhead:
     """Remote file that a thread reads in advance, from beginning to end.
 
     If the connection is lost, the thread opens the file again and continues at the same byte. The waiting time doubles
-    with each new attempt. After `ATTEMPTS` attempts without success, `read` raises the last error.
+    with each attempt. After `ATTEMPTS` attempts without success, `read` raises the last error.
 
     Args:
         opened: function that opens the file and returns it.
@@ -117,7 +117,7 @@ class ReadAhead:
         raise AssertionError("unreachable")
 
     def _skip(self, count: int) -> None:
-        """Move to byte `count`. If the server cannot seek, read and discard all bytes before this position."""
+        """Move to byte `count`. If the server cannot seek, read and discard all earlier bytes."""
         try:
             self._file.seek(count)
         except (OSError, ValueError):

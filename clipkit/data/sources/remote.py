@@ -53,7 +53,7 @@ _failing: dict[str, float] = {}
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """Image at an http or https URL. `size` is -1, because the size is unknown before the download."""
+    """Image at an http or https URL. `size` is -1: the size is unknown before the download."""
 
     address: str
 
@@ -108,7 +108,7 @@ def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, s
         progress: show a progress bar on a terminal.
 
     Returns:
-        Position of an image that cannot be downloaded -> reason.
+        Position of each image that cannot be downloaded -> reason.
     """
     remote = [(position, image) for position, image in enumerate(images) if isinstance(image, Remote)]
     if not remote:
@@ -153,7 +153,7 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
 
 
 def _kept(address: str, file: Path) -> bytes:
-    """Return the content at a URL. Read the content from `file`, or download it and store it in `file`.
+    """Return the content at a URL: read it from `file` or, if `file` is missing, download and store it.
 
     Raises:
         OSError: the download fails, or an earlier download of this URL failed.
@@ -196,7 +196,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Error after which a download is not repeated, because it would fail again, e.g. status 404."""
+    """Error after which a download is not repeated, e.g. status 404."""
 
 
 def _fetched(address: str) -> bytes:
@@ -288,7 +288,7 @@ def _request(address: str) -> urllib.request.Request:
 
 
 def _quoted(part: str) -> str:
-    """Percent-encode spaces and characters outside of ASCII; leave other characters unchanged."""
+    """Percent-encode spaces and non-ASCII characters."""
     return quote(part, safe="".join(map(chr, range(0x21, 0x7F))))
 
 
@@ -298,7 +298,7 @@ def _remove(folder: Path, process: int) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders with downloaded images of processes that were killed."""
+    """Remove the folders of downloaded images that killed processes left behind."""
     try:
         folders = list(parent.iterdir())
     except OSError:

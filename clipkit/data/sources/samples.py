@@ -1,4 +1,4 @@
-"""Functions for WebDataset shards: group files into samples, and find the image and the texts of a sample."""
+"""Functions for WebDataset shards: group files into samples; find the image and the texts of a sample."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def name_in_sample(path: str) -> tuple[str, str] | None:
     """Split the path of a file at the first dot of the file name: sample name and file ending.
 
-    Return None if the sample name or the ending is empty.
+    Return None if one of the two is empty.
 
     Example:
         >>> name_in_sample("a.b/000.seg.PNG"), name_in_sample("a/.hidden")
@@ -53,9 +53,9 @@ def adjacent(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]
 
 
 def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
-    """Return (sample name, files by ending) for each sample. The files of a sample need not be adjacent.
+    """Return (sample name, files by ending) for each sample, whose files need not be adjacent.
 
-    A second file with the same sample name and the same ending begins a new sample with the same name.
+    A second file with the same sample name and ending begins a new sample with the same name.
     """
     samples: list[tuple[str, dict[str, T]]] = []
     newest: dict[str, dict[str, T]] = {}
@@ -80,7 +80,7 @@ def image_endings(members: Mapping[str, T]) -> list[str]:
 
 
 def has_dots(members: Mapping[str, T]) -> bool:
-    """Return whether a sample has no image only because its image file has a second dot, as in `photo.1.jpg`."""
+    """Return whether a sample lacks an image because of a second dot in a file name, as in `photo.1.jpg`."""
     known = Image.registered_extensions()
     return not image_endings(members) and any(f".{ending.rpartition('.')[2]}" in known for ending in members)
 
@@ -144,9 +144,9 @@ def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
 
 
 def _classes_of(content: bytes) -> list[str] | None:
-    """Return the class numbers in a .npy file with a vector of zeros and ones: the positions of the ones.
+    """Return the class numbers in a .npy file with a multi-hot vector, the multilabel format of CLIP_benchmark.
 
-    This is the multilabel format of CLIP_benchmark. For other content, return None.
+    For other content, return None.
     """
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
@@ -158,7 +158,7 @@ def _classes_of(content: bytes) -> list[str] | None:
 
 
 def _first_number(where: str, content: bytes) -> str:
-    """Return the first number in a .npy file as a string. In DataComp's datasets, this number is the group of an image.
+    """Return the first number in a .npy file as a string. In DataComp's datasets, it is the group of an image.
 
     Raises:
         DataError: the file is not an array of numbers.

@@ -89,11 +89,7 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
     """Return the rows of a dataset of the library `datasets`.
 
-    Args:
-        name: name of the source, for messages.
-        dataset: the dataset.
-        wanted: roles to read.
-        names: role -> column name; None: find the columns by name.
+    `name` is the name of the source, for messages. `names` maps each role to a column; None: find the columns by name.
     """
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
@@ -124,7 +120,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
 
 
 def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    """Return the rows of an Arrow table. Image paths, if there are any, are relative to `folder`."""
+    """Return the rows of an Arrow table. Image paths are relative to `folder`."""
     classes = recorded_classes(table.schema.metadata, names.get("label"))
     if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None

@@ -1,4 +1,4 @@
-"""Index of a local tar shard: positions of the images, and texts. The index is stored in the user's cache folder."""
+"""Index of a local tar shard: positions of the images, and texts. The user's cache folder stores the index."""
 
 import hashlib
 import json
@@ -36,14 +36,12 @@ _MANY_DOTTED = 0.01  # largest share of samples without an image because of a se
 
 
 def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
-    """Return the index of a shard: for each sample, the name, offset and size of the image, and the texts by role.
+    """Return the index of a shard: name, offset and size of the image of each sample, and its texts by role.
 
     The files of a sample may be at any position in the shard. The index is stored on disk for the next call. If the
     shard is damaged, the DataError is returned, not raised.
 
-    Args:
-        path: the shard.
-        given: role -> file ending or JSON key that the user named for this role.
+    `given` maps a role to the file ending or JSON key that the user named for this role.
     """
     file = path.stat()
     state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}".encode()
@@ -117,15 +115,12 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the file endings and JSON keys that contain captions in the given shard indexes, each name once.
-
-    Readers use only the first.
-    """
+    """Return the file endings and JSON keys that contain captions in any of the shards. Readers use only the first."""
     return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 
 def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
-    """Return the image ending that most samples of several indexes use, and the image endings that are ignored."""
+    """Return the image ending that most samples use, and the ignored endings of other images in the samples."""
     counts: Counter[str] = Counter()
     for table in tables:
         counts.update(parse_json(table.schema.metadata[_ENDINGS]))
@@ -155,7 +150,7 @@ def _check_end(path: Path) -> None:
 def _check_rest(path: Path, start: int) -> None:
     """Raise an error if a tar file contains data after byte `start`, at which `tarfile` stopped reading.
 
-    `tarfile` stops without an error at a damaged header.
+    `tarfile` stops at a damaged header without an error.
     """
     with open_file(path) as file:
         file.seek(start)

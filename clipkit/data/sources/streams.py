@@ -168,7 +168,7 @@ def _open(address: str) -> Any:
 
 
 class _Tailed:
-    """File that remembers the last two blocks that were read, in which a complete tar file has its end marker."""
+    """File that remembers the last two blocks that were read: the end marker of a complete tar file."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -228,7 +228,7 @@ def _peek(row: dict[str, Any]) -> Peek:
 
 
 def _hub(stream: Stream) -> Any:
-    """Return a dataset of the Hub as a stream. Its images are not decoded."""
+    """Return a dataset of the Hub as a stream, without decoding its images."""
     import datasets
 
     repository, revision, split = name_revision_and_split(stream.name.removeprefix("hf:"))

@@ -1,7 +1,7 @@
 """Reader of local WebDataset shards (tar files). Files with the same name up to the first dot form a sample.
 
-Each tar file is scanned once. The positions of its files are stored in the user's cache folder, so that samples can be
-read in any order.
+Each tar file is scanned once. The user's cache folder stores the positions of its files, so that samples can be read
+in any order.
 """
 
 import os
@@ -69,7 +69,7 @@ def _shard(path: Path) -> Path:
 
 
 def literal(folder: Path) -> str:
-    """Escape braces and backslashes in the path of a folder, so that it can be part of a pattern for `shards_of`."""
+    """Escape braces and backslashes in the path of a folder, for use in a pattern for `shards_of`."""
     return re.sub(r"([{}\\])", r"\\\1", str(folder))
 
 

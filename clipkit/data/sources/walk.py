@@ -37,13 +37,13 @@ class Walk:
 
     @cached_property
     def images(self) -> list[str]:
-        """Files with the extension of a format that can be decoded."""
+        """Image files: files with the extension of a format that can be decoded."""
         endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
         return [file for file in self.files if PurePosixPath(file).suffix.lower() in endings]
 
     @cached_property
     def tops(self) -> list[str]:
-        """Folders directly below the root that contain images, or have subfolders with images."""
+        """Top-level folders that contain images, also in their subfolders."""
         return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
 
     def findings(self, used: Collection[str]) -> list[Finding]:
@@ -85,7 +85,7 @@ def walk(root: Path) -> Walk:
     """List the files in a folder and its subfolders. A link that leads back to a parent folder is ignored.
 
     Hidden names (with a dot at the beginning) and system names, such as `__MACOSX` and `Thumbs.db`, are ignored.
-    All files in folders with such names are ignored, too.
+    Ignored folders are not searched.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -128,7 +128,7 @@ def matching(pattern: Path) -> list[Path]:
 
 
 def _is_text(name: str) -> bool:
-    """Return whether a name can be encoded as UTF-8. Tables and messages cannot contain other names."""
+    """Return whether a name can be encoded as UTF-8, as tables and messages require."""
     try:
         name.encode()
     except UnicodeEncodeError:

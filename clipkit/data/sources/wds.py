@@ -93,7 +93,7 @@ def _first_line(file: Path, default: str | None = None) -> str:
 
 
 def _split_lines(texts: pa.Array) -> pa.Array:
-    """Split each text into lines, one caption per line. If all texts have only one line, return them unchanged."""
+    """Split each text into lines, one caption per line. If no text has several lines, return the texts unchanged."""
     if pa.types.is_large_list(texts.type):
         return texts
     lines = pc.split_pattern(pc.utf8_trim_whitespace(texts), "\n").cast(pa.large_list(pa.large_string()))

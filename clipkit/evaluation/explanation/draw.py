@@ -22,7 +22,7 @@ Panel = tuple[str, Float[Tensor, "R C"] | None]
 
 
 def draw(pixels: UInt8[np.ndarray, "H W 3"], rows: Sequence[Sequence[Panel]], file: Path) -> None:
-    """Write a PNG file with rows of panels. A panel shows the image, alone or with a relevance map on it.
+    """Write a PNG file with rows of panels: the image, alone or with a relevance map on it.
 
     Raises:
         OSError: the file cannot be written.
@@ -53,7 +53,7 @@ def overlaid(pixels: UInt8[np.ndarray, "H W 3"], map: Float[Tensor, "R C"]) -> I
 
 
 def _heat(map: Float[Tensor, "R C"], height: int, width: int) -> Float[Tensor, "H W"]:
-    """Resize a relevance map to the size of the image, and scale it to [0, 1], where 1 is the highest relevance."""
+    """Resize a relevance map to the image, and scale it to [0, 1], where 1 is the highest relevance."""
     large = F.interpolate(map[None, None], size=(height, width), mode="bilinear")[0, 0]
     low, high = large.amin(), large.amax()
     return (large - low) / (high - low).clamp(min=1e-12)

@@ -38,7 +38,7 @@ class Word:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Explanation for one text: its cosine with the image, its relevance map, the scores of the map, and its words."""
+    """Explanation for one text: cosine with the image, relevance map, scores of the map, and words."""
 
     text: str
     cosine: float
@@ -86,9 +86,10 @@ class Explanation:
         }
 
     def save(self, file: str | Path) -> None:
-        """Write a PNG file with one row per text: the image, the map of the text, and the maps of up to three words.
+        """Write a PNG file with one row of images per text.
 
-        The words whose removal lowers the cosine most are shown.
+        A row contains the image, the map of the text, and the maps of the words (at most three) whose removal lowers
+        the cosine most.
         """
         from clipkit.evaluation.explanation.draw import Panel, draw
 
@@ -168,13 +169,9 @@ def explain(
 def _contrasted(
     model: DualEncoder, texts: Sequence[str], features: Float[Tensor, "M D"], against: Sequence[str]
 ) -> Float[Tensor, "T D"]:
-    """Return the features of each text minus the mean feature of the other texts in `against`.
+    """Subtract the mean feature of the texts in `against` from the feature of each of the T texts.
 
-    Args:
-        model: the model, which encodes `against`.
-        texts: the T texts.
-        features: features whose first T rows belong to `texts`; further rows are ignored.
-        against: texts to contrast with. A text is not contrasted with itself.
+    A text is not contrasted with itself. Only the first T rows of `features` are used.
     """
     features = features[: len(texts)]
     if not against:
@@ -187,7 +184,7 @@ def _contrasted(
 
 
 def model_features(model: DualEncoder, seen: Seen) -> Float[Tensor, " D"]:
-    """Return the unit features of an image."""
+    """Return the unit-length features of an image."""
     with torch.inference_mode():
         return torch.nn.functional.normalize(model.image(seen.inputs)[0].float(), dim=-1).cpu()
 

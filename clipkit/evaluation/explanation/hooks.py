@@ -12,7 +12,7 @@ class NoValuesError(Exception):
 
 
 def outermost_members(trunk: nn.Module) -> set[nn.Module]:
-    """Return the outermost modules in `nn.ModuleList` and `nn.Sequential`, i.e. the stages or blocks of a tower."""
+    """Return the outermost members of `nn.ModuleList` and `nn.Sequential`, e.g. the stages or blocks of a tower."""
     stacks = [module for module in trunk.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     members = {member for stack in stacks for member in stack}
     return members - {part for member in members for part in member.modules() if part is not member}
@@ -20,7 +20,7 @@ def outermost_members(trunk: nn.Module) -> set[nn.Module]:
 
 @contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
-    """Context manager that removes hooks when the context ends.
+    """Context manager that removes hooks on exit.
 
     Args:
         handles: handles that `register_forward_hook` or a similar method returned.

@@ -3,11 +3,11 @@
 The tower encodes partly hidden copies of the image. Some copies are mixtures of the image and its mean color. In the
 others, a random half of the grid cells has the mean color (Petsiuk et al. 2018, "RISE").
 
-The map of a layer is a product. One factor is the gradient of the cosine with respect to the layer's output, averaged
-over the copies. The other factor is the change of this output from the mean color to the image. This is integrated
-gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks"), applied to layers (Dhamdhere et al.
-2018, "How important is a neuron?"). Negative gradients are set to 0, and the maps of fine and coarse layers are added
-(Jiang et al. 2021, "LayerCAM").
+The map of a layer is the product of two factors. The first is the gradient of the cosine with respect to the layer's
+output, averaged over the copies. The second is the change of this output from the mean color to the image. This is
+integrated gradients (Sundararajan et al. 2017, "Axiomatic attribution for deep networks"), applied to layers (Dhamdhere
+et al. 2018, "How important is a neuron?"). Negative gradients are set to 0, and the maps of fine and coarse layers are
+added (Jiang et al. 2021, "LayerCAM").
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,12 @@ _FINER = 4  # layers with a grid finer than this, relative to the last layer, ar
 def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
     """Return one relevance map per text, computed by integrated gradients.
 
-    A map has the rows and columns of the tower's last feature map. It is the sum of the normalized maps of several
-    layers.
+    A map has the size of the tower's last feature map. It is the sum of the normalized maps of several layers.
 
     Args:
         tower: the image tower, in evaluation mode.
         seen: the preprocessed image.
-        texts: unit features of the texts.
+        texts: unit-length features of the texts.
 
     Raises:
         NoValuesError: no layer of the tower returns a feature map.
@@ -58,9 +57,9 @@ def integrated_maps(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) 
 
 
 def _weights() -> Float[Tensor, "K R C"]:
-    """Return the weight of the image in each grid cell of each copy; the rest is the mean color.
+    """Return K masks for mixing an image with its mean color: 1 shows the image, 0 shows the color.
 
-    The first copy is the mean color alone. The last copy is the whole image. The copies between them are partly hidden.
+    The first mask is all 0, and the last is all 1. The masks between them are constant or random.
     """
     mixtures = (torch.arange(_MIXTURES) + 0.5) / _MIXTURES
     shown = (torch.rand(_HALVES, CELLS, CELLS, generator=torch.Generator().manual_seed(0)) < 0.5).float()
@@ -71,11 +70,11 @@ def _weights() -> Float[Tensor, "K R C"]:
 def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R S"]]) -> Float[Tensor, "R S"]:
     """Return the relevance map of one text: the sum of the maps of all layers.
 
-    The map of each layer is divided by the sum of its absolute values, so that all layers have equal weights.
+    The map of each layer is first divided by the sum of its absolute values.
 
     Args:
         gradients: gradients of the cosine with respect to the output of each layer.
-        changes: difference of each layer's outputs for the image and for the mean color.
+        changes: change of each layer's output from the mean color to the image.
     """
     rows, columns = changes[-1].shape[2:]
     total = torch.zeros(rows, columns, device=changes[-1].device)
@@ -87,10 +86,9 @@ def _of_text(gradients: Sequence[Tensor], changes: Sequence[Float[Tensor, "1 C R
 
 
 def _layers(tower: ImageTower, seen: Seen) -> list[nn.Module]:
-    """Return the layers whose maps are added: the layer with the last feature map, and earlier stages or blocks.
+    """Return the layers whose relevance maps are added: the last layer with a feature map and some earlier layers.
 
-    An earlier stage or block is included if its feature map has at least as many rows as the last one, and at most 4
-    times as many.
+    The earlier layers are stages or blocks whose feature maps have 1 to 4 times as many rows as the last feature map.
     """
     blocks = outermost_members(tower.trunk)
     reached: dict[int, tuple[nn.Module, Tensor]] = {}  # one layer for each output, although containers return it again

@@ -33,7 +33,7 @@ _MOST_PREFIX = 16  # largest number of tokens before the patches: class token an
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a vision transformer and its attention layer. The input is special tokens and one token per patch."""
+    """A block of a vision transformer, and its attention layer."""
 
     whole: nn.Module
     attention: nn.Module
@@ -63,7 +63,7 @@ def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
 
 
 def _grid(tokens: Tensor, seen: Seen) -> tuple[int, int] | None:
-    """Return the numbers of rows and columns of patches that correspond to tokens.
+    """Return the numbers of rows and columns of the image patches in a tensor of tokens.
 
     The result is None if the tensor is not a few special tokens followed by one token per patch.
     """
@@ -80,10 +80,9 @@ def gradient_maps(
     """Return one relevance map per text, computed by the method `gradient`.
 
     Args:
-        tower: the image tower.
-        blocks: the blocks of a vision transformer; the maps are summed over the blocks with the last block's grid.
+        blocks: the blocks of a vision transformer. The maps of all blocks with the last block's grid are added.
         seen: the preprocessed image.
-        texts: unit features of the texts.
+        texts: unit-length features of the texts.
 
     Raises:
         NoValuesError: the attention layers do not accept single tokens.
@@ -145,13 +144,9 @@ class _Held:
 def _alone(
     args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, tokens: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of an attention layer with another input and without the attention mask.
+    """Return the arguments of an attention layer with other tokens and without the attention mask.
 
-    Args:
-        args: positional arguments of the layer.
-        kwargs: keyword arguments of the layer.
-        shape: shape of the original input; each argument of this shape is replaced by `tokens`.
-        tokens: the new input.
+    Each argument whose shape is `shape` is replaced by `tokens`.
     """
 
     def changed(value: Any) -> Any:
@@ -165,7 +160,7 @@ def _alone(
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
     """Return one relevance map per text, for a tower whose attention layers do not accept single tokens.
 
-    A map is the gradient of the cosine with respect to the input of the last block, times this input, summed over
+    A map is the input of the last block times the gradient of the cosine with respect to this input, summed over
     channels.
     """
     held = _Held()
@@ -185,12 +180,7 @@ def _gradients(
 ) -> list[Float[Tensor, "T ..."]]:
     """Return the gradients of the cosine of the image and each text with respect to stored activations.
 
-    Args:
-        tower: the image tower.
-        seen: the preprocessed image.
-        texts: unit features of the texts.
-        hooks: hooks that store activations; they are removed at the end.
-        outputs: lists that the hooks fill with one activation each.
+    The hooks fill each list in `outputs` with one activation, and are removed at the end.
     """
     with hooked(hooks), torch.enable_grad():
         features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
@@ -203,10 +193,9 @@ def patch_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
     """Return one relevance map per text, computed by the method `patches`: the cosine of each patch with the text.
 
     Args:
-        tower: the image tower.
         block: the last block of the tower.
         seen: the preprocessed image.
-        texts: unit features of the texts.
+        texts: unit-length features of the texts.
 
     Raises:
         NoValuesError: the tower does not accept single patches.

@@ -23,7 +23,7 @@ def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) 
     """Return one relevance map per text: for each grid cell, the mean drop of the cosine when the cell is hidden.
 
     Windows of 2 × 2 cells are hidden, one at a time. The value of a cell is the mean over the windows that contain it.
-    The tower encodes 37 images: the whole image, and one copy for each of the 36 windows.
+    The tower encodes the whole image and one copy for each of the 36 windows.
     """
     windows = square_windows(_WINDOW)
     values = cosines(model, seen, texts, torch.cat([torch.ones_like(windows[:1]), ~windows]))
@@ -32,9 +32,9 @@ def occlusion_maps(model: DualEncoder, seen: Seen, texts: Float[Tensor, "T D"]) 
 
 
 def square_windows(size: int) -> Bool[Tensor, "W K K"]:
-    """Return one mask per position of a square window on the K × K grid. The mask is True inside the window.
+    """Return one mask per position of a square window on the K × K grid: True inside the window.
 
-    Positions are ordered from left to right, then from top to bottom.
+    Positions are in row-major order.
 
     Args:
         size: rows and columns of the window, in cells.
@@ -52,10 +52,9 @@ def cosines(
     """Return the cosine of each text with each of N partly hidden copies of an image.
 
     Args:
-        model: the model.
         seen: the preprocessed image.
-        texts: unit features of the texts.
-        keep: grid cells that each copy shows; all other cells get the mean color of the image.
+        texts: unit-length features of the texts.
+        keep: mask of the grid cells that each copy shows; the other cells get the mean color of the image.
     """
 
     def parts() -> Iterator[Tensor]:

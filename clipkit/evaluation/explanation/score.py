@@ -24,7 +24,7 @@ _WINDOW = 3  # rows and columns of the windows of `occlusion`
 
 @dataclass(frozen=True)
 class Areas:
-    """Deletion and insertion of one map: the mean cosine while more and more of the image is hidden or shown."""
+    """Deletion and insertion scores of one relevance map: mean cosines while the image is gradually hidden or shown."""
 
     deletion: float
     """Mean cosine while cells are hidden, the most relevant cells first; lower is better."""
@@ -54,13 +54,11 @@ class Scores:
 
 
 def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float[Tensor, "R C"]) -> Scores:
-    """Measure how well a relevance map shows which parts of the image determine the cosine.
+    """Measure how well a relevance map shows which parts of an image determine its cosine with a text.
 
     Args:
-        model: the model.
         seen: the preprocessed image.
-        text: unit features of the text.
-        map: the relevance map.
+        text: unit-length features of the text.
     """
     cells = on_grid(map)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +86,7 @@ def center() -> Float[Tensor, "K K"]:
 
 
 def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
-    """Return the sum over each window of 3 × 3 cells that lies inside the K × K grid, with W = K − 2."""
+    """Return the sum of a relevance map over each window of 3 × 3 cells; W is K − 2."""
     # Windows across the border are left out. They have fewer cells, so their sums are smaller, and so are the drops of
     # the cosine when they are hidden. Every map would agree with these drops, even a constant map.
     return _WINDOW**2 * F.avg_pool2d(cells[None, None], _WINDOW, stride=1)[0, 0]
@@ -97,15 +95,14 @@ def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "W W"]:
 def curves(
     model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], cells: Float[Tensor, "K K"]
 ) -> tuple[list[float], list[float]]:
-    """Return two curves: the cosines while more and more cells are hidden, and while more and more cells are shown.
+    """Return two curves of the cosine, while more and more cells are hidden and shown.
 
-    The most relevant cells are hidden or shown first. Each curve has eleven points, from no cell to all cells.
+    The most relevant cells come first. Each curve has eleven points, from no cell to all cells.
 
     Args:
-        model: the model.
         seen: the preprocessed image.
-        text: unit features of the text.
-        cells: relevance of each cell.
+        text: unit-length features of the text.
+        cells: relevance of each grid cell.
     """
     order = cells.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
@@ -117,7 +114,7 @@ def curves(
 
 
 def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Float[Tensor, "W W"]:
-    """Return for each window of 3 × 3 cells how much the cosine drops when the window is hidden."""
+    """Return how much the cosine drops when a window of 3 × 3 cells is hidden, for each window."""
     windows = square_windows(_WINDOW)
     values = cosines(model, seen, text[None], torch.cat([torch.ones_like(windows[:1]), ~windows]))[:, 0]
     side = CELLS - _WINDOW + 1

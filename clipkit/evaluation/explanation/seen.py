@@ -60,11 +60,10 @@ class Seen:
         return height / width
 
     def mixed(self, weights: Float[Tensor, "K R C"]) -> dict[str, Any]:
-        """Return the inputs of K partly hidden copies of the image. Hidden parts have the mean color of the image.
+        """Return the inputs of K partly hidden copies of the image.
 
         Args:
-            weights: weight of the image in each cell of an R × C grid. With weight 1, the cell is shown. With weight 0,
-                it has the mean color.
+            weights: weight of the image in each cell of an R × C grid: 1 shows the image, 0 its mean color.
         """
         values = self.inputs["pixel_values"]
         size = self.shape or tuple(values.shape[-2:])

@@ -100,19 +100,18 @@ class Cost:
         return work
 
     def _hashes(self, entry: DataSet, images: Sequence[Path | Stored]) -> list[bytes]:
-        """Return one cache key per image, for looking up the cached features of the image.
+        """Return one key per image, for looking up its features in the cache.
 
-        The keys of corrupted images are never in the cache, so corrupted images are always new. Their correct keys
-        would need a hash of their content, which takes as long as reading the images.
+        Keys of corrupted images are never in the cache, because their correct keys would require reading all images.
         """
         if entry.corruption is None:
             return self.features.content_hashes(images)
         return [hashlib.sha256(f"{entry.corruption} {image}".encode()).digest() for image in images]
 
     def measure(self, remaining: Remaining) -> None:
-        """Measure the encoding speed of the model on some images and captions without cached features.
+        """Measure the encoding speed of the model on some images and captions that are not cached.
 
-        The features are cached, so the evaluation does not compute them again.
+        The features are then cached, so the evaluation does not compute them again.
 
         Args:
             remaining: receives the measured speed.

@@ -82,7 +82,7 @@ class DataSet(Section):
 
     @property
     def is_downloaded_when_read(self) -> bool:
-        """True if the source is on the Hub or at a URL, so that reading it may download it."""
+        """True if the source is on the Hub or at a URL, so reading may download it."""
         return bool(_HUB_SOURCE.fullmatch(self.source)) or self.source.startswith(("hf:", "http://", "https://"))
 
     @field_validator("task")
@@ -174,8 +174,7 @@ def read_suite(name: str) -> Suite:
 def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
     """Return the file and the content of each built-in suite and dataset, keyed by name.
 
-    The name is the file name without `.yaml`. A dataset that is defined inside a suite's file has the name in its key
-    `name`.
+    The name is the file name without `.yaml`, or the key `name` of a dataset inside a suite's file.
     """
     found = {file.stem: (file, _values(file)) for file in sorted(suites_folder().glob("*.yaml"))}
     for file, values in [*found.values()]:
@@ -186,7 +185,7 @@ def _built_in() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
-    """Replace each dataset that is given by name with its definition.
+    """Replace the names in a list of datasets with the definitions of these datasets.
 
     A suite may use a shifted dataset without the original dataset. Then the key `version_of` is removed from the
     definition.

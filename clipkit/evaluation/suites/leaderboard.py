@@ -11,7 +11,7 @@ FORMAT = "clipkit-suite-1"
 
 
 def leaderboard(result: SuiteResult) -> dict[str, Any]:
-    """Return the results of a suite as one flat row per model and dataset, with keys that are stable between releases.
+    """Return the results of a suite as one flat row per model and dataset, with stable keys.
 
     Returns:
         A dict with these keys:
@@ -22,7 +22,7 @@ def leaderboard(result: SuiteResult) -> dict[str, Any]:
           `chance` belong to it. `metrics` contains the values of all metrics. `task_type` is the Hub's name of the
           task. `captions_cut` is the share of truncated captions, or None.
         - means: mean of each model over the datasets, if the suite has a mean.
-        - missing: reason of each missing result, keyed by dataset or model.
+        - missing: reason for each missing result, keyed by dataset or model.
         - versions: versions of the installed packages.
 
     Example:

@@ -39,28 +39,28 @@ class Remaining(Bars):
 
         Args:
             new: numbers of images and captions to encode for this dataset.
-            after: numbers of images and captions to encode for all later datasets together.
+            after: the same numbers for all later datasets together.
         """
         self._new = dict(new)
         self._after = dict(after)
         self._before = dict(self.encoded), dict(self.busy)
 
     def start(self, kind: str, total: int) -> Bar:
-        """Return a progress bar for the items of one kind.
+        """Return a progress bar for encoding the current dataset.
 
         Args:
             kind: "images" or "captions".
-            total: number of items to encode for the current dataset.
+            total: number of images or captions to encode.
         """
         self._new[kind] = total  # replaces the estimate that `begin` received
         return _SuiteBar(self, kind, total, shown=self.shown)
 
     def count(self, kind: str, items: int, seconds: float) -> None:
-        """Record that some items were encoded.
+        """Record that some images or captions were encoded.
 
         Args:
             kind: "images" or "captions".
-            items: number of encoded items.
+            items: number of encoded images or captions.
             seconds: time that the encoding took.
         """
         self.encoded[kind] += items
@@ -76,7 +76,7 @@ class Remaining(Bars):
         return self.encoded[kind] / self.busy[kind] if self.encoded[kind] and self.busy[kind] else None
 
     def seconds_left(self) -> float | None:
-        """Return the estimated seconds until all items are encoded; None if a necessary speed is unknown."""
+        """Return the estimated seconds until everything is encoded; None if a necessary speed is unknown."""
         total = 0.0
         for kind in KINDS:
             speed = self.speed(kind)

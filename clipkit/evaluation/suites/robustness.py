@@ -11,12 +11,11 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
     """Return the relative drop and the effective robustness of each model on each shifted dataset.
 
     Effective robustness is the metric on the shifted dataset minus the expected metric (Taori et al. 2020, "Measuring
-    robustness to natural distribution shifts", section 2). `expected` computes the expected metric from the metric on
-    the original dataset and from the baseline models.
+    robustness to natural distribution shifts", section 2). The function `expected` computes the expected metric.
 
     Args:
-        suite: the suite, which names the original of each shifted dataset and may contain published values of
-            baselines.
+        suite: the suite, which names the original dataset of each shifted dataset and may contain published baseline
+            values.
         rows: rows of a `SuiteResult`.
         models: names of the evaluated models. The first one is the baseline if the suite names no baseline.
 
@@ -92,8 +91,8 @@ def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def expected(original: float, baselines: Sequence[tuple[float, float]]) -> float:
     """Return the metric on a shifted dataset that is expected from a model's metric on the original dataset.
 
-    The expected metric is on a line in logit space. The line is fitted to the baseline models by least squares. With
-    one baseline, the line has slope 1.
+    The expected metric is on a line in logit space, fitted to the baseline models by least squares. With one baseline,
+    the line has slope 1.
 
     Args:
         original: the model's metric on the original dataset.

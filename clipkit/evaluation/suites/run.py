@@ -31,7 +31,7 @@ _ERRORS = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 @dataclass
 class SuiteResult:
-    """Results of a suite, and the reason of each missing result."""
+    """Results of a suite, and the reason for each missing result."""
 
     suite: Suite
     models: list[str]
@@ -89,8 +89,7 @@ def run_suite(
         models: names of the models, in any form that `clipkit.load` accepts.
         out: folder for one result file per dataset and model, and for `results.json`.
         cache: folder in which features are cached. None: the user's cache folder. False: a temporary folder.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
         log: called with one line per dataset and model.
         note: called with lines about work and speed, before each model and after each dataset.
         progress: show progress bars on the terminal.
@@ -134,16 +133,12 @@ class _Run:
     """State of one call of `run_suite`.
 
     Args:
-        suite: the datasets.
-        out: folder for the results.
-        processes: group of processes that share the encoding.
         options: keyword arguments for every evaluation function.
         log: called with one line per dataset and model.
         note: called with lines about work and speed.
         dry_run: only measure the speed and describe the work.
-        result: result that the run fills.
-        opened: data of each dataset that is already open, by name of the dataset.
-        fingerprints: fingerprint of the data of each open dataset, by name of the dataset.
+        opened: data of the open datasets, by name.
+        fingerprints: fingerprints of the data, by name of the dataset.
     """
 
     suite: Suite
@@ -163,11 +158,7 @@ class _Run:
         return _ERRORS if self.processes.count == 1 else (UserError,)
 
     def measure(self, name: str) -> None:
-        """Evaluate one model on all datasets.
-
-        Args:
-            name: name of the model.
-        """
+        """Evaluate one model on all datasets."""
         try:
             model = load(name)
             if all(task_of(entry.task).texts is not None for entry in self.suite.datasets):
@@ -195,11 +186,7 @@ class _Run:
     def _cost(self, model: DualEncoder, name: str, weights: str, remaining: Remaining) -> Cost:
         """Compute, report and return the cost of evaluating a model on the suite.
 
-        Args:
-            model: the model.
-            name: name of the model.
-            weights: text that identifies the model (see `_weights`).
-            remaining: receives the measured speed.
+        `weights` identifies the model (see `_weights`). `remaining` receives the measured speed.
         """
         features = Features(model, cache=self.options["cache"], processes=self.processes)
         kept = {
@@ -266,9 +253,9 @@ class _Run:
         self.result.rows.append(_row(entry, name, result, file))
 
     def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
-        """Return the result in the file if it has the given key; otherwise None.
+        """Return the result in the file if its key is equal to the given key; otherwise None.
 
-        The key depends on the dataset, the model and the settings (see `_key`). Only the main process reads the file,
+        The key is a hash of the dataset, the model and the settings (see `_key`). Only the main process reads the file,
         and all processes return the same result.
         """
         result = read_object(file) if self.processes.is_main else {}
@@ -285,10 +272,10 @@ class _Run:
 
 
 def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
-    """Return the data of a dataset. Processes open it one after another, because they may share the download folder.
+    """Read the data of a dataset in one process after another, because processes may share the download folder.
 
     Raises:
-        UserError: one of the processes cannot open the data. All processes raise the same error.
+        UserError: one of the processes cannot read the data. All processes raise the same error.
     """
     opened: TaskData | None = None
     failure: UserError | None = None
@@ -312,13 +299,13 @@ def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
 
 
 def _weights(model: DualEncoder) -> str:
-    """Return a text that identifies a model, made from the fingerprints of its towers and its logit scale."""
+    """Return a text that identifies a model: the fingerprints of its towers, and its logit scale."""
     towers = [tower_fingerprint(tower) for tower in (model.image, model.text) if not is_absent(tower)]
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
 
 def _key(entry: DataSet, weights: str, fingerprint: str) -> str:
-    """Return a hash of everything that determines a result: the settings of the dataset, the model and the data."""
+    """Return a hash of everything that determines a result: the dataset's settings, the model and the data."""
     settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of", "license", "checked"})
     return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{fingerprint}".encode()).hexdigest()
 

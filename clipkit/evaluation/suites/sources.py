@@ -18,7 +18,7 @@ from clipkit.images import Stored, size_of
 
 
 def fingerprint_of(opened: TaskData) -> str:
-    """Return a text that identifies the data. If two data can give different results, their texts differ."""
+    """Return a text that identifies the data. Data that can give different results have different texts."""
     contents_of = {NearMisses: _near_misses, Associations: _associations}.get(type(opened.data))
     data = opened.data.fingerprint if contents_of is None else contents_of(opened.data)
     train = opened.train.fingerprint if opened.train is not None else ""

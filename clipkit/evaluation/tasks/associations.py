@@ -45,11 +45,10 @@ def associations(
         model: returned by `clipkit.load`.
         data: a JSON or JSONL file, or tests already read.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the chosen images and the Jaccard index of every word.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read.
@@ -126,7 +125,7 @@ def expected_jaccard(candidates: int, right: int) -> float:
 
 
 def association_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return the per-word values of each metric, computed from the part `queries` of a result."""
+    """Return one value per word for each metric, computed from the part `queries` of a result."""
     values, candidates = np.asarray(queries["jaccard"], dtype=np.float64), np.asarray(queries["candidates"])
     columns = {}
     for name, (low, high) in _PARTS.items():

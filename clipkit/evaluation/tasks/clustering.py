@@ -44,11 +44,10 @@ def clustering(
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the cluster of every image at the first start.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or all images have the same label.

@@ -63,11 +63,10 @@ def compositional(
         data: a file or folder in the format of SugarCrepe or Winoground, an object with the same columns (a list of
             dicts, a dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read.
@@ -126,7 +125,7 @@ def compositional(
 
 
 def compositional_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return the per-instance values of each metric, computed from the part `queries` of a result.
+    """Return one value per instance for each metric, computed from the part `queries` of a result.
 
     Bootstrap resamples draw all instances of an image together.
     """

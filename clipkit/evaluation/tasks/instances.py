@@ -48,11 +48,10 @@ def instances(
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the rank and the average precision of every query.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or no two images have the same label.
@@ -125,7 +124,7 @@ def instance_ranks(
 
 
 def instance_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return the per-query values of each metric, computed from the part `queries` of a result."""
+    """Return one value per query for each metric, computed from the part `queries` of a result."""
     rank = np.asarray(queries["rank"])
     asked = rank > 0
     images = Queries(np.flatnonzero(asked), among=len(rank))
@@ -134,7 +133,7 @@ def instance_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
 
 
 def _chance(sizes: np.ndarray[Any, Any], candidates: int) -> dict[str, float]:
-    """Return the metrics that random scores have on average.
+    """Return the expected value of each metric for random scores.
 
     Args:
         sizes: number of images of each label.

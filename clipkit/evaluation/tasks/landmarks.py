@@ -64,11 +64,10 @@ def landmarks(
         model: returned by `clipkit.load`.
         data: a JSON file in the structure of `gnd_roxford5k.pkl`, or data already read.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the values of all metrics for every query.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read.
@@ -149,7 +148,7 @@ def _values(places: NDArray[np.int64], candidates: int) -> tuple[dict[str, float
 
 
 def landmark_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return the per-query values of each metric, computed from the part `queries` of a result."""
+    """Return one value per query for each metric, computed from the part `queries` of a result."""
     columns: dict[str, Column] = {}
     for protocol in _PROTOCOLS:
         names = [name for name in queries if name.startswith(f"{protocol}_")]

@@ -56,11 +56,10 @@ def probe(
         seeds: number of random draws of the shots; metrics are means over the draws. Ignored without `shots`.
         neighbours: number of nearest neighbors.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read, has several classes per image, or has too few images.
@@ -149,7 +148,7 @@ def probe(
 
 
 def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return the per-image values of each metric of a linear probe.
+    """Return one value per image for each metric of a linear probe.
 
     Args:
         queries: the part `queries` of a probe result.

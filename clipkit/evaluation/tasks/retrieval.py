@@ -68,11 +68,10 @@ def retrieval(
             incorrect image has a much higher score than the correct image. One or several texts: additionally, the
             images that match each text best.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read.
@@ -134,8 +133,8 @@ class TextQueries:
 
     Args:
         texts: the M text queries.
-        image_of_text: position of each text's image, of shape (M,). If identical captions were merged: pairs of the
-            positions of an image and a text, of shape (P, 2).
+        image_of_text: position of each text's image, of shape (M,); if `merged`, pairs (image position, text position)
+            of shape (P, 2).
         merged: True if identical captions were merged.
     """
 
@@ -178,14 +177,10 @@ def retrieval_result(
     Args:
         image_features: features of the images of `pairs`.
         text_features: features of the texts of `queries`.
-        pairs: the images and captions.
-        model_name: name of the model.
         seconds: time that the computation of the features took.
         hashes: content hash of each image. None: computed here.
         queries: the text queries. None: every caption is a query.
-        predictions: Parquet file to write.
-        processes: group of processes that share the ranking. None: this process alone.
-        progress: show a progress bar on the terminal.
+        processes: processes that share the ranking. None: this process alone.
 
     Raises:
         ModelError: a feature is not finite.
@@ -253,16 +248,13 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the position of each text's correct image, of shape (M,).
-
-    If several images are correct, return the lowest position. If no image is correct, return -1.
-    """
+    """Return the lowest position of a correct image for each text, of shape (M,); -1 if no image is correct."""
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 
 
 def retrieval_columns(outcomes: Mapping[str, Sequence[Any]]) -> tuple[Columns, Means]:
-    """Return the per-query values of each metric, and the metrics that are means of other metrics.
+    """Return the per-query values of each metric, and the metrics that average other metrics, e.g. `mean_recall`.
 
     Bootstrap resamples draw images with all their captions. The resamples are the same for both directions.
 
@@ -326,11 +318,7 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return examples of the best and the worst captions.
-
-    For the best captions, the correct image is ranked first with the highest scores. For the worst captions, the
-    correct image has the worst ranks.
-    """
+    """Return examples of captions with the best and the worst rank of the correct image. The higher score wins ties."""
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]

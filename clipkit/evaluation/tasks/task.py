@@ -63,7 +63,7 @@ class Answers:
         queries: text or image name of each query. None: there are too many queries to store.
         values: rank of the correct answer, or share of correct answers, for each query.
         are_ranks: True if `values` are ranks.
-        images: name of each query's image; None in the list for a query without an image. None: unknown.
+        images: name of each query's image, or None for a query without an image. None: unknown.
         answered: top answer of the model to each query. None: unknown.
         answered_kind: kind of the answers in `answered`, image or text.
         right: correct answer to each query, if it is a text. None: unknown.

@@ -71,11 +71,10 @@ def zeroshot(
             class and of the correct class for the most confident mistakes. One or several texts: additionally, the
             images that match each text best.
         batch_size: images per forward pass; no effect on the metrics. None: chosen for the device.
-        cache: folder in which features are cached. None: the user's cache folder. False: no cache.
+        cache: folder for cached features. None: the user's cache folder. False: no cache.
         predictions: Parquet file to write, with the scores of every image.
-        processes: group of processes that share the encoding. All of them return the result; only the main process
-            writes files.
-        progress: True to show progress bars on the terminal, or a `Bars` object that creates the progress bars.
+        processes: processes that share the encoding. All return the result; only the main process writes files.
+        progress: True for progress bars on the terminal, or a `Bars` object that creates them.
 
     Raises:
         DataError: the data cannot be read, a label is not among `classes`, a template lacks `{c}`, or `explain` is True

@@ -15,9 +15,7 @@ _COMPARED = 100  # number of results of one index whose ranks in the other index
 
 
 class Comparison:
-    """Comparison of two indexes of the same images.
-
-    Row numbers in requests and responses refer to the first index.
+    """Comparison of two indexes of the same images. Row numbers refer to the first index.
 
     Args:
         views: views of both indexes.
@@ -36,13 +34,13 @@ class Comparison:
         """Search both indexes, and give each result its rank in the other index.
 
         Args:
-            query: the search. Its precision is ignored.
-            images: images of the query by the names in `query.images`.
+            query: the search; `query.precision` is ignored.
+            images: images of the query, by name.
             count: number of results per index.
 
         Returns:
-            `sides`: the results in each index. `overlap` and `common`: rank-biased overlap and number of common images
-            among the first `depth` results.
+            `sides`: the results in each index. `depth`: number of first results that are compared, at most 10.
+            `overlap` and `common`: rank-biased overlap and number of common images of these results.
 
         Raises:
             UserError: the query is not valid, or contains an image that the second index does not have.
@@ -75,15 +73,14 @@ class Comparison:
         return listing.items(slice(0, _COMPARED))
 
     def _shown(self, number: int, item: Item, name: int, others: Sequence[int]) -> Item:
-        """Return a result as the page shows it, with its rank in the other index.
+        """Return a result for display, with its rank in the other index.
 
-        A result whose image is in both indexes gets the row and the columns of the first index.
+        If the image is in both indexes, the result has the row and the columns of the first index.
 
         Args:
             number: index in which the result was found, 0 or 1.
-            item: the result.
             name: row of the image in the first index; -1 if only the second index has the image.
-            others: the names of the results in the other index, in the order of their ranks.
+            others: `name` of each result in the other index, by rank.
         """
         rank = others.index(name) + 1 if name >= 0 and name in others else None
         if number == 1 and name >= 0:
@@ -92,9 +89,9 @@ class Comparison:
         return {**item, "index": number, "rank": rank}
 
     def differences(self, part: Part) -> dict[str, Any]:
-        """Return part of the list of queries, in which the queries whose results differ most come first.
+        """Return part of the list of queries. Queries whose results differ most come first.
 
-        While the list is computed, the response contains only the completed share of the work.
+        Until the list is complete, only the completed share of the work is returned.
 
         Raises:
             UserError: no queries are given, and the indexes have no caption in common.

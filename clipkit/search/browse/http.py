@@ -128,10 +128,7 @@ class Server(ThreadingHTTPServer):
         self._arriving.pop(request, None)
 
     def service_actions(self) -> None:
-        """Close connections whose request takes too long to arrive.
-
-        The server calls this method twice per second.
-        """
+        """Close connections whose request takes too long to arrive."""
         for request, end in list(self._arriving.items()):
             if time.monotonic() > end:
                 self.arrived(request)

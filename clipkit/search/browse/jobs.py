@@ -11,8 +11,8 @@ class Job(Generic[T]):
     """Computation that starts when its result is requested for the first time.
 
     Args:
-        compute: function that returns the result. Its argument is a progress function, to be called from time to time
-            with the completed share of the work, from 0 to 1.
+        compute: function that returns the result. Its argument is a function to call with the completed share (0 to 1)
+            of the work.
     """
 
     def __init__(self, compute: Callable[[Callable[[float], None]], T]) -> None:

@@ -22,10 +22,7 @@ class Thumbnails:
     """Thumbnails and larger JPEGs of the images of an index, by row.
 
     Thumbnails are stored under the SHA-256 of the image file, so that they stay valid when the index changes. If the
-    folder of the index is not writable, thumbnails are not stored, and each request computes them.
-
-    Args:
-        index: the index.
+    folder of the index is not writable, each request computes its thumbnail again.
     """
 
     def __init__(self, index: Index) -> None:

@@ -45,9 +45,6 @@ class Views:
     """Lists and map of an index, as the page shows them.
 
     The last eight lists are kept in memory, so that scrolling needs no new search.
-
-    Args:
-        index: the index.
     """
 
     def __init__(self, index: Index) -> None:
@@ -63,8 +60,7 @@ class Views:
         """Return a list, or the completed share of the work (0 to 1) while the list is computed.
 
         Args:
-            query: description of the list.
-            images: images of the query by the names in `query.images`.
+            images: images of the query, by name.
 
         Raises:
             UserError: the query is not valid.
@@ -208,7 +204,6 @@ class Views:
         """Return one dict per row for the page, with row, image, captions and columns.
 
         Args:
-            rows: row numbers.
             numbers: entries to add to the dict of each row, e.g. its score.
         """
         taken = self.index.rows.take(pa.array(rows, pa.int64())).to_pylist()

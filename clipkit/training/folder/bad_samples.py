@@ -18,9 +18,7 @@ class BadSamples:
     position and the file of the image, and the reason.
 
     Args:
-        feed: the training data.
         max_bad: number of bad images that the recipe allows.
-        folder: the run folder.
         processes: the processes of the run; all have the same list.
     """
 

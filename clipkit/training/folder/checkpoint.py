@@ -23,8 +23,6 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     """Write a checkpoint to a temporary folder, flush it to disk, and rename it to `folder/step-NNNNNN`.
 
     Args:
-        folder: the folder of all checkpoints.
-        step: number of updates so far.
         tensors: the tensors of each file.
         state: content of the JSON file.
 
@@ -83,7 +81,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return a description of the damage to a checkpoint (a missing, truncated or changed file).
+    """Describe the damage to a checkpoint: a missing, truncated or changed file.
 
     The result is None if the checkpoint is intact.
     """

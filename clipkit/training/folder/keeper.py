@@ -22,7 +22,6 @@ class Keeper:
     """Writes checkpoints, and keeps only the last and the best ones.
 
     Args:
-        folder: the run folder.
         recipe: section `checkpoint` of the recipe, with the frequency of checkpoints and the number to keep.
         metric: metric that ranks the checkpoints.
     """

@@ -61,10 +61,7 @@ class Learned:
             self.average.load(self._parts(checkpoint, AVERAGE))
 
     def load_chosen(self, checkpoint: Path) -> None:
-        """Load the weights to evaluate from a checkpoint.
-
-        These are the averaged weights if the run averages weights, otherwise the trained weights.
-        """
+        """Load the averaged weights from a checkpoint; without averaging, load the trained weights."""
         self._load_weights(checkpoint)
         if self.average is not None:
             averaged = self._parts(checkpoint, AVERAGE)
@@ -73,15 +70,15 @@ class Learned:
                     parameter.copy_(averaged[name])
 
     def keep_chosen(self) -> None:
-        """Set the model permanently to the averaged weights if the run averages weights."""
+        """Set the model permanently to the averaged weights; without averaging, do nothing."""
         if self.average is not None:
             self.average.keep()
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Return a context in which the model is complete on each process and has the weights to evaluate and save.
+        """Return a context in which the model has the averaged weights or, without averaging, the trained weights.
 
-        These are the averaged weights if the run averages weights, otherwise the trained weights.
+        In this context, the model is complete on each process.
         """
         with self.average.applied() if self.average is not None else nullcontext(), self.weights.model_is_whole():
             yield

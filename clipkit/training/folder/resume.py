@@ -78,8 +78,6 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
     No file is changed.
 
     Args:
-        folder: the run folder.
-        recipe: the current recipe.
         steps: number of steps of the whole run with this recipe.
         identity: everything else that determines the result: hashes of data and frozen weights, versions.
 
@@ -167,7 +165,7 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
 
 
 def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the step of each checkpoint that is usable after its damaged logs are repaired.
+    """Yield the step of each checkpoint that is usable once damaged logs are repaired.
 
     Each step comes with one message for each damaged log.
     """
@@ -218,10 +216,7 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     """Return the allowed changes of the recipe since the checkpoint of a step, one line each.
 
     Args:
-        folder: the run folder.
-        recipe: the current recipe.
         before: the recipe in the checkpoint.
-        step: step of the checkpoint.
 
     Raises:
         RecipeError: a key changed that must not change.

@@ -30,9 +30,6 @@ class RunFolder(RunFiles):
     """Folder of an active run, with methods to lock it, clear it and truncate its logs to a checkpoint.
 
     Only files and folders that `RunFiles` names are ever changed or removed.
-
-    Args:
-        path: the run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -83,7 +80,7 @@ class RunFolder(RunFiles):
 
     @property
     def _is_unmarked_run(self) -> bool:
-        """True if the run was started by an early version of clipkit, which wrote no marker."""
+        """True if the run was started by an early version of clipkit, which wrote no marker file."""
         folders = [checkpoint_of(self.checkpoints, step) for step in checkpoint_steps(self.checkpoints)]
         return self.recipe.is_file() and any((folder / SUMS).is_file() for folder in folders)
 
@@ -134,7 +131,7 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """Return the name of the first log in which entries from before a checkpoint were changed or lost.
+        """Return the name of the first log whose entries from before a checkpoint were changed or lost.
 
         The result is None if all logs are intact.
 

@@ -58,9 +58,6 @@ class RunLog:
     def write_to(self, path: Path) -> None:
         """Append all recorded lines to a file, and from now on every new line.
 
-        Args:
-            path: the file, log.txt.
-
         Raises:
             OSError: the file cannot be opened.
         """

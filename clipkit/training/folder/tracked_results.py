@@ -24,9 +24,7 @@ def send_results(tracker: Any, results: Mapping[str, Any], folder: Path) -> None
     the recipe as artifacts. All four also get the sheet of augmented training images. Other trackers get nothing.
 
     Args:
-        tracker: the tracker.
         results: content of results.json.
-        folder: the run folder.
     """
     files, step = RunFiles(folder), results["settings"]["steps"]
     table, sheet = markdown_table(Result(results)), _sheet(results)

@@ -68,7 +68,7 @@ class Trackers:
 
 
 def _name_for(tracker: str, figure: str) -> str:
-    """Return a valid name of a metric for a tracker, because MLflow refuses characters such as the @ in recall@5."""
+    """Return a metric name that a tracker accepts; MLflow refuses characters such as the @ in recall@5."""
     return re.sub(r"[^a-zA-Z0-9_\-. :/]", "_", figure.replace("@", "_at_")) if tracker == "mlflow" else figure
 
 
