@@ -56,7 +56,7 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
 
 @dataclass(frozen=True)
 class IndexFormat:
-    """An export format of indexes: a summary, and Python code that shows users how to open the exported index."""
+    """Description of an export format of indexes: one line about it, and Python code that opens the exported index."""
 
     summary: str
     usage: str

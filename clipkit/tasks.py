@@ -60,7 +60,7 @@ TASKS: dict[str, TaskRow] = {
     "landmarks": TaskRow(
         "Landmark retrieval", "image-feature-extraction", "medium_map", ("easy_map", "medium_map", "hard_map"),
         help="Evaluate landmark retrieval (revisited Oxford and Paris).\n\nEach query image is compared with "
-        "all gallery images. The correct gallery images of a query are easy or hard to find; junk images are ignored.",
+        "all gallery images. The data labels gallery images as easy or hard (both are correct) or as junk (ignored).",
         data="A JSON file with three keys. imlist: names of the gallery images. qimlist: names of the query images. "
         "gnd: for each query, three lists of positions in imlist, named easy, hard and junk, and optionally bbx, the "
         "box to which the query image is cropped. If the images are in another folder, append ?images=FOLDER to the "

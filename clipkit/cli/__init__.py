@@ -140,8 +140,8 @@ def train(
         Path,
         typer.Argument(
             metavar="RECIPE.yaml",
-            help="Recipe file (YAML). Example recipes are in the folder recipes of the source code, and in "
-            "clipkit/recipes of the installed package.",
+            help="Recipe file (YAML). Example recipes are in recipes/ of the source code and in "
+            "clipkit/recipes/ of the installed package.",
         ),
     ],
     overrides: Annotated[

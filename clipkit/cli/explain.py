@@ -81,7 +81,7 @@ def explain(
     Prints for each word how much the cosine similarity of image and text decreases without the word, and draws maps of
     the parts of the image that match the text. Also prints how faithful the maps are: how fast the cosine similarity
     changes if the most relevant parts are hidden first (deletion) or shown first (insertion), compared with random
-    maps and with a map of the image's center.
+    maps and with a map that always marks the center.
     Example: clipkit explain --model M --image dog.jpg --text "a dog with a ball" --out dog.png.
     """
     if (image is None) == (data is None) or (image is None) != (not text):

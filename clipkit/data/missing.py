@@ -70,7 +70,9 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Check that all image files exist. Images at URLs are downloaded if there are at most 100,000 images.
+    """Check that all image files exist.
+
+    Images at URLs are downloaded to check them, unless the data has more than 100,000 images.
 
     Raises:
         DataError: images are missing or cannot be downloaded.

@@ -171,7 +171,7 @@ def _lengths(native: Any, texts: list[str]) -> list[int]:
 
 
 def load_tokenizer(source: str, context_length: int | None) -> Tokenizer:
-    """Load a tokenizer for a composed model.
+    """Load a tokenizer for a text tower that a recipe names.
 
     Args:
         source: `open_clip:ARCH`, `hf:NAME` or a folder.

@@ -94,14 +94,14 @@ def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = Tr
     """Compare the checksums of all files of an index with the manifest.
 
     Args:
-        whole: True: read whole files. False: read only the first 32 MiB of each file, which include array sizes.
+        whole: True: compare the checksum of the whole file. False: compare that of the first 32 MiB of each file.
 
     Raises:
         DataError: a file has changed or cannot be read.
     """
     for entry in manifest["files"].values():
         file = folder / entry["name"]
-        # The head is always checked, because FAISS could allocate all memory if the size of an array is damaged.
+        # The head is always checked: it contains array sizes, with which FAISS allocates memory.
         name = "head" if not whole and "head" in entry else "sha256"
         try:
             is_same = (_sha256_of_head if name == "head" else _sha256)(file) == entry[name]

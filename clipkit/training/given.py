@@ -29,7 +29,7 @@ GivenObjective = Objective | Callable[[Objective], Objective]
 
 @dataclass(frozen=True)
 class Given:
-    """Python objects that replace keys of a recipe; the arguments of `train` describe them."""
+    """Python objects that replace keys of a recipe, e.g. a model; passed as arguments of `train`."""
 
     train: object = None
     validation: object = None

@@ -145,7 +145,7 @@ class Comparison:
 
 
 class _Side:
-    """Statistics of the features of one tower, with all its layers.
+    """Mean and covariances of the features of one tower; the features of all its layers are concatenated.
 
     Args:
         mean, covariance: mean and covariance of the V features.

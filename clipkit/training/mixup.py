@@ -35,7 +35,7 @@ class Mixup:
 
     Args:
         alpha: parameter α of the Beta distribution.
-        captions: positions of the captions from which partners are drawn.
+        captions: positions of the captions in the data that may be drawn as partners.
         seed: seed of the run.
         batch_size: pairs in the global batch, G.
     """

@@ -169,8 +169,7 @@ class Step:
         """Return a context in which either all processes complete their work, or all raise an error.
 
         Args:
-            sums: gradient sums that the work starts. They are finished at the end of the context, or discarded after an
-                error.
+            sums: all-reduces of gradients that start during the work. The end of the context waits for them.
 
         Raises:
             Abandoned: a process received a stop signal.

@@ -118,7 +118,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
             named = f" {given[role]!r}" if role in given else ""
             raise DataError(
                 f"{pattern}: none of its {len(table)} samples has a {role}{named}; add files with the ending "
-                f"{endings}, or name the ending of the existing files or the key in the JSON files with "
+                f"{endings}, or give the ending of the existing files, or the key in the JSON files, as in "
                 f"{wanted.advice(role)}"
             )
     images = None

@@ -148,7 +148,7 @@ def _values(places: NDArray[np.int64], candidates: int) -> tuple[dict[str, float
 
 
 def landmark_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
-    """Return one value per query for each metric, computed from the part `queries` of a result."""
+    """Return one value per query for each metric, computed from the entry `queries` of a result."""
     columns: dict[str, Column] = {}
     for protocol in _PROTOCOLS:
         names = [name for name in queries if name.startswith(f"{protocol}_")]

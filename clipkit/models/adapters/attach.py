@@ -1,8 +1,8 @@
 """Attaching adapters to layers, and merging adapters into weights.
 
-A layer with an adapter keeps all parameters under the same names. Only the class of the layer changes: in the new
-class, reading the weight returns the adapted weight. This also works if attention reads the weights of its layers
-directly, and with fused projections, gradient checkpointing and compiled blocks.
+A layer with an adapter keeps the names of all its parameters. Only its class changes: in the new class, reading the
+weight returns the adapted weight. So the code of attention, fused projections, gradient checkpointing and compiled
+blocks works unchanged.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> N
     """Add adapters to the layers that a recipe selects, and freeze the other weights of the tower.
 
     A newly initialized projection stays trainable. The names of the adapter parameters are added to `tower.blocks`.
-    The initial values come from torch's global random generator, so seed that generator first.
+    The adapters are initialized with torch's global random generator.
 
     Args:
         tower: tower that is changed in place.
@@ -75,7 +75,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter, 
 def merged(model: nn.Module) -> Iterator[None]:
     """Merge all adapters into the weights inside a `with` block, and restore the adapters afterwards.
 
-    Inside the block, the model is an ordinary model of its library, without adapters.
+    Inside the block, the layers are ordinary layers without adapters.
     """
     undo: list[tuple[Any, nn.Parameter, Tensor, Adapter, type]] = []
     try:
@@ -93,7 +93,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def interpolate_adapters(model: nn.Module, alpha: float) -> None:
-    """Interpolate between the base weights and the adapted weights, by changing only the adapters.
+    """Move the adapted weights toward the base weights, by changing only the adapters.
 
     The adapted weights become (1 - alpha) · (base weights) + alpha · (current adapted weights).
     """
@@ -115,12 +115,7 @@ def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
 
 @cache
 def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
-    """Return a subclass of a layer class in which reading the weight returns the adapted weight.
-
-    Args:
-        kind: class of the layer, e.g. nn.Linear.
-        parameter: name of the weight in the layer.
-    """
+    """Return a subclass of the layer class `kind` whose attribute `parameter` is the adapted weight."""
     # The cache gives all layers of one class the same subclass, so that compilers see a single class.
 
     def weight(layer: Any) -> Tensor:

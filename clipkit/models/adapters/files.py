@@ -38,7 +38,7 @@ def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None
     Args:
         model: model with adapters.
         folder: folder to create.
-        recipe: model section of the recipe, with the name of the base model or of both towers.
+        recipe: model section of the recipe, which names the base model or both towers.
     """
     tensors, ranks, alphas = _adapter_tensors(model)
     others = _others(model)
@@ -157,18 +157,15 @@ def _merge(
 
 
 def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) -> float:
-    """Look up the value of a module in a pattern of PEFT's configuration, e.g. alpha_pattern.
+    """Return the value that a PEFT pattern, e.g. alpha_pattern, gives to a module.
 
-    Args:
-        pattern: regular expression for the end of a module name -> value.
-        name: name of the module.
-        default: value if no expression matches.
+    `pattern` maps a regular expression for the end of a module name to a value. `default` is used if none matches.
     """
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
-    """Return the adapter tensors by their PEFT names, the rank of each layer, and the alpha of each layer."""
+    """Return the adapter tensors by their PEFT names, and the rank and alpha of each layer."""
     names = {module: name for name, module in _root(model).named_modules()}
     layers = [(names[layer], weight, adapter) for layer, weight, adapter in adapted_layers(model)]
     has_magnitudes = any(part.magnitude is not None for *_, adapter in layers for part in adapter.low_ranks)
@@ -184,9 +181,9 @@ def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, i
 
 
 def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and the scaling of one adapter that is equivalent to the adapters of all slices of a weight.
+    """Combine the adapters of a fused weight, e.g. of q, k and v, into one (A, B, scaling).
 
-    The new A concatenates the A matrices of the slices. The new B is block diagonal and contains their B matrices.
+    The new A concatenates all A matrices. The new B is block diagonal and contains all B matrices.
     """
     parts = adapter.low_ranks
     up = weight.new_zeros(len(weight), sum(part.lora_B.shape[1] for part in parts))
@@ -202,9 +199,9 @@ def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
 
 @torch.no_grad()
 def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
-    """Return the DoRA magnitude of each row of a slice.
+    """Return the DoRA magnitudes of one slice of a weight, e.g. of the rows of q in a fused weight.
 
-    For a slice without DoRA, these are the row norms, so that the magnitudes change nothing.
+    Without a DoRA adapter, these are the norms of the rows, with which DoRA changes nothing.
     """
     if part is not None and part.magnitude is not None:
         return part.magnitude.detach()
@@ -214,7 +211,7 @@ def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
 def _others(model: DualEncoder) -> dict[str, Tensor]:
     """Return the logit scale, the logit bias and all trained parameters except adapters.
 
-    The keys are the names of the parameters in the model's library.
+    The keys are the parameter names in the model's library.
     """
     trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
     native = dict(_root(model).named_parameters())
@@ -229,7 +226,7 @@ def _others(model: DualEncoder) -> dict[str, Tensor]:
 def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
     """Return all parameters of a model except adapters and projection heads for views.
 
-    The keys are the names of the parameters in the model's library, or in the dual encoder if it was composed.
+    The keys are the parameter names in the model's library, or in the dual encoder if its towers are separate models.
     """
     native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
     return {
@@ -250,7 +247,7 @@ def _root(model: DualEncoder) -> nn.Module:
 
 
 def _located(name: str | None) -> str | None:
-    """Return a model name that is valid in every working directory: local paths become absolute."""
+    """Return a model name with absolute local paths, so that the name is valid in every working directory."""
     path, question_mark, option = (name or "").partition("?weights=")
     if question_mark:
         return f"{path}?weights={Path(option).expanduser().resolve()}"

@@ -1,4 +1,4 @@
-"""Search for the linear layers of a tower and their roles, e.g. the queries, keys or values of attention."""
+"""Search for the linear layers of a tower and their roles, e.g. q, k or v of attention."""
 
 import re
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ _EMBEDDING = re.compile(r"embed", re.IGNORECASE)
 class Linear:
     """A linear layer of a tower.
 
-    A fused weight consists of equal slices with different roles, e.g. queries, keys and values. Other weights are one
-    slice.
+    A fused weight consists of slices of equal size with different roles, e.g. q, k and v. Other weights are one slice.
     """
 
     name: str
@@ -85,7 +84,7 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
 
 
 def _weight_of(name: str, module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """Return the name of a module's weight, and the roles of the slices; no roles if it is not a linear layer."""
+    """Return the name of a module's weight, and the roles of its slices; () if the module is not a linear layer."""
     if isinstance(module, nn.MultiheadAttention):
         return "in_proj_weight", ("q", "k", "v") if module.in_proj_weight is not None else ()
     if not isinstance(module, nn.Linear) or _EMBEDDING.search(name):

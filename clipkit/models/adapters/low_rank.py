@@ -33,7 +33,7 @@ def adapted_weight(
 
 @torch.no_grad()
 def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
-    """Return the Euclidean norm of each row, replacing 0 with a tiny positive number to allow division."""
+    """Return the Euclidean norm of each row; a norm of 0 becomes a tiny positive number, to allow division."""
     return torch.linalg.vector_norm(weight, dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
@@ -64,7 +64,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)  # as PEFT and the LoRA authors' code
 
     def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the adapted weight, with dropout on the input columns of A during training."""
+        """Return the adapted weight; during training, dropout sets random columns of A to zero."""
         lora_A: Tensor = self.lora_A
         if self.training and self.dropout > 0:
             kept = torch.rand(lora_A.shape[1], device=lora_A.device) >= self.dropout
@@ -93,7 +93,7 @@ class LowRank(nn.Module):
 class Adapter(nn.Module):
     """Low-rank adapters of one weight matrix, with a separate adapter for each selected slice.
 
-    The rows of the matrix consist of equal slices, e.g. queries, keys and values. A matrix can also be one slice.
+    The slices are row blocks of equal size, e.g. q, k and v. A matrix can also be one slice.
 
     Args:
         weight: (O, I) the initial weight.
@@ -128,7 +128,7 @@ class Adapter(nn.Module):
         return [part for part in self.parts.values() if isinstance(part, LowRank)]
 
     def slices(self, weight: Float[Tensor, "O I"]) -> list[tuple[LowRank | None, Float[Tensor, "S I"]]]:
-        """Return (adapter, rows) for each slice of the weight; the adapter is None for slices without an adapter."""
+        """Return (adapter, rows) for each slice of the weight; the adapter is None if the slice has none."""
         parts = iter(self.low_ranks)
         rows = weight.detach().chunk(len(self.names))
         return [

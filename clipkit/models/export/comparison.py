@@ -1,4 +1,4 @@
-"""Comparison of an exported model with the original model, by the features of the same images and captions."""
+"""Comparison of an exported model with the original model on the same images and captions."""
 
 import re
 import runpy
@@ -26,7 +26,10 @@ _Pair = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Theirs:
-    """Features that the code of a model card computes with another library; None if the tower is missing."""
+    """Features of an exported model, computed with the other library by the example code of its README.
+
+    Features of a tower that the model lacks are None.
+    """
 
     image: Float[Tensor, "N D"] | None
     text: Float[Tensor, "M D"] | None
@@ -36,10 +39,10 @@ class Theirs:
 
 
 def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path], texts: Sequence[str]) -> Theirs:
-    """Run the code of a model card on the given images and captions, and return the features.
+    """Run the example code of an exported model's README on other images and captions, and return the features.
 
     Args:
-        code: code of the card. The lists `images = […]` and `texts = […]` in this code are replaced.
+        code: code of the README. Its lists `images = […]` and `texts = […]` are replaced.
         model: the original model.
         library: name of the library that the code uses, for error messages.
         images: image files to use instead.
@@ -64,14 +67,10 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Return the features if images are only converted with `convert("RGB")` and captions stay unchanged.
+    """Compute the features without the README's preparation: images only become RGB, and captions stay unchanged.
 
-    Both are None if the card's code does the same, or if the library then raises an error.
-
-    Args:
-        head: first part of the card's code, which opens the model.
-        tail: second part of the card's code, which computes the features.
-        opened: variables after running the first part.
+    The result is (None, None) if the README prepares nothing, or if the library raises an error. The README's code
+    consists of `head`, which loads the model, and `tail`. `opened` contains the variables after running `head`.
     """
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:
@@ -122,7 +121,7 @@ class Comparison:
         self.excused = [row for row, name in enumerate(self.names) if name in excused]
 
     def differences(self, theirs: Float[Tensor, "N D"] | None) -> Float[Tensor, " N"]:
-        """Return the largest difference between `theirs` and `ours` in a feature value, for each image or caption."""
+        """Return the largest absolute difference between `theirs` and `ours`, for each image or caption."""
         if theirs is None or self.ours is None:
             return torch.zeros(len(self.names))
         return (theirs - self.ours).abs().amax(dim=1)
@@ -145,7 +144,7 @@ class Comparison:
         return float(F.cosine_similarity(self.theirs[self.kept], self.ours[self.kept], dim=-1).mean())
 
     def above(self, limit: float, theirs: Float[Tensor, "N D"] | None = None) -> str:
-        """List the names of images or captions whose features differ by more than a limit, with the differences.
+        """List the images or captions whose features differ by more than a limit, with the differences.
 
         Args:
             limit: largest allowed difference in a feature value.
@@ -174,7 +173,7 @@ class Comparison:
             )
 
     def check_cosine(self, least: float, kind: str, model: str) -> None:
-        """Raise ModelError if the mean cosine is less than `least`; `kind` and `model` are for the message."""
+        """Raise ModelError if the mean cosine is less than `least`."""
         if not self.cosine >= least:
             raise ModelError(
                 f"{model}: 8-bit weights change the features of {kind} too much (mean cosine {self.cosine:.4f}, less "

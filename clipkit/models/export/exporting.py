@@ -35,8 +35,8 @@ def export(
 ) -> Proof:
     """Write a model in the layout of another library, and verify that this library computes the same features.
 
-    The folder also gets a README.md with code that loads the model. The verification runs this code on image files and
-    captions.
+    The folder also gets a README.md with code that loads the model. For the verification, this code encodes image files
+    and captions.
 
     Args:
         model: model in float32, as returned by `load`.
@@ -45,8 +45,8 @@ def export(
         int8: quantize the weights to 8 bits; only for onnx.
         tolerance: largest allowed difference in a value of the unit-length features. Default: 1e-5, or 1e-4 for onnx.
             With `int8`, the default instead requires a mean cosine of at least 0.99.
-        images: images to compare. Default: built-in images of many kinds, e.g. transparent, palette, CMYK or 16-bit.
-        captions: captions to compare. Default: built-in captions of many kinds, e.g. empty, or with HTML entities.
+        images: images to compare. Default: built-in images, e.g. transparent, palette, CMYK or 16-bit.
+        captions: captions to compare. Default: built-in captions, e.g. empty, or with HTML entities.
 
     Returns:
         The differences found, and Python code that loads the folder.
@@ -90,10 +90,7 @@ def _format(name: str, options: dict[str, bool]) -> Format:
 def _files(images: Sequence[ImageLike] | None, side: int, folder: Path) -> dict[str, Path]:
     """Write images to files, and return the files by name.
 
-    Args:
-        images: images to write; None: the built-in images, whose names are their kinds, e.g. "gray".
-        side: side of the model's input in pixels, for the built-in images.
-        folder: folder for the files; images that already are files stay where they are.
+    None selects the built-in images for a model with input size `side`. Images that are files already stay in place.
     """
     if images is None:
         contents = image_files(side)
@@ -186,7 +183,7 @@ def _prove(
 def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
     """Return the names of the images that the two libraries crop at different positions.
 
-    The positions differ if a crop cuts off an odd number of pixels and the libraries round differently.
+    This happens if a crop cuts off an odd number of pixels and the libraries round differently.
     """
     steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
     if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":

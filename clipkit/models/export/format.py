@@ -26,7 +26,7 @@ class Format(Protocol):
         """
 
     def layout(self, model: DualEncoder, folder: Path) -> Layout:
-        """Return the properties of the written folder from which the code of its model card is generated."""
+        """Return the properties of the exported model that its README needs."""
 
     def usage(self, folder: Path) -> str:
         """Return Python code that loads the folder."""
@@ -34,7 +34,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Proof:
-    """Result of verifying an export: how much the features of both libraries differ on the same images and captions."""
+    """Result of verifying an export: differences between the features of both libraries."""
 
     images: int
     captions: int

@@ -21,11 +21,10 @@ Side = Literal["open_clip", "transformers"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Mapping between tensor names of open_clip and transformers; `*` stands for the layer number.
+    """Tensor names in open_clip and the corresponding names in transformers; `*` stands for the layer number.
 
-    `open_clip` and `transformers` contain the same number of names. If a library stores several tensors as one tensor,
-    concatenated along the first dimension, the name of this tensor is repeated. For example, ("qkv", "qkv", "qkv")
-    corresponds to ("q", "k", "v").
+    Both lists of names have the same length. If a library stores several tensors as one tensor, concatenated along the
+    first dimension, its name is repeated. For example, ("qkv", "qkv", "qkv") corresponds to ("q", "k", "v").
     """
 
     open_clip: tuple[str, ...]
@@ -39,7 +38,7 @@ class Rule:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """Convert the tensors of one library to the library `to`, and yield one tensor for each distinct name."""
+        """Convert tensors to the layout of the library `to`, and yield one tensor for each distinct name."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
@@ -55,7 +54,7 @@ class Rule:
 
 
 def clip_rules(text_prefix: str = "") -> list[Rule]:
-    """Return the rules for CLIP models.
+    """Return the tensor names of CLIP models in open_clip and transformers.
 
     Args:
         text_prefix: start of the names in open_clip's text tower, `text.` if this tower is a separate module.
@@ -75,7 +74,7 @@ def clip_rules(text_prefix: str = "") -> list[Rule]:
 
 
 def siglip_rules() -> list[Rule]:
-    """Return the rules for SigLIP models, in which open_clip uses an image tower of timm."""
+    """Return the tensor names of SigLIP models in open_clip (with an image tower of timm) and transformers."""
     trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
     layer = "vision_model.encoder.layers.*"
     return [
@@ -108,7 +107,7 @@ def renamed(
 
     Args:
         tensors: all tensors by name, including logit_scale and logit_bias.
-        rules: rules for all tensors except logit_scale and logit_bias.
+        rules: names in both libraries of all tensors except logit_scale and logit_bias.
         to: library to convert to.
         model: name of the model, for error messages.
         scalar: shape of logit_scale and logit_bias in the library `to`.
@@ -141,7 +140,7 @@ def renamed(
 
 
 def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the layer numbers of all tensors that match a name with `*`; [""] if the name has no `*`."""
+    """Return the layer numbers of all tensors that match a name with `*`; [""] for a name without `*`."""
     if "*" not in name:
         return [""]
     pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
@@ -161,7 +160,7 @@ def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
 
 
 def _open_clip_layers(open_clip: str, transformers: str) -> list[Rule]:
-    """Return the rules for the blocks of open_clip's class Transformer."""
+    """Return the tensor names of open_clip's class Transformer, and the corresponding names in transformers."""
     return [
         *(Rule((f"{open_clip}.attn.in_proj_{part}",) * 3, _queries_keys_values(transformers, part)) for part in _PARTS),
         *_layers(open_clip, transformers, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),

@@ -42,12 +42,12 @@ _LARGEST = 1_800_000_000
 
 
 class Onnx:
-    """Format with the files `image.onnx` and `text.onnx`, one per tower, for onnxruntime.
+    """Format for onnxruntime: `image.onnx` and `text.onnx`, one file per tower.
 
     The graphs accept batches of any size. Text towers with an attention mask accept captions of any length.
 
     Args:
-        int8: store the weights of linear layers as 8-bit integers, which need a quarter of the space.
+        int8: store the weights of linear layers as 8-bit integers, in a quarter of the space.
     """
 
     def __init__(self, int8: bool = False) -> None:

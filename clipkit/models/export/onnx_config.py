@@ -12,7 +12,7 @@ from clipkit.models.tokenizer import OpenClipTokenizer
 
 
 def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
-    """Return the settings of the image preprocessing for JSON; None if example.py does not support it."""
+    """Return the settings of the image preprocessing for JSON; None if example.py does not support them."""
     steps, colors = preprocess.steps, {"mean": list(preprocess.mean), "std": list(preprocess.std)}
     if steps is None:
         return None
@@ -33,7 +33,7 @@ def write_tokenizer(model: DualEncoder, inputs: dict[str, Tensor], folder: Path)
 
     Args:
         model: the exported model.
-        inputs: inputs of the text tower for any captions, to learn which inputs it needs.
+        inputs: inputs of the text tower for any captions; only their names matter.
         folder: folder of the export.
     """
     tokenizer: Any = model.text.tokenize

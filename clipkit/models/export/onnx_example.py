@@ -137,7 +137,7 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def session(file: str) -> Any:
-    """Open an ONNX file in the folder of this script, only once."""
+    """Open an ONNX file next to this script; a second call returns the same session."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(FOLDER / file, providers=["CPUExecutionProvider"])
@@ -149,13 +149,13 @@ def run(file: str, inputs: dict[str, Any]) -> Any:
 
 
 def encode_images(images: Sequence[Image.Image | str | Path]) -> Any:
-    """Return the unit-length features of images (N, D)."""
+    """Return the unit-length features (N, D) of N images."""
     prepared = [pixels(image) for image in images]
     return run("image.onnx", {name: np.stack([inputs[name] for inputs in prepared]) for name in prepared[0]})
 
 
 def encode_texts(texts: Sequence[str]) -> Any:
-    """Return the unit-length features of texts (M, D)."""
+    """Return the unit-length features (M, D) of M texts."""
     return run("text.onnx", tokens(texts))
 
 

@@ -48,8 +48,8 @@ class OpenClip:
             return []
         if backend.library != "transformers":
             raise ModelError(
-                f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use --to onnx, "
-                "or --to sentence-transformers if each projection reads a single layer"
+                f"{model.name}: open_clip has no architecture for a model of separate towers ({_reason(model)}); use "
+                "--to onnx, or --to sentence-transformers if the input of each projection is the output of one layer"
             )
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
@@ -145,14 +145,9 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Find the timm model with the same layers and sizes as a SigLIP image tower.
+    """Return the names of the timm model and of its activation for a SigLIP image tower.
 
-    Return the name of the timm model and the name of its activation. The activation is the same as in the tower if
-    timm has such a model.
-
-    Args:
-        vision: transformers configuration of the image tower.
-        name: name of the model, for error messages.
+    The timm model has the same layers and sizes as the tower, and the same activation if possible.
 
     Raises:
         ModelError: timm has no such model.
@@ -206,7 +201,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return open_clip's MLP ratio for a tower: the width of the hidden layer divided by the width of the tower."""
+    """Return open_clip's MLP ratio of a tower: width of the hidden layer / width of the tower."""
     # open_clip computes the hidden width from the ratio and rounds down, so a ratio may have to be slightly larger.
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width

@@ -1,4 +1,4 @@
-"""Built-in images and captions for verifying an export, with one sample for each kind of real data."""
+"""Built-in images and captions for verifying an export, e.g. a CMYK image or a caption with emoji."""
 
 import io
 from collections.abc import Mapping
@@ -29,11 +29,10 @@ CAPTIONS: Mapping[str, str] = {
 
 
 def image_files(side: int) -> dict[str, bytes]:
-    """Return the contents of sample image files; the keys are formats or properties, e.g. "gray".
+    """Return the contents of the built-in image files; the keys describe the images, e.g. "gray".
 
     Args:
-        side: side of the model's input in pixels. It sets the size of the two samples with odd margins (see
-            `has_odd_margins`).
+        side: side of the model's input in pixels. Two images have sizes for which `has_odd_margins` is true.
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)
     alpha = square.convert("RGBA")
@@ -78,7 +77,7 @@ def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
 
 
 def _photograph(width: int, height: int) -> Image.Image:
-    """Draw an image with gradients, edges and noise, on which any change of the preprocessing has an effect."""
+    """Draw an image with gradients, edges and noise, so that any change of the preprocessing changes the result."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(width).integers(0, 40, (height, width, 3))
     colors = np.stack([200 * x / width, 200 * y / height, 8 * (x + y) % 200], axis=2)
@@ -90,7 +89,7 @@ def _photograph(width: int, height: int) -> Image.Image:
 
 
 def has_odd_margins(size: tuple[int, int], resized: int, side: int) -> bool:
-    """Return whether a center crop cuts off an odd number of pixels.
+    """Return whether a center crop cuts off an odd number of pixels in height or width.
 
     Libraries round the position of such a crop differently.
 

@@ -66,9 +66,7 @@ class SentenceTransformers:
 def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
     """Return sentence-transformers modules for a transformers or open_clip model.
 
-    Args:
-        model: the model; an open_clip model is first converted to transformers.
-        parts: empty folder for temporary files.
+    An open_clip model is first converted to transformers. `parts` is an empty folder for temporary files.
     """
     from sentence_transformers.base.modules import Normalize, Transformer
 
@@ -108,13 +106,10 @@ def _convert_to_rgb(preprocessing: Path) -> None:
 
 
 def _tower_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Return sentence-transformers modules for a composed model.
+    """Return sentence-transformers modules for a model of separate towers.
 
-    If the model has two towers, a router sends images to the image tower and texts to the text tower.
-
-    Args:
-        model: composed model with one or two towers.
-        parts: empty folder for temporary files.
+    With two towers, a router sends images to the image tower and texts to the text tower.
+    `parts` is an empty folder for temporary files.
     """
     from sentence_transformers.base.modules import Normalize, Router
 
@@ -165,7 +160,7 @@ def _image_route(model: DualEncoder, folder: Path) -> list[Any]:
 
 
 def _projection(head: nn.Module) -> list[Any]:
-    """Return the projection of a composed model as sentence-transformers modules."""
+    """Return the projection of a tower as sentence-transformers modules."""
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 

@@ -13,10 +13,6 @@ _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|
 def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
     """Return a transformers tokenizer that gives the same token IDs as a model's tokenizer.
 
-    Args:
-        tokenizer: tokenizer of the model.
-        model: name of the model, for error messages.
-
     Raises:
         ModelError: the tokenizer changes captions in a way that transformers tokenizers do not support.
     """
@@ -57,7 +53,7 @@ def _vocabulary(native: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
-    """Return a CLIPTokenizer of transformers that gives the same token IDs as a SimpleTokenizer of open_clip."""
+    """Convert a SimpleTokenizer of open_clip to a CLIPTokenizer of transformers with the same token IDs."""
     from open_clip.tokenizer import get_clean_fn
     from transformers import CLIPTokenizer
 
@@ -71,7 +67,7 @@ def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
 
 
 def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
-    """Return the transformers tokenizer of an HFTokenizer of open_clip, extended by the HFTokenizer's text cleaning."""
+    """Return the transformers tokenizer inside open_clip's HFTokenizer, with the same text cleaning added."""
     from open_clip.tokenizer import get_clean_fn
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast

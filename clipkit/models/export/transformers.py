@@ -43,7 +43,7 @@ class Transformers:
             return []
         if backend.library != "open_clip":
             raise ModelError(
-                f"{model.name}: transformers has no class for a composed model (separate image and text towers); "
+                f"{model.name}: transformers has no class for a model of separate image and text towers; "
                 "use --to sentence-transformers or onnx"
             )
         siglip = bool(backend.config["vision_cfg"].get("timm_model_name"))
@@ -182,12 +182,7 @@ def _refuse_others(
 ) -> None:
     """Raise ModelError if open_clip's configuration has an option that a transformers class does not support.
 
-    Args:
-        name: name of the model, for the message.
-        config: open_clip's configuration of the model.
-        image_keys: supported options of the image tower.
-        text_keys: supported options of the text tower.
-        class_name: name of the transformers class, for the message.
+    `image_keys` and `text_keys` are the supported options of the two towers.
     """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 

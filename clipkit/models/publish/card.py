@@ -1,4 +1,4 @@
-"""Model cards with description, usage and license; callers add sections about training and evaluation."""
+"""Model cards (README.md of a model) with description, usage and license."""
 
 import filecmp
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def card(
     eval_results: Sequence[Any] = (),
     here: str = HERE,
 ) -> str:
-    """Return the text of a README.md, with the header that the Hub reads.
+    """Return the text of a model card, with the YAML header that the Hub reads.
 
     Args:
-        layout: layout of the model.
-        parts: further sections, inserted between the sections about usage and limits.
+        layout: properties of the model.
+        parts: further sections, e.g. about training and evaluation, inserted after the usage section.
         trained: True if the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
         here: Hub repository or folder from which the code in the card loads the model.
@@ -53,7 +53,7 @@ def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
     """Return the model card of an exported folder.
 
     Args:
-        layout: layout of the export.
+        layout: properties of the exported model.
         folder: path of the export, as the user wrote it, for the code in the card.
         notes: sentences about known differences from the original model.
     """
@@ -62,13 +62,9 @@ def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Return the model card of the folder that a model was loaded from, if the card also fits a saved copy.
+    """Return the model card of the folder or run `source`, if the model in `saved` has the same weights.
 
-    The result is None if the weights differ, or if the folder has no card or only the card of an export.
-
-    Args:
-        source: folder or run from which the model was loaded.
-        saved: folder in which the model was saved.
+    The result is None if the weights differ, or if `source` has no card or only the card of an export.
     """
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
@@ -81,7 +77,7 @@ def kept_card(source: Path, saved: Path) -> str | None:
 
 
 def is_of_export(text: str) -> bool:
-    """Return whether a card was written by an export; the code of such a card contains a local path."""
+    """Return whether `export` wrote a model card; the example code in this card then contains a local path."""
     return _OF_EXPORT in text
 
 
@@ -108,9 +104,9 @@ def _summary(layout: Layout, trained: bool) -> str:
 
 
 def _license(bases: Sequence[Base]) -> dict[str, Any]:
-    """Return the license fields of the card header.
+    """Return the license fields of the card header; empty if a license is unknown.
 
-    The license is `other` if the licenses of the base models differ. The dict is empty if a license is unknown.
+    If the licenses of the base models differ, the license is `other`.
     """
     licenses = {(base.license, base.license_name, base.license_link) for base in bases}
     if not bases or any(base.license is None for base in bases):

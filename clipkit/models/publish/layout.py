@@ -1,4 +1,4 @@
-"""Layout of a saved model, from which its model card is written."""
+"""Properties of a saved model that its model card needs."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class Layout:
-    """Properties of a saved model that its model card needs, e.g. the library that loads it."""
+    """Properties of a saved model that its model card needs, e.g. the library that loads the model."""
 
     library: str
     """Library that loads the model: transformers, open_clip or clipkit; exports also sentence-transformers or onnx."""

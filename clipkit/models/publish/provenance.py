@@ -56,7 +56,7 @@ def _bases(name: str) -> Iterator[Base]:
 
 
 def public_name(name: str) -> str:
-    """Return a model name without local directories: for a path, only the name of the folder or file."""
+    """Return a model name that reveals no local folders: of a path, only the last part."""
     if name.startswith("open_clip:"):
         architecture, option, weights = name.partition("?weights=")
         return f"{architecture}{option}{PurePath(weights).name}"
@@ -67,13 +67,13 @@ def public_name(name: str) -> str:
 
 
 def license_of(name: str) -> str | None:
-    """Return the license on a model card, with commas between several licenses; None if the card has none."""
+    """Return the license that a model's card states, or several separated by commas; None if it states none."""
     stated = card_header(name).get("license")
     return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
 
 
 def card_header(name: str) -> dict[str, Any]:
-    """Return the YAML header of a model card; an empty dict if the header is missing or invalid.
+    """Return the YAML header of a model card; {} if the header is missing or invalid.
 
     Args:
         name: folder, run or Hub repository that contains the card.

@@ -67,8 +67,8 @@ def push(
 ) -> Pushed:
     """Upload a folder to the Hub as one commit.
 
-    After an interruption, a new call does not send the uploaded files again. A model card that a user edited on the
-    Hub is kept. No file on the Hub is deleted.
+    A repeated call does not send files again that were uploaded before an interruption. A model card that a user edited
+    on the Hub is kept. No file on the Hub is deleted.
 
     Args:
         folder: folder of the model.
@@ -115,12 +115,12 @@ def _is_part(file: Path, folder: Path) -> bool:
 
 
 def signed(card: str) -> str:
-    """Add a signature to a card, by which a later push can detect that a user edited the card."""
+    """Add a hash to a card, by which a later push detects whether a user edited the card."""
     return f"{card.rstrip()}\n\n<!-- clipkit: {_hash(card)} -->\n"
 
 
 def unsigned(card: str) -> str:
-    """Remove the signature of a card."""
+    """Remove the hash that `signed` added to a card."""
     return _SIGNATURE.sub("", card).rstrip() + "\n"
 
 
@@ -129,7 +129,7 @@ def _hash(card: str) -> str:
 
 
 def _for_hub(card: str, repository: str) -> str:
-    """Insert the repository name into a card that clipkit wrote; cards without a signature stay unchanged."""
+    """Insert the repository name into a card that clipkit wrote; a card without a hash stays unchanged."""
     return signed(unsigned(card).replace(HERE, repository)) if _SIGNATURE.search(card) else card
 
 
@@ -142,11 +142,9 @@ def _is_edited(api: Any, repository: str, text: str) -> bool:
 
 
 def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
-    """Return a note about weight files in the repository that the upload does not replace; empty if there are none.
+    """Return a warning if the Hub repository has weight files that the upload does not replace; else [].
 
-    Args:
-        folder: folder to upload.
-        remote: names of the files in the repository.
+    `remote` contains the names of the files in the repository.
     """
     local = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     others = [name for name in remote if name.endswith(WEIGHTS) and name not in local]
@@ -161,12 +159,7 @@ def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
 def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
     """Insert the repository name into open_clip_config.json, so that open_clip finds the tokenizer on the Hub.
 
-    Return the path of the changed file, or `config` if the configuration refers to no tokenizer in its folder.
-
-    Args:
-        config: file with the configuration.
-        target: file to write with the changed configuration.
-        repository: name of the repository.
+    Return `target`, the changed file. If `config` refers to no tokenizer in its own folder, return `config`.
     """
     values = json.loads(config.read_text(encoding="utf-8"))
     if values["model_cfg"]["text_cfg"].get("hf_tokenizer_name") != ".":

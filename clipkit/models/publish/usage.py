@@ -21,9 +21,9 @@ def usage(layout: Layout, here: str = HERE) -> str:
     """Return a code block for each library that can load the model.
 
     Args:
-        layout: layout of the model.
-        here: Hub repository or folder from which the code loads the model. For a folder, the code creates its input
-            image, so that it runs without image files.
+        layout: properties of the model.
+        here: Hub repository or folder from which the code loads the model. For a folder, the code creates its own input
+            image.
     """
     family = family_of_class(layout.class_name)
     hub = here == HERE

@@ -36,7 +36,7 @@ class Query(_Strict):
 
 
 class Compared(_Strict):
-    """Request to search two indexes. Row numbers refer to the first index."""
+    """Request to search two indexes. Images are given by their rows in the first index."""
 
     query: Query
     count: int = Field(20, ge=1, le=100)

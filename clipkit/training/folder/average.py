@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Exponential moving average of the trainable parameters, including the scale (Polyak averaging).
+    """Exponential moving average (EMA) of the trainable parameters, including the logit scale.
 
     After update number t, counted from 1, the average becomes d · average + (1 − d) · weights. Here d is
     min(decay, (1 + t) / (10 + t)), so that the initial weights of a tower from scratch soon lose their influence.

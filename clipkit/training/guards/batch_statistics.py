@@ -22,11 +22,11 @@ def batch_statistics(
         second: unit-length features of the captions, in the order of the images.
         image_ids: image ID of each pair.
         caption_ids: caption ID of each pair.
-        sides: names of `first` and `second`. They replace "image" and "text" in the names of the statistics.
+        sides: names that replace "image" and "text" in the names of the statistics.
 
     Returns:
-        image_accuracy: share of images whose most similar caption is correct. The queries are the first 128 images.
-            A caption is correct if its pair has the same image ID or the same caption ID as the query.
+        image_accuracy: share of the first 128 images whose most similar caption is correct. A caption is correct if its
+            pair has the same image ID or the same caption ID as the image.
         text_accuracy: the same share, with the first 128 captions as queries.
         positive_cosine: mean cosine between the image and the caption of a pair.
         negative_cosine: mean cosine between an image and the caption of another pair.

@@ -99,13 +99,7 @@ def before_first_step(
 ) -> list[Finding]:
     """Return all findings before training, the most severe first.
 
-    Args:
-        recipe: recipe of the run.
-        model: model at the start of training.
-        train: training data.
-        validation: validation data.
-        steps: steps of the whole run.
-        warmup_steps: number of warmup steps, in which the learning rate rises.
+    The learning rate rises during the first `warmup_steps` steps of the run.
     """
     of_sources = [*train.findings, *(validation.findings if validation is not None else ())]
     findings = [
@@ -118,9 +112,9 @@ def before_first_step(
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Check a sample of the training data, and return the errors and warnings.
+    """Check a sample of the training data, and return the errors and warnings, without notes.
 
-    Findings of severity `note` are not returned; `clipkit data check` reports them.
+    `clipkit data check` also reports notes.
     """
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
@@ -194,8 +188,8 @@ def long_warmup(start: RunStart) -> Finding | None:
 def small_batch(start: RunStart) -> Finding | None:
     """Report a batch that is so small that the model learns little from it.
 
-    Batches below 8 pairs are always reported. Batches below 64 pairs are reported if the logit scale is so high that
-    the loss starts near 0.
+    This is always the case below 8 pairs. Below 64 pairs, it is the case if the logit scale is so high that the loss
+    starts near 0.
     """
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
@@ -230,7 +224,7 @@ def nothing_to_train(start: RunStart) -> Finding | None:
 
 
 def augmented_frozen_trunk(start: RunStart) -> Finding | None:
-    """Report the time that a frozen image trunk needs because it runs on augmented images in every step."""
+    """Report a frozen image trunk that runs in every step, because the images are augmented."""
     augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
     tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
     if (
@@ -260,7 +254,7 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
 
 
 def other_tokenizer(start: RunStart) -> Finding | None:
-    """Report a pretrained text tower whose tokenizer has a different vocabulary than the pretraining tokenizer."""
+    """Report a pretrained text tower whose tokenizer has another vocabulary than in pretraining."""
     text = start.recipe.model.text
     if text.name is None or not text.pretrained or text.tokenizer is None:
         return None

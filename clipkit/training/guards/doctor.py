@@ -33,7 +33,7 @@ class Examined:
 
     @property
     def figures(self) -> list[tuple[int, float]]:
-        """(step, value of the recipe's metric) for each evaluation."""
+        """(step, value of the recipe's main metric) for each evaluation."""
         metric = self.recipe.metric
         return [(row["step"], row[metric]) for row in self.evaluations if metric is not None and metric in row]
 
@@ -69,7 +69,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
 
 
 def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any] | None) -> Facts | None:
-    """Reconstruct the facts of a run without findings.json, from the recipe, the logs and the results.
+    """Reconstruct the facts of a run, e.g. its batch size, if findings.json is missing.
 
     The result is None if the run has logged no step or has no results.
     """

@@ -1,4 +1,4 @@
-"""Logs of a run and facts about the run, which are the input of the rules in guards/watch.py."""
+"""Logs of a run and facts about the run, the inputs of the rules in guards/watch.py."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a run that the rules in guards/watch.py need in addition to the logs."""
+    """Facts about a run, e.g. its batch size, that the rules in guards/watch.py need in addition to the logs."""
 
     batch_size: int
     rising: int
@@ -41,11 +41,7 @@ class Facts:
 
 
 class Logs:
-    """Last 20 logged steps and all evaluations of a run, for the rules in guards/watch.py.
-
-    Args:
-        facts: facts about the run.
-    """
+    """Last 20 logged steps and all evaluations of a run, for the rules in guards/watch.py."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -55,7 +51,7 @@ class Logs:
         self.evaluations: list[Row] = []
 
     def mean(self, name: str) -> float | None:
-        """Return the mean of a value, e.g. "loss", over the last 20 logged steps; None if a step lacks this value."""
+        """Return the mean of a value, e.g. "loss", over the last 20 logged steps; None if a step lacks the value."""
         values = [row[name] for row in self.rows if name in row]
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
@@ -72,8 +68,5 @@ class Logs:
 
     @property
     def is_warm(self) -> bool:
-        """True if the last 20 logged steps come after the warmup and after the first steps of the run.
-
-        The first steps are a tenth of the run, but at most 50 steps.
-        """
+        """True if the last 20 logged steps come after the warmup, and after the first min(50, steps / 10) steps."""
         return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))

@@ -31,10 +31,7 @@ _TIMED = 5
 class Monitor:
     """Monitor of a run. All processes measure retention, and the main process prints and stores the findings.
 
-    Args:
-        plan: plan of the run.
-        folder: output folder of the run.
-        log_line: function that writes one line to the terminal and to log.txt.
+    `log_line` writes one line to the terminal and to log.txt.
     """
 
     plan: Plan
@@ -111,24 +108,22 @@ class Monitor:
         return self._watch
 
     def on_features(self, gathered: Gathered, step: int) -> None:
-        """Keep the features of a batch for `statistics` if the current step is logged.
+        """Keep the features of a global batch for `statistics` if the current step is logged.
 
-        Args:
-            gathered: features of the global batch.
-            step: number of finished steps.
+        `step` is the number of finished steps.
         """
         if self.plan.processes.is_main and self.plan.calendar.logs(step + 1):
             self._compared = *self.plan.objective.compared(gathered), gathered["image_ids"], gathered["caption_ids"]
 
     def statistics(self) -> dict[str, float]:
-        """Return the statistics of the last batch that was kept; empty if there is none.
+        """Return the statistics of the last batch that `on_features` kept; empty if there is none.
 
         Call this after the step, because it waits for the device.
         """
         return {} if self._compared is None else batch_statistics(*self._compared, self.plan.objective.sides)
 
     def logged(self, row: Mapping[str, Any], speed: Mapping[str, Any], memory: int) -> None:
-        """Apply the rules to a logged step, and log the expected end of the run after the first few steps.
+        """Apply the rules to a logged step. After the first few steps, log when the run is expected to end.
 
         Args:
             row: row of the step in metrics.jsonl.
@@ -146,13 +141,13 @@ class Monitor:
         self._take(self.watch.evaluation(row))
 
     def retained(self) -> dict[str, float]:
-        """Measure retention, and return {name of the metric: value}; empty if the run does not measure retention."""
+        """Measure how well the model keeps its earlier abilities, and return {metric: value}; {} if not measured."""
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Measure retention, and return the entry `retention` for the settings in results.json.
+        """Measure retention, and return the entry `retention` of results.json, with the values before training and now.
 
-        The entry contains the values before training and now. The dict is empty if the run does not measure retention.
+        The dict is empty if the run does not measure retention.
         """
         if self.retention is None:
             return {}
@@ -160,7 +155,7 @@ class Monitor:
         return {"retention": {"name": self.retention.name, "metric": self.retention.metric, **values}}
 
     def progress_line(self, figures: Mapping[str, float], step: int) -> str:
-        """Return a short text about the result of an evaluation, to append to the log line of an epoch."""
+        """Return the result of an evaluation as a short text, to append to the log line of an epoch."""
         metric = self.plan.recipe.metric
         if not self.plan.processes.is_main or metric is None or metric not in figures:
             return ""
@@ -173,13 +168,9 @@ class Monitor:
         return line
 
     def not_finite(self, step: int, loss: float, norm: float, updated: bool) -> None:
-        """Store the finding that the run ends because a value is not finite.
+        """Store the finding that the run ends because a value of a step is not finite.
 
-        Args:
-            step: step with the value.
-            loss: loss of the step.
-            norm: gradient norm of the step.
-            updated: True if the weights after the update are not finite.
+        `updated` is True if the weights after the update are not finite.
         """
         if not self.plan.processes.is_main:
             return

@@ -1,7 +1,7 @@
 """Checks of a pretrained model: do other common settings give better results on a few pairs?
 
-A wrong activation or normalization raises no error and only lowers accuracy. A model matches pairs best with the
-settings of its pretraining. If another common setting is clearly better, the current setting is probably wrong.
+A wrong activation or normalization raises no error and only lowers accuracy. If another common setting is clearly
+better, the current setting probably differs from the pretraining.
 """
 
 import math
@@ -68,14 +68,10 @@ class _Trial:
 
 
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
-    """Check the settings of a pretrained model on 32 pairs, and return at most one finding.
+    """Check the settings of a pretrained model on 32 training pairs, and return at most one finding.
 
     The finding reports a model that matches the pairs clearly better with another pixel normalization or activation,
-    or a model that matches the pairs no better than by chance.
-
-    Args:
-        model: pretrained model.
-        pairs: training data from which the 32 pairs are taken.
+    or no better than by chance.
     """
     chosen = range(0, len(pairs.images), max(1, len(pairs.images) // _PAIRS))[:_PAIRS]
     captions = [pairs.captions[int(pairs.captions_of_image[image][0])] for image in chosen]
@@ -172,7 +168,7 @@ def _other_activation(model: DualEncoder) -> Iterator[tuple[str, str | None]]:
     """Replace QuickGELU with GELU, or GELU with QuickGELU, inside a `with` block.
 
     Yields:
-        Names of the original activation and of the replacement. The replacement is None if the model uses neither.
+        Names of the original activation and of the replacement; None as replacement if the model uses neither.
     """
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     is_quick = False

@@ -1,6 +1,6 @@
 """Reading and writing of findings.json.
 
-The file contains the findings of a run, and the facts that are needed to apply the rules to the logs again.
+The file contains the findings of a run, and the facts that the rules need in addition to the logs.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Rules that find problems of a run in its logs during training.
 
 To add a rule, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. A rule reads only the
-facts and the rows of metrics.jsonl, speed.jsonl and evaluations.jsonl, so that `clipkit doctor` can apply the rule to
-a finished run.
+facts and the rows of metrics.jsonl, speed.jsonl and evaluations.jsonl. So `clipkit doctor` can apply it to a
+finished run.
 """
 
 import math
@@ -38,11 +38,7 @@ _FORGOTTEN_FIGURE = 0.9
 
 
 class Watch(Logs):
-    """Application of the rules to the logs of a run, row by row. Each rule reports at most one finding.
-
-    Args:
-        facts: facts about the run.
-    """
+    """Application of the rules to the logs of a run, row by row. Each rule reports at most one finding."""
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
@@ -72,7 +68,7 @@ class Watch(Logs):
         return self._apply(EVALUATION_RULES, row["step"])
 
     def _apply(self, rules: Sequence[Rule["Watch"]], step: int) -> list[Finding]:
-        """Apply the rules that have not reported a finding yet, and return the new findings."""
+        """Apply the rules that have reported nothing so far, and return the new findings."""
         known = {finding.name for finding in self.findings}
         found = apply([rule for rule in rules if rule.name not in known], self)
         new = [replace(finding, step=step) for finding in found]
@@ -261,7 +257,7 @@ class _Learned:
 
 
 def _training_and_validation(watch: Watch) -> _Learned | None:
-    """Return the accuracies for training and validation captions if the training accuracy is clearly higher.
+    """Return the text-to-image accuracies if the model is clearly better on training than on validation captions.
 
     Otherwise, or if an accuracy was not measured, the result is None.
     """
@@ -323,11 +319,7 @@ def replay(
 ) -> Iterator[Finding]:
     """Apply the rules to existing logs, and yield the findings in the order in which a run reports them.
 
-    Args:
-        watch: rules to which no row of a log has been added yet.
-        metrics: rows of metrics.jsonl.
-        speeds: rows of speed.jsonl.
-        evaluations: rows of evaluations.jsonl.
+    `watch` must be new, without any log row. The rows come from metrics.jsonl, speed.jsonl and evaluations.jsonl.
     """
     speed_of = {row["step"]: row for row in speeds}
     waiting = deque(evaluations)

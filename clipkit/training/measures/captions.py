@@ -23,9 +23,9 @@ class CaptionValidation:
     Args:
         model: model that is trained.
         pairs: held-out pairs.
-        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        processes: processes of the run, each of which encodes a share of the data.
         batch_size: number of pairs in a global batch of the run; None: `text_accuracy` is not measured.
-        storing: settings for keeping outputs of frozen layers on disk; None: nothing is kept.
+        storing: settings for storing outputs of frozen layers on disk; None: nothing is stored.
     """
 
     def __init__(
@@ -69,12 +69,8 @@ class CaptionValidation:
 def finite(name: str, *features: Tensor) -> Any:
     """Check that all features are finite, and return the features unchanged.
 
-    Args:
-        name: name of the data, for the error message.
-        features: one or more tensors of features.
-
     Raises:
-        TrainingError: a value is infinite or NaN.
+        TrainingError: a value is infinite or NaN; the message contains `name`, the name of the data.
     """
     if not all(one.isfinite().all() for one in features):
         raise TrainingError(

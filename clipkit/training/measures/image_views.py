@@ -1,4 +1,4 @@
-"""Validation by image views: find a view of a held-out image, with another view of the same image as the query."""
+"""Validation by image views: find a view of a held-out image, with another view of this image as the query."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,16 +27,15 @@ from clipkit.training.transfer import send
 class ImageViewValidation:
     """Validation by retrieval between two augmented views of held-out images, in both directions.
 
-    The two views are made with the first two policies of the recipe. The metrics use the same features as the loss,
-    after the projection head for views. The nearest neighbors and the map in the result use the features of the tower,
-    without this head.
+    The two views use the first two policies of the recipe. The metrics use the features after the projection head for
+    views, as the loss does. Nearest neighbors and map use the features of the tower, without this head.
 
     Args:
         encoded: views of the objective, by the name of their features.
         workers: number of loader processes.
         model: model that is trained.
         pairs: data with the held-out images.
-        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        processes: processes of the run, each of which encodes a share of the data.
     """
 
     encoded: Mapping[str, Encoded]

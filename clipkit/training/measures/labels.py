@@ -1,4 +1,4 @@
-"""Validation by labeled images: k-nearest neighbors and a linear probe on the features of the image tower."""
+"""Validation by labeled images: k-nearest neighbors and a linear probe on the image features."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class LabelValidation:
         model: model that is trained.
         labelled: labeled images to which the probe is fitted.
         test: labeled images on which accuracy is measured; None: a fifth of `labelled`.
-        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        processes: processes of the run, each of which encodes a share of the data.
 
     Raises:
         DataError: the labeled images are not suitable for a probe, e.g. `test` has a class that `labelled` lacks.

@@ -29,8 +29,7 @@ def measurements_of(plan: Plan) -> Iterator[Measurement]:
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:
     """Return one result with the metrics, examples and map of all evaluations, for results.json.
 
-    The entry `data` describes the data of the first evaluation. It also contains descriptions of the other data, under
-    `views` and `labelled`.
+    The entry `data` describes the data of the first evaluation. Its entries `views` and `labelled` describe other data.
     """
     if not measurements:
         return {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}

@@ -19,14 +19,14 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class NamedSet:
-    """Retention on a dataset: zero-shot accuracy for labeled images, or mean recall for images with captions.
+    """How well a model keeps its abilities on a dataset: zero-shot accuracy with labels, or mean recall with captions.
 
-    A frozen trunk encodes the dataset only once, so that later evaluations are fast.
+    A frozen trunk encodes the dataset only once.
 
     Args:
         model: model that is trained.
         source: class folders, a table with a label column, or a dataset with captions.
-        processes: processes of the run. Each process encodes a share of the data.
+        processes: processes of the run, each of which encodes a share of the data.
 
     Raises:
         DataError: the dataset has neither labels nor captions.
@@ -72,7 +72,10 @@ class NamedSet:
         return float(figures.get("acc1") or figures.get("mean_average_precision") or 0.0)
 
     def _prompts(self, labeled: LabeledImages) -> Pairs:
-        """Return the images, with the zero-shot prompts of all classes as captions, and keep the labels."""
+        """Return the images with the zero-shot prompts of all classes as captions.
+
+        Also set `_labels`, the labels of the images, and `_counts`, the number of prompts of each class.
+        """
         names = ClassNames.of(labeled, None)
         templates = checked_templates(labeled.templates or TEMPLATES)
         prompts = [prompts_of(label, each, templates) for label, each in zip(names.labels, names.names, strict=True)]

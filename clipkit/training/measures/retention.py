@@ -34,10 +34,10 @@ class Retention(Protocol):
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """Return the retention measure of a recipe, or None if retention cannot be measured.
+    """Return the measure of how well earlier abilities are kept, or None if this cannot be measured.
 
-    If the recipe sets `eval.retention`, retention is measured on this dataset. Otherwise, retention is measured by the
-    similarities of held-out pairs, which requires a pretrained model and at least two held-out images.
+    The measure uses the dataset `eval.retention` if it is set. Otherwise, the measure uses the similarities of held-out
+    pairs, which requires a pretrained model and at least two held-out images.
 
     Raises:
         DataError: the dataset cannot be read.
@@ -54,8 +54,8 @@ def retention_of(
 class OwnSimilarities:
     """Retention on held-out pairs: correlation between the image-caption cosines before training and now.
 
-    A value of 1 means that training has not changed the similarities. Up to 128 images are compared with the first
-    captions of all these images. Most of these cosines belong to non-matching pairs, so training on similar pairs
+    A value of 1 means that training has not changed the similarities. The cosines are between up to 128 images and the
+    first captions of these images. Most of the cosines belong to non-matching pairs, so training on similar pairs
     hardly lowers the correlation.
 
     Args:

@@ -1,4 +1,4 @@
-"""Validation by text views: find a held-out caption, with another wording of the same caption as the query."""
+"""Validation by text views: find a held-out caption, with another wording of this caption as the query."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +23,14 @@ from clipkit.training.objectives.views import through_head
 class TextViewValidation:
     """Validation by text-to-text retrieval: find the first caption of each image, with other wordings as queries.
 
-    The wordings are the other captions of the image. If the image has only one caption, the wording is the paraphrase
-    of this caption, or a crop (some consecutive words) if there is no paraphrase.
+    The queries are the other captions of the image. If there are none, the query is a paraphrase of the first caption.
+    Without a paraphrase, the query is a crop of this caption (some consecutive words).
 
     Args:
         crop: function that crops a caption.
         model: model that is trained.
         pairs: data with the held-out captions.
-        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        processes: processes of the run, each of which encodes a share of the data.
     """
 
     def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:

@@ -24,7 +24,7 @@ class TranslationValidation(TextViewValidation):
         translation: function that returns the translation of a caption.
         model: model that is trained.
         pairs: data with the held-out captions and translations.
-        processes: processes of the run. Each process encodes a share of the data, and all processes get the result.
+        processes: processes of the run, each of which encodes a share of the data.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Common part of the evaluations of image views and text views: recalls, alignment and uniformity."""
+"""Common part of the evaluations of image views and text views."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class ViewScores:
         side: `image` or `text`.
         recalls: name of the metric -> value for each query.
         alignment: (N,) squared distance between the two views of each sample.
-        spread: (N, D) features of which uniformity is computed.
+        spread: (N, D) features for the metric uniformity.
     """
 
     side: Kind
@@ -45,8 +45,8 @@ class ViewScores:
         Args:
             name: name of the model.
             pairs: the held-out data.
-            features: (N, D) features of the items from the tower, without a projection head for views.
-            items: the N images or captions in the gallery.
+            features: (N, D) features from the tower, without a projection head for views.
+            items: the N images or captions that the features belong to.
         """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})
         metrics |= {name: figure(value, None, None) for name, value in self.figures().items() if name not in metrics}

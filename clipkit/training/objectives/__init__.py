@@ -1,6 +1,6 @@
 """Training objectives.
 
-Each file of an objective has two functions. `objective` returns the objective that the training step computes, and
+The file of each objective has two functions. `objective` returns the objective that the training step computes, and
 `measure` returns an object that evaluates the model on the validation pairs. A row in `clipkit/recipe/terms.py` makes
 an objective available in recipes.
 """
@@ -35,11 +35,11 @@ class ObjectiveFile(Protocol):
     def measure(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
     ) -> Measurement:
-        """Return an object that computes the metrics `term.metrics` of the model on the validation pairs."""
+        """Return an object that computes the metrics `term.metrics` on the validation pairs."""
 
 
 def file_of(term: Term) -> ObjectiveFile:
-    """Return the module that defines the objective of a recipe's term."""
+    """Return the module that defines the objective of a term, e.g. objectives/captions.py."""
     return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
@@ -51,7 +51,7 @@ def objective_of(
     loss: Callable[..., Any] | None = None,
     given: Objective | Callable[[Objective], Objective] | None = None,
 ) -> Objective:
-    """Return the objective of a run: the weighted sum of the recipe's terms, or an objective given in Python.
+    """Return the objective of a run: the weighted sum of the recipe's loss terms, or an objective given in Python.
 
     Args:
         recipe: recipe of the run.
@@ -59,8 +59,7 @@ def objective_of(
         pairs: training data.
         teachers: teachers of the distillation losses, by name.
         loss: function of image and text features that replaces the losses of the recipe.
-        given: objective that replaces the objective of the recipe, or a function from the recipe's objective to
-            another objective.
+        given: objective to use instead, or a function from the recipe's objective to another objective.
 
     Raises:
         DataError: the data does not have a column that a term needs.

@@ -20,7 +20,7 @@ def objective(
 ) -> Objective:
     """Return the objective that compares images with captions.
 
-    If the loss needs hard negative captions, images are also compared with these captions.
+    If the loss needs hard negative captions, the objective also compares images with them.
 
     Raises:
         DataError: the loss needs hard negative captions, but the data has none.

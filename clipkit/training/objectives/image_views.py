@@ -15,7 +15,10 @@ from clipkit.training.objectives.views import objective_of_views
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Return the objective that compares augmented views of an image: image_view_1, image_view_2, …, one per policy."""
+    """Return the objective that compares augmented views of an image, one view per policy.
+
+    The names of the features are image_view_1, image_view_2, ….
+    """
     assert isinstance(term, ImageViewsTerm)
     encoded, head = _encoded(term, recipe, model, pairs), model.view_head("image")
     ids = ("image_ids", "image_ids" if term.views.positives == "image" else "caption_ids")

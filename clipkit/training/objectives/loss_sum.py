@@ -31,11 +31,7 @@ def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathere
 def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
     """Return the weighted sum of the losses for a model that gives all pairs the same similarity.
 
-    The result is None if the value of a loss is then not a fixed number.
-
-    Args:
-        terms: the losses.
-        pairs: number of pairs in a global batch.
+    The result is None if the value of a loss is then not a fixed number. `pairs` is the size of a global batch.
     """
     total = 0.0
     for term in terms:

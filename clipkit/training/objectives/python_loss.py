@@ -46,10 +46,9 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
 def value_of_loss(loss: Callable[..., Any]) -> Value:
     """Convert a loss function to the `value` function of an objective.
 
-    The `value` function computes the part of the loss that belongs to some rows of the batch. If the loss has an
-    argument `rows`, it must return the sum of the terms of these rows, divided by the batch size G. Otherwise, the loss
-    is computed on the whole batch, and the result is multiplied by (number of rows) / G. In both cases, the parts of
-    all processes sum to the loss of the batch.
+    The `value` function computes the part of the loss that belongs to some rows of the batch. A loss with the argument
+    `rows` must return the sum of the terms of these rows, divided by the batch size G. Any other loss is computed for
+    the whole batch, and multiplied by (number of rows) / G. The parts of all processes sum to the loss of the batch.
 
     Args:
         loss: function of image features (G, D) and text features (G, D) that returns a scalar. It can also have the

@@ -19,7 +19,7 @@ class Teacher:
     Args:
         name: name of the teacher model, in any form that model.name accepts.
         pairs: training data.
-        processes: processes of the run. Each process encodes a share of the data.
+        processes: processes of the run, each of which encodes a share of the data.
     """
 
     def __init__(self, name: str, pairs: Pairs, processes: Processes) -> None:

@@ -15,7 +15,9 @@ from clipkit.training.objectives.views import objective_of_views
 def objective(
     term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
 ) -> Objective:
-    """Return the objective that compares views of a caption: text_view_1, text_view_2, …, one per policy.
+    """Return the objective that compares views of a caption, one view per policy.
+
+    The names of the features are text_view_1, text_view_2, ….
 
     Raises:
         DataError: the data does not have a column that a policy needs.

@@ -20,7 +20,9 @@ def objective_of_views(
     ids: tuple[str, str],
     batch_size: int,
 ) -> Objective:
-    """Return the objective that is the mean loss over all pairs of views; accuracy is logged for the first two views.
+    """Return the objective that is the mean loss over all pairs of views.
+
+    Accuracy is logged only for the first two views.
 
     Args:
         encoded: views, by the name of their features.
@@ -49,8 +51,8 @@ def value_of_views(
         loss: loss that compares two views.
         temperature: fixed temperature, 1 / scale.
         head: projection head between the trunk and the loss; None: the loss uses the features of the tower.
-        ids: names of two kinds of IDs, e.g. image_ids and caption_ids. Samples are positives of each other if one of
-            these IDs is equal.
+        ids: names of two kinds of IDs, e.g. image_ids and caption_ids. Two samples are positives if one of these IDs is
+            equal.
     """
     loss_of_two = loss_sum(loss.terms)
     pairs = list(combinations(names, 2))
@@ -69,5 +71,5 @@ def value_of_views(
 
 
 def through_head(features: Tensor, head: nn.Module | None) -> Tensor:
-    """Apply a projection head to outputs of the trunk, and normalize; without a head, return the features unchanged."""
+    """Apply a projection head and normalize the result; without a head, return the features unchanged."""
     return features if head is None else F.normalize(head(features), dim=-1)

@@ -30,7 +30,7 @@ _LOW = 1 << 20
 
 
 def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], Inputs]:
-    """Return a function from (tower, inputs of the tower) to the values to store.
+    """Return a function that runs the frozen layers of a tower, and returns the values to store.
 
     If the trunk is cut (see `clipkit.models.cut`), these values are the activations at the cut. Otherwise, they are the
     output of the whole trunk.
@@ -48,10 +48,9 @@ def frozen_part(storing: Storing) -> Callable[[ImageTower | TextTower, Inputs], 
 def write_images(
     model: DualEncoder, items: Items, storing: Storing, skips_bad: bool
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and writes the values to store for a slice of the images.
+    """Return a function (writer, slice of the images) that encodes and stores these images.
 
-    For each image of the slice, the function returns the row number in the writer's part of the store, or -1 if the
-    image is unreadable.
+    The function returns the row number of each image within the writer's part of the store; -1 for unreadable images.
 
     Args:
         model: model with a frozen image tower, or with frozen first layers in this tower.
@@ -83,9 +82,9 @@ def write_images(
 
 
 def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and writes the values to store for a slice of the captions.
+    """Return a function (writer, slice of the captions) that encodes and stores these captions.
 
-    For each caption of the slice, the function returns the row number in the writer's part of the store.
+    The function returns the row number of each caption within the writer's part of the store.
     """
 
     def write(writer: PartWriter, share: slice) -> Tensor:
@@ -107,11 +106,10 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that computes and writes the values to store for a slice of the augmented views.
+    """Return a function (writer, slice of the rows) that encodes and stores augmented views of images.
 
-    The slice selects rows of the store. For N images, row `view * N + image` contains the image as it is augmented in
-    epoch `view`. For each row of the slice, the function returns the row number in the writer's part of the store, or
-    -1 if the loader replaced the image because it is unreadable.
+    For N images, row `view * N + image` contains the image as it is augmented in epoch `view`. The function returns the
+    row number of each view within the writer's part of the store; -1 if the loader replaced an unreadable image.
 
     Args:
         model: model with a frozen image tower, or with frozen first layers in this tower.
@@ -154,7 +152,7 @@ def write_views(
 
 
 def _kept(writer: PartWriter) -> Callable[[Inputs], Tensor]:
-    """Return a function that writes B rows to a part of the store, and returns the row numbers in this part.
+    """Return a function that stores B rows, and returns their row numbers within the writer's part of the store.
 
     The row numbers are encoded as floats (B, 2); `_positions` decodes them.
     """

@@ -77,7 +77,7 @@ class StoredInputs:
     def take(self, positions: Int[Tensor, " B"], epoch: int = 0) -> Inputs:
         """Return the stored inputs of the images or captions at the given positions in the data.
 
-        If the store contains several views of each image, one view per image is drawn at random in each epoch.
+        If there are several views of each image, one view per image is drawn at random in each epoch.
         """
         rows = positions if self.items.row_of is None else self.items.row_of[positions]
         if self.views > 1:
@@ -92,7 +92,7 @@ class StoredInputs:
 def has_cut(tower: ImageTower | TextTower, storing: Storing) -> bool:
     """Return whether the trunk of a tower can be cut into frozen and trained layers (see `clipkit.models.cut`).
 
-    If the trunk is not cut yet, this tries to cut it, and logs the reason of a failure.
+    If the trunk is not cut yet, this function tries to cut it, and logs the reason of a failure.
     """
     if tower.cut is None:
         may_cut_padding = isinstance(tower, TextTower) and tower.padding_may_be_cut
@@ -165,7 +165,7 @@ def _type_of(
 ) -> torch.dtype:
     """Return the data type in which activations are stored.
 
-    If the recipe says auto, this is the computed type, or a 16-bit type if the computed type needs too much space.
+    With `auto`, this is the type that the tower computes, or a 16-bit type if the disk space is too small.
 
     Args:
         storing: settings.
@@ -184,7 +184,7 @@ def _type_of(
 def _measured(
     tower: ImageTower | TextTower, items: Items, storing: Storing
 ) -> tuple[dict[torch.dtype, float], float, torch.dtype]:
-    """Compute the values to store for a few examples.
+    """Compute the values to store for a few examples, and measure their size.
 
     Return the mean size of a row in bytes by data type, the largest absolute value, and the computed data type.
     """

@@ -58,12 +58,7 @@ def images_of(pairs: Pairs, processes: Processes) -> Items:
 
 
 def texts_of(texts: Sequence[str], name: str) -> Items:
-    """Return the texts without duplicates.
-
-    Args:
-        texts: texts, with duplicates.
-        name: name of the data, for listings of stores.
-    """
+    """Return the texts without duplicates; `name` is the name of the data for listings of stores."""
     position_of: dict[str, int] = {}
     row_of = torch.tensor([position_of.setdefault(text, len(position_of)) for text in texts])
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Settings for storing the outputs of frozen layers, which are the inputs of the trained layers."""
+"""Settings for storing the outputs of frozen layers."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -45,5 +45,5 @@ class Storing:
 
     @property
     def left(self) -> int:
-        """Disk space in bytes that is left for further stores of this run."""
+        """Disk space in bytes that further stores of this run may use."""
         return max(0, bytes_of(self.recipe.disk) - self.taken)

@@ -135,18 +135,14 @@ class TowerStores:
     def texts_of_trunk(self, texts: Sequence[str], compute: Callable[[], Float[Tensor, "M W"]]) -> Float[Tensor, "M W"]:
         """Return the outputs of the frozen text trunk for all texts, from disk or computed now.
 
-        Args:
-            texts: the texts.
-            compute: function that computes the outputs for all texts; all processes call it.
+        All processes call `compute`, which computes the outputs for all texts.
         """
         return self._of_trunk(lambda: texts_of(texts, self.feed.name), compute)
 
     def _of_trunk(self, identified: Callable[[], Items], compute: Callable[[], Tensor]) -> Tensor:
-        """Return the outputs of a trunk from disk, or compute the outputs and store them on disk.
+        """Return the outputs of a trunk from disk, or compute and store them.
 
-        Args:
-            identified: function that returns the images or texts.
-            compute: function that computes the outputs for all of them.
+        `identified` returns the images or texts, and `compute` computes the outputs for all of them.
         """
         if self.storing is None:
             return compute()
@@ -168,12 +164,9 @@ class TowerStores:
 
 
 def _different(rows: Float[Tensor, "M W"], row_of: Tensor, count: int) -> Float[Tensor, "K W"]:
-    """Return one row for each distinct text.
+    """Return one row for each of the `count` distinct texts.
 
-    Args:
-        rows: one row for each of the M texts, in which equal texts have equal rows.
-        row_of: (M,) number of the distinct text of each text.
-        count: number of distinct texts.
+    Texts with the same index in `row_of` (M,) are equal and have equal rows.
     """
     kept = rows.new_empty(count, rows.shape[1])
     kept[row_of.to(rows.device)] = rows
