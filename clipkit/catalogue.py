@@ -24,7 +24,7 @@ class Need(Enum):
     BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
     NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
     TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
-    ANOTHER_LOSS = "a second loss, e.g. loss.name: [infonce, …]", ()
+    ANOTHER_LOSS = "a second loss, e.g. loss.name: [{name: infonce}, …]", ()
 
     def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
         self.words = words

@@ -89,7 +89,7 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
 
 @contextmanager
 def sharing_files(folder: Path) -> Iterator[None]:
-    """Context that gives files created or replaced in a folder the default permissions, e.g. 0o644."""
+    """Context that gives files created or replaced in a folder at least the default permissions, e.g. 0o644."""
     # Some libraries, e.g. safetensors 0.8, write files that only the owner can read.
     before = {file.stat().st_ino for file in folder.rglob("*") if is_file(file)}
     yield

@@ -58,7 +58,7 @@ def test_the_loss_of_the_contributing_page_needs_nothing_else(monkeypatch: pytes
     function, row, loop = re.findall(r"```python\n(.*?)```", page.partition("## A new loss")[2], re.DOTALL)
     names: dict[str, Any] = dict(vars(catalogue))
     exec(function + loop, names)
-    monkeypatch.setitem(LOSSES, "cosine_pull", eval(f"({row})[0]", names))
+    monkeypatch.setitem(LOSSES, "cosine_pull", eval(row, names))
     monkeypatch.setattr(losses, "cosine_pull", names["cosine_pull"], raising=False)
     with pytest.raises(RecipeError, match="cosine_pull.*another loss"):
         recipe({"name": "cosine_pull"})

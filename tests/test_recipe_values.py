@@ -236,7 +236,7 @@ def test_values_outside_of_their_range_are_refused_in_one_line(key: str, value: 
         ("optim.lr", float("inf"), ("inf", "finite")),
         ("data.augment", [{"name": "rotate", "degrees": -5}], ("degrees", "-5", "greater than 0")),
         ("data.augment", [{"name": "rotat"}], ("rotat", "crop, flip, rotate")),
-        ("data.augment", ["crop", {"name": "rotate", "degres": 5}], ("1.rotate.degres", "remove")),
+        ("data.augment", ["crop", {"name": "rotate", "degres": 5}], ("1.rotate.degres",)),
     ],
 )
 def test_messages_give_the_value_and_the_values_that_are_possible(key: str, value: Any, parts: tuple[str, ...]) -> None:

@@ -228,7 +228,8 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
 def _lines_or_json(source: str, what: str, named: list[str]) -> object:
     """Return the content of a JSON file, or the lines of a text file.
 
-    For the error message, `what` is the kind of the built-in lists, and `named` has their names.
+    If the file is missing, the error message suggests the built-in lists: `what` says what they contain, and `named`
+    has their names.
     """
     path = Path(source)
     if not is_file(path):

@@ -40,7 +40,7 @@ class Cached:
 
 
 def stored_inputs() -> list[Cached]:
-    """Return the folders of encoder inputs that training runs cached, the least recently used first."""
+    """Return the stores of training runs, finished and unfinished, the least recently used first."""
     folders = [folder for folder in stores_folder().glob("*") if folder.is_dir()]
     return _by_use((folder, _about(folder)) for folder in folders)
 

@@ -116,9 +116,13 @@ class Features:
         return self._features("captions", texts, string_hashes(texts), encode, self.model.text)
 
     def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
-        """Return the positions of the keys (hashes of images or strings) whose features are not cached.
+        """Return the positions of the keys whose features are not cached.
 
         If a key occurs several times, only its first position is returned. All processes return the same result.
+
+        Args:
+            tower: tower that computes the features.
+            keys: hashes of images or strings.
         """
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         cache = self._cache_of(tower) if self.processes.is_main else None

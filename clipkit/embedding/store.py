@@ -127,6 +127,9 @@ def write_index(
 class Store:
     """Complete store of tensors, opened for reading.
 
+    Args:
+        folder: folder of the store.
+
     Raises:
         DamagedError: files are missing or have a wrong size, or the index is invalid. Only `verify` reads the content.
     """

@@ -75,7 +75,11 @@ class HeldStore(Store):
 def open_store(key: str, machine: Machine) -> HeldStore | None:
     """Open a store and verify its checksums; return None if it is missing or damaged on any machine of the run.
 
-    Each process of the machine verifies some parts of the store. A damaged store is reported and removed.
+    A damaged store is reported and removed.
+
+    Args:
+        key: name of the store.
+        machine: processes of this machine, each of which verifies some parts of the store.
     """
     folder = stores_folder() / key
     store, damaged = None, False
@@ -190,5 +194,7 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
                 "that data.store.disk allows"
             )
         elif needed > 0.95 * free:
-            reason = f"{stores_folder()} has only {readable_size(free)} free, of {readable_size(needed)} needed"
+            reason = (
+                f"{stores_folder()} has {readable_size(free)} free, which is too little for {readable_size(needed)}"
+            )
     return _agreed(machine, reason)

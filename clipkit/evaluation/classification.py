@@ -49,7 +49,8 @@ def classification_result(
         scores: cosine similarity of each image with each class.
         labels: position of each image's class; or a mask that is True for each class of an image.
         titles: names of the classes.
-        probabilities: function that turns rows of cosines into class probabilities, e.g. a scaled softmax.
+        images: the images, for examples.
+        probabilities: function that turns rows of cosines into class probabilities, which increase with the cosine.
     """
     if labels.ndim == 2:
         return _multilabel(scores, labels, titles, images)
@@ -142,8 +143,9 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 
 
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return one value per image and class of the image. The mean of the values is the mean average precision.
+    """Return one value per image and class of the image, from which the mean average precision is computed.
 
+    The mean average precision is the mean over the classes of the mean value of each class.
 
     To compute the value, all images are ranked by their scores for the class. The value is the precision at the rank of
     the image. The average precision of a class without images is 0, so all values are multiplied by the share of

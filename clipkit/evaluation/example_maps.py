@@ -111,6 +111,10 @@ def explained_mistakes(
         model: the evaluated model.
         ranks: rank of the best correct image of each text; 1 is the best rank.
         correct: function that takes the position of a text and returns the positions of the correct images.
+        texts: all texts.
+        images: all images.
+        text_features: features of the texts.
+        image_features: features of the images.
     """
     wrong = (torch.tensor(ranks) > 1).nonzero()[:, 0]
     asked = text_features[wrong.to(text_features.device)]

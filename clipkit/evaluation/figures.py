@@ -14,7 +14,7 @@ from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interva
 class Figure(TypedDict):
     """One metric: its value, the ends of its 95 % interval, and the value expected by chance.
 
-    Values are shares in [0, 1], except for ranks. An undefined value is None.
+    The value is in [0, 1], except for ranks. An undefined value is None.
     """
 
     value: float | None

@@ -45,7 +45,10 @@ def fit(
         labels: class of each labeled image.
         split: masks of the training images and of the validation images among the labeled images.
         measured: features of the test images.
+        classes: number of classes.
         refit: True: the final fit uses all labeled images. False: it uses only the training images.
+        neighbors: number of nearest neighbors.
+        device: device of the computation.
         progress: show a progress bar on the terminal.
     """
     x, y, measured = x.to(device), torch.from_numpy(labels).to(device), measured.to(device)

@@ -43,12 +43,16 @@ def build_result(
     """Create a result. Parts that are None are left out.
 
     Args:
+        task: name of the task.
+        model: name of the model.
         data: name, counts and sha256 of the evaluation data.
+        metrics: metrics by name.
         settings: other settings on which the metrics depend. The settings of the bootstrap are added.
         seconds: duration of the evaluation.
         classes: one row per class or category.
         groups: one row per group of images.
         examples: queries with their top answers.
+        prompts: one row per prompt.
         prompt_choices: one row per choice of class names and templates.
         map: two-dimensional positions of items.
         queries: outcome of every query.

@@ -112,6 +112,7 @@ class Logits:
         Args:
             kernel: a kernel of `kernels.py`.
             grid: number of programs, one per block of the tile.
+            rows, columns: rows and columns of the tile.
             kind: constant ROWS, BOTH or SOFTPLUS of `kernels.py`.
             own: additional arguments of this kernel.
         """

@@ -90,7 +90,7 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Return how far logits may be from a common offset before their exponentials lose accuracy."""
+    """Return how far values of log Σ exp may be below a common offset before the exponentials lose accuracy."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 

@@ -108,6 +108,7 @@ class Relations:
         image_ids: ID of each pair's image, or None.
         caption_ids: ID of each pair's caption, or None.
         duplicates: how to treat other pairs with the same image or caption.
+        device: device of the masks.
 
     Raises:
         BatchError: no pair has a negative.

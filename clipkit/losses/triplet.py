@@ -121,7 +121,7 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return the sum of the margin violations over all triplets, and the number of violations. Rows are anchors."""
+    """Return the sum and the number of the margin violations of the triplets. Rows are anchors."""
     # The negatives of each row are sorted by nearness. The negatives that violate the margin of a positive are the last
     # ones, so their sum is a difference of cumulative sums, and their number is a difference of positions.
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values

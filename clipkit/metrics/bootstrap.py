@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals of means over queries.
+"""Bootstrap confidence intervals of means and medians over queries.
 
 Clusters of queries are resampled instead of single queries, e.g. all captions of an image together.
 """

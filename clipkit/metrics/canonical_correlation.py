@@ -139,6 +139,7 @@ def whitening(
     """Return the whitening of features with a given mean and covariance.
 
     Args:
+        mean, covariance: mean and covariance of the features.
         ridge: variance that is added to each column, in units of the mean variance of the columns.
         blocks: widths of blocks of columns. Each block is scaled to a total variance of 1 before the ridge is added.
             None: columns are not scaled.

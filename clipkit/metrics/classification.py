@@ -118,6 +118,7 @@ def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: 
 
     Args:
         predicted, labels: predicted and true class of each image.
+        classes: number of classes C.
     """
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
@@ -172,6 +173,7 @@ def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N
     Args:
         confidence: probability of the predicted class, in [0, 1].
         correct: True if the prediction is correct.
+        bins: number of bins of the confidence.
 
     Example:
         >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))

@@ -43,6 +43,7 @@ def logistic_regression(
         classes: number of classes C.
         weight_decay: weight of the penalty, at least 0. The bias has no penalty.
         start: starting point, e.g. the solution for a similar weight decay. None: zeros.
+        iterations: maximum number of iterations.
 
     Example:
         >>> logistic_regression(torch.eye(2), torch.tensor([1, 0]), 2, 1e-2)(torch.eye(2)).argmax(dim=1).tolist()

@@ -199,8 +199,8 @@ def encode_strings(
         batch_size: maximum number of strings per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: True shows a progress bar. A function is called after each batch with the number of strings in it.
-        keep: function from an output of `through` to the rows to return. It is called in the order of string lengths,
-            not of `texts`.
+        keep: function from an output of `through` to the rows to return. It is called in the order of the batches,
+            which is not the order of `texts`.
 
     Raises:
         UserError: the batch size is not positive.

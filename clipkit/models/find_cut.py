@@ -27,8 +27,8 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
         may_cut_padding: True if padding does not affect the features. The activations of padding are then not needed.
 
     Raises:
-        NoCutError: the frozen part has no weights or is random (dropout), no cut passes the test, or the trunk is
-            compiled.
+        NoCutError: the trunk has no trained weights or is compiled, the frozen part has no weights or changes in
+            training (dropout, BatchNorm), or no cut passes the test.
     """
     if any(module._compiled_call_impl is not None for module in trunk.modules()):
         raise NoCutError("train.compile compiles it as a whole")

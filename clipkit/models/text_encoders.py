@@ -69,12 +69,13 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
         positions = encoder.positions(native.config)
         tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions, fixed=not may_be_cut)
     if tokenizer.vocab_size > native.config.vocab_size:
-        which, advice = f"model.text.tokenizer {recipe.tokenizer}:", "remove model.text.tokenizer"
+        which = f"model.text.tokenizer {recipe.tokenizer}:"
+        advice = "remove model.text.tokenizer, or set model.text.pretrained: false"
         if recipe.tokenizer is None:
-            which, advice = f"model.text.name {name}: the tokenizer of this folder", "set model.text.tokenizer"
+            which, advice = f"model.text.name {name}: the tokenizer of this model", "set model.text.tokenizer"
         raise ModelError(
             f"{which} has {tokenizer.vocab_size} tokens, but the text tower has embeddings for only "
-            f"{native.config.vocab_size}; {advice}, or set model.text.pretrained: false"
+            f"{native.config.vocab_size}; {advice}"
         )
     pooling = recipe.pooling
     if pooling == "auto":

@@ -245,13 +245,13 @@ def transformers_tokenizer(
 
 
 def _check_files(folder: Path, names: Mapping[str, str]) -> None:
-    """Check that a folder contains a vocabulary.
+    """Check that a folder contains a vocabulary; without one, transformers builds a tokenizer without words.
 
-    Without one, transformers builds a tokenizer without words. `names` are the names of the files that the tokenizer's
-    class reads, by kind, e.g. `vocab_file`.
+    A vocabulary is a `tokenizer.json`, or all vocabulary files of the tokenizer's class. `names` has their file names
+    by kind, e.g. `vocab_file`.
 
     Raises:
-        ModelError: a file is missing.
+        ModelError: the vocabulary is missing or incomplete.
     """
     found = {path.name for path in folder.iterdir() if path.is_file()}
     if names.get("tokenizer_file", "tokenizer.json") in found:

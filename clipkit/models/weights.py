@@ -176,7 +176,7 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     Args:
         info: loading info of `from_pretrained`, called with `output_loading_info` and `ignore_mismatched_sizes`.
         folder: folder with the weights.
-        unneeded: prefixes of the names of weights that may be missing.
+        unneeded: prefixes of the names of weights that are not used and not checked.
 
     Raises:
         ModelError: a weight is missing or has a different shape.

@@ -22,8 +22,8 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """Return a type annotation, followed by the members of its unions, e.g. int and None for `int | None`."""
-    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
+    """Return a type annotation, followed by the members of its unions and the items of its lists."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated, list) else ()
     return [annotation, *(kind for part in parts for kind in _kinds(part))]
 
 
@@ -96,11 +96,13 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(recipe)
-            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            section = key.rpartition(".")[0]
+            siblings = [name for name in known if name.rpartition(".")[0] == section]
+            if item := re.match(r"(.+?)\.\d+\b", section):  # an item of a list
+                known = [name for name in known if name.startswith(f"{item[1]}.")]
+                siblings = known = [f"{section}.{name.rpartition('.')[2]}" for name in known]
             if key.startswith("loss.name."):
                 siblings = [f"{key.rpartition('.')[0]}.{field}" for field in LossTerm.model_fields]
-            if not siblings and any(isinstance(part, int) for part in problem["loc"]):
-                return f"{key} is not a valid key; remove this key"
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
             near = (
@@ -110,6 +112,8 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
                 or difflib.get_close_matches(key, known, 1, 0.6)
             )
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
+            if not siblings and near and key.startswith(f"{near[0]}."):
+                return f"{key} is not a valid key; remove this key"
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not a valid key; {advice}"
         case "missing" if isinstance(problem["loc"][-1], int):

@@ -65,7 +65,7 @@ def rank_biased_overlap(one: Sequence[int], other: Sequence[int]) -> float:
 class Pair:
     """Two indexes of the same images, with rows matched by image.
 
-    Rows match if their image files have the same content. If no content matches, rows match by location.
+    Rows match if their image files have the same content. A row without such a match is matched by its location.
 
     Raises:
         DataError: the indexes have no image in common.

@@ -87,7 +87,7 @@ def assemble(
         probes: features of fixed test inputs, by which the model is recognized later.
         source: source of the images; None for a Python object.
         qdrant: copy the features to the Qdrant server. This also happens if the existing index uses Qdrant and
-            QDRANT_URL is set.
+            QDRANT_URL is set. The collection of the existing index is removed if the features differ.
     """
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")

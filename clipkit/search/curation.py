@@ -72,6 +72,7 @@ def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None
     """Find the ten most similar other images of each image. The result also contains the image itself.
 
     Args:
+        index: the index.
         progress: called from time to time with the completed share (0 to 1) of the work.
     """
     count = min(_NEIGHBORS + 1, len(index))
@@ -94,6 +95,7 @@ def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, i
     Each image is compared with its ten most similar images only.
 
     Args:
+        index: the index.
         at_least: smallest cosine similarity of a pair.
     """
     return neighbors_of(index).near_duplicates(at_least)
@@ -107,12 +109,13 @@ def outliers(index: "Index") -> list[tuple[int, float]]:
 def doubtful_captions(
     index: "Index", count: int = 100, progress: Callable[[float], None] | None = None
 ) -> list[DoubtfulCaption]:
-    """Return the captions that probably do not describe their image, the most doubtful first.
+    """Return the `count` most doubtful captions, the most doubtful first.
 
     A caption is doubtful if its similarity to its image and to the other captions of the image is low (formula:
     `clipkit.search.doubts`).
 
     Args:
+        index: the index.
         count: maximum number of captions.
         progress: called from time to time with the completed share (0 to 1) of the work.
     """

@@ -61,6 +61,7 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
 
     Args:
         features: (N, D) features of the images.
+        file: file of the FAISS index.
 
     Raises:
         DataError: FAISS is not installed, or the file is damaged.
@@ -78,11 +79,12 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
 
 
 class FaissEngine:
-    """Search with FAISS, or exact search if fewer than 50,000 rows are searched.
+    """Search with FAISS, or exact search if `rows` selects fewer than 50,000 rows.
 
     Args:
         features: (N, D) features of the images.
-        index: FAISS index of the features, read from `file`.
+        index: FAISS index of the features.
+        file: file of the index, for error messages.
     """
 
     name = NAME

@@ -101,6 +101,7 @@ def doubtful_labels(index: Index, column: str, neighbors: Neighbors) -> list[Dou
     Images without a label are not returned and do not vote.
 
     Args:
+        index: the index.
         column: column with the labels.
         neighbors: the most similar images of each image, from `clipkit.search.curation.neighbors_of`.
 

@@ -94,6 +94,7 @@ def check_content(folder: Path, manifest: Mapping[str, Any], *, whole: bool = Tr
     """Compare the checksums of all files of an index with the manifest.
 
     Args:
+        folder, manifest: folder and manifest of the index.
         whole: True: compare the checksum of the whole file. False: compare that of the first 32 MiB of each file.
 
     Raises:
@@ -115,6 +116,7 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
     """Return the path of a file of an index.
 
     Args:
+        folder, manifest: folder and manifest of the index.
         kind: kind of the file, e.g. "rows" or "features".
 
     Raises:
@@ -131,6 +133,7 @@ def open_array(
     """Open an array of an index, memory-mapped. Changes to the array are not written to the file.
 
     Args:
+        folder, manifest: folder and manifest of the index.
         kind: kind of the file, e.g. "features".
         dtype, shape: type and shape that the array must have.
 
@@ -173,6 +176,7 @@ def open_table(
     """Read a table of an index.
 
     Args:
+        folder, manifest: folder and manifest of the index.
         kind: "rows" or "texts".
         count: number of rows that the table must have.
         columns: names and types of columns that the table must have.

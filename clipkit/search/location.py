@@ -16,6 +16,7 @@ def row_at(table: pa.Table, location: str) -> int | None:
     """Return the row of the image that matches a location, or None if there is no such image.
 
     Args:
+        table: rows of the index.
         location: location of the image in the index, the last part of this location, e.g. its file name, or the path of
             a file with the same content.
 

@@ -29,6 +29,7 @@ class EncodedLog:
     record may be incomplete. Readers ignore an incomplete record.
 
     Args:
+        folder: folder of the logs.
         kind: "image" or "text".
     """
 
@@ -58,6 +59,7 @@ class Encoded:
     """Features from all logs of a folder, by key (SHA-256 of an image file or a text).
 
     Args:
+        folder: folder of the logs.
         kind: "image" or "text".
     """
 

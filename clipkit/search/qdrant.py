@@ -108,7 +108,7 @@ def _client() -> Iterator[Any]:
 
 
 class QdrantEngine:
-    """Search with a Qdrant server, or exact search if fewer than 50,000 rows are searched.
+    """Search with a Qdrant server, or exact search if `rows` selects fewer than 50,000 rows.
 
     Args:
         features: (N, D) features of the images.

@@ -25,6 +25,7 @@ class QueryEncoder:
 
     Args:
         folder: folder of the index, for error messages.
+        manifest: manifest of the index.
         given: model or name of a model. None: the model that made the index.
     """
 

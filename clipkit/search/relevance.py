@@ -191,6 +191,7 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 
     Args:
         captions: captions of each image.
+        seed: seed of the random choice.
         most: maximum number of captions, and maximum number of words.
     """
     generator = np.random.default_rng(seed)
@@ -220,6 +221,7 @@ def judged(
     """Yield the results of each query twice, first with its relevant images in the index and then without them.
 
     Args:
+        nulls: null distributions of the index.
         queries: Q queries whose relevant images are known.
         features: (Q, D) features of the queries.
 
@@ -256,6 +258,7 @@ def fit(
     A calibration is left out if it has too few queries.
 
     Args:
+        nulls: null distributions of the index.
         captions: captions of each image.
         encode: function that returns the (Q, D) features of texts.
     """

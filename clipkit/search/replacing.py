@@ -16,6 +16,7 @@ def check_not_replaced(
     """Check that data from another source keep at least half of the images and captions of an index.
 
     Args:
+        folder: folder of the index.
         source: source of the new data. None for a Python object, which is not checked.
         before: for each kind ("image", "text"), the keys (SHA-256) in the index with their rows.
         now: for each kind, the keys of the new data.

@@ -39,6 +39,7 @@ def sheet(index: "Index", results: "Mapping[str, Sequence[Hit]]") -> str:
     """Return an HTML page with the results of each query.
 
     Args:
+        index: the index, from which the images are opened.
         results: results by query.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -120,7 +120,7 @@ def _whole_table(source: object, rows: Rows) -> pa.Table | None:
 
 
 def _of_objects(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Convert JSON objects to a table. A column of mixed types or of objects becomes JSON text."""
+    """Convert JSON objects to a table. A column of mixed types becomes JSON text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:

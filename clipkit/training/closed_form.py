@@ -37,7 +37,9 @@ _SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_reca
 def closed_form_start(
     plan: Plan, inputs: TowerInputs, start: StartPoint, folder: RunFolder, log: RunLog
 ) -> dict[str, Any] | None:
-    """Set the initial projections by canonical correlation analysis (CCA) if `model.start` is `cca`.
+    """Set the initial projections by canonical correlation analysis (CCA) if the recipe selects CCA.
+
+    `model.start: cca` selects CCA, and `auto` selects it in some cases (see `Recipe.start`).
 
     Each trunk then returns canonical coordinates: the linear combinations of its features that CCA found. Stored
     outputs of trunks are converted too. A resumed run restores the coordinates from its checkpoint.
@@ -50,7 +52,7 @@ def closed_form_start(
         log: gets a line about the chosen layers, ridge and width.
 
     Returns:
-        The chosen settings and their retrieval metrics, for results.json; None if `model.start` is not `cca`.
+        The chosen settings and their retrieval metrics, for results.json; None without CCA.
 
     Raises:
         DataError: there are too few images.

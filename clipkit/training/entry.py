@@ -54,8 +54,8 @@ def train(
         objective: an Objective, or a function that converts the recipe's Objective to another one.
         callbacks: called after steps, evaluations and checkpoints, and at the end.
         identity: with "content", all images of `train` and `validation` are read once, so that a run on images in
-            memory can be resumed. With None, such a run cannot be resumed. A run on files, tables or datasets of
-            `datasets` can always be resumed.
+            memory can be resumed. With None, such a run cannot be resumed. A run on files, tables of paths or
+            datasets of `datasets` can be resumed in both cases.
         resume: continue from the newest undamaged checkpoint of the run in `output`. Without a checkpoint, the run
             starts from the beginning. A finished run is left unchanged. Everything that determines the weights after a
             step must be the same. Epochs, evaluation, logging, checkpoints, workers and the location of the data may

@@ -17,7 +17,7 @@ class State:
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
-        closed_form: settings and metrics of the initial projections by CCA; None if `model.start` is not `cca`.
+        closed_form: settings and metrics of the initial projections by CCA; None without CCA.
     """
 
     plan: Plan

@@ -76,7 +76,7 @@ def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
 
     Args:
         data: the object.
-        second: column name for the second item of each pair, e.g. caption. The first item is the image.
+        second: name of the column of the second items, e.g. caption, if the object is a list of (image, item) pairs.
 
     Returns:
         Column name -> values; None if the object is not such a table.

@@ -80,6 +80,7 @@ def gradient_maps(
     """Return one relevance map per text, computed by the method `gradient`.
 
     Args:
+        tower: the image tower.
         blocks: the blocks of a vision transformer. The maps of all blocks with the last block's grid are added.
         seen: the preprocessed image.
         texts: unit-length features of the texts.
@@ -193,6 +194,7 @@ def patch_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor,
     """Return one relevance map per text, computed by the method `patches`: the cosine of each patch with the text.
 
     Args:
+        tower: the image tower.
         block: the last block of the tower.
         seen: the preprocessed image.
         texts: unit-length features of the texts.

@@ -57,8 +57,10 @@ def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float
     """Measure how well a relevance map shows which parts of an image determine its cosine with a text.
 
     Args:
+        model: the model.
         seen: the preprocessed image.
         text: unit-length features of the text.
+        map: relevance of parts of the image.
     """
     cells = on_grid(map)
     generator = torch.Generator().manual_seed(0)

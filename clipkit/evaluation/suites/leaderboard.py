@@ -18,9 +18,10 @@ def leaderboard(result: SuiteResult) -> dict[str, Any]:
 
         - format: version of the keys.
         - suite: name of the suite.
-        - rows: one dict per model and dataset. `metric` is the name of the main metric, and `value`, `low`, `high` and
-          `chance` belong to it. `metrics` contains the values of all metrics. `task_type` is the Hub's name of the
-          task. `captions_cut` is the share of truncated captions, or None.
+        - rows: one dict per model and dataset, with `model`, `dataset`, `title`, `task`, `task_type` (the Hub's name of
+          the task), `metric` (name of the main metric), its `value`, `low`, `high` and `chance`, `metrics` (values of
+          all metrics), `images`, `captions`, `data_sha256`, `captions_cut` (share of truncated captions) and `seconds`.
+          Unknown values are None.
         - means: mean of each model over the datasets, if the suite has a mean.
         - missing: reason for each missing result, keyed by dataset or model.
         - versions: versions of the installed packages.

@@ -175,11 +175,11 @@ def retrieval_result(
     """Compute the result of retrieval from features.
 
     Args:
-        image_features: features of the images of `pairs`.
-        text_features: features of the texts of `queries`.
+        image_features, text_features: features of the images of `pairs`, and of the texts of `queries`.
         seconds: time that the computation of the features took.
         hashes: content hash of each image. None: computed here.
         queries: the text queries. None: every caption is a query.
+        predictions: Parquet file to write.
         processes: processes that share the ranking. None: this process alone.
 
     Raises:
@@ -318,7 +318,7 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return examples of captions with the best and the worst rank of the correct image. The higher score wins ties."""
+    """Return examples of captions whose image has rank 1 and the highest score, or whose image has the worst rank."""
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]

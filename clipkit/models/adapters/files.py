@@ -80,7 +80,7 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
         folder: folder with adapter_config.json and adapter_model.safetensors, written by clipkit or PEFT.
         name: name of the resulting model, as the user wrote it.
         load: function that loads a base model by its name.
-        compose: function that builds a base model from an image tower and a text tower.
+        compose: function that builds a base model of separate towers from the model section of a recipe.
 
     Raises:
         ModelError: the base model is missing or has changed, or the adapters are damaged or of an unsupported kind.

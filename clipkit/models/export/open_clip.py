@@ -201,7 +201,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return open_clip's MLP ratio of a tower: width of the hidden layer / width of the tower."""
+    """Return the option mlp_ratio (hidden width / width) of a tower for open_clip; {} for the default, 4."""
     # open_clip computes the hidden width from the ratio and rounds down, so a ratio may have to be slightly larger.
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width

@@ -13,6 +13,10 @@ _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|
 def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
     """Return a transformers tokenizer that gives the same token IDs as a model's tokenizer.
 
+    Args:
+        tokenizer: tokenizer of the model.
+        model: name of the model, for errors.
+
     Raises:
         ModelError: the tokenizer changes captions in a way that transformers tokenizers do not support.
     """

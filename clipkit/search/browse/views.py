@@ -60,6 +60,7 @@ class Views:
         """Return a list, or the completed share of the work (0 to 1) while the list is computed.
 
         Args:
+            query: description of the list.
             images: images of the query, by name.
 
         Raises:

@@ -112,7 +112,7 @@ def before_first_step(
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Check a sample of the training data, and return the errors and warnings, without notes.
+    """Check a sample of the data, and return the errors and warnings, without notes.
 
     `clipkit data check` also reports notes.
     """

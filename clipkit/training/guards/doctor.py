@@ -69,7 +69,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
 
 
 def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any] | None) -> Facts | None:
-    """Reconstruct the facts of a run, e.g. its batch size, if findings.json is missing.
+    """Reconstruct the facts of a run, e.g. its batch size, if findings.json is missing or unreadable.
 
     The result is None if the run has logged no step or has no results.
     """

@@ -145,7 +145,7 @@ class Monitor:
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Measure retention, and return the entry `retention` of results.json, with the values before training and now.
+        """Measure retention, and return its values before training and now, for the settings of results.json.
 
         The dict is empty if the run does not measure retention.
         """

@@ -27,8 +27,9 @@ from clipkit.training.transfer import send
 class ImageViewValidation:
     """Validation by retrieval between two augmented views of held-out images, in both directions.
 
-    The two views use the first two policies of the recipe. The metrics use the features after the projection head for
-    views, as the loss does. Nearest neighbors and map use the features of the tower, without this head.
+    The two views use the first two policies of the recipe, and are those of the first epoch. The metrics use the
+    features after the projection head for views, as the loss does. Nearest neighbors and map use the features of the
+    tower, without this head.
 
     Args:
         encoded: views of the objective, by the name of their features.

@@ -27,7 +27,7 @@ def measurements_of(plan: Plan) -> Iterator[Measurement]:
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:
-    """Return one result with the metrics, examples and map of all evaluations, for results.json.
+    """Return one result with the metrics and examples of all evaluations, and the first map, for results.json.
 
     The entry `data` describes the data of the first evaluation. Its entries `views` and `labelled` describe other data.
     """

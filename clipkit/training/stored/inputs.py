@@ -92,7 +92,7 @@ class StoredInputs:
 def has_cut(tower: ImageTower | TextTower, storing: Storing) -> bool:
     """Return whether the trunk of a tower can be cut into frozen and trained layers (see `clipkit.models.cut`).
 
-    If the trunk is not cut yet, this function tries to cut it, and logs the reason of a failure.
+    If the trunk is not cut yet, this function cuts it, or logs the reason why this is not possible.
     """
     if tower.cut is None:
         may_cut_padding = isinstance(tower, TextTower) and tower.padding_may_be_cut

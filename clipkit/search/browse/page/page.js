@@ -10,8 +10,8 @@ import { ImageMap } from "/map.js";
 const $ = (id) => document.getElementById(id);
 const EXPLAINED = {
   duplicates: "Pairs of images that look alike, the most similar first. “drop left” marks the left image of a pair.",
-  outliers: "Images that resemble no other image. The images with the lowest mean similarity to their ten most similar images come first.",
-  captions: "Captions that do not fit their image or the other captions of the image, the most doubtful first. If another image fits better, that image is shown on the right.",
+  outliers: "Images by their mean similarity to their ten most similar images. The image with the lowest similarity comes first.",
+  captions: "Captions that least fit their image and the other captions of the image, the most doubtful first. If another image fits better, that image is shown on the right.",
   labels: "Images whose label differs from the label of most of their similar images, the most doubtful first. The image on the right is the most similar image with the suggested label.",
   map: "Similar images are near each other, but distances between groups that are far apart mean little. Draw around images to list them. Click a point to open its image.",
   list: "Images and captions that you have marked. The list is kept in this browser. No files are changed.",
