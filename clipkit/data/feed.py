@@ -63,7 +63,7 @@ class IndexedFeed:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of images and captions, as {"images": N, "captions": M}."""
+        """Numbers of images and captions, as {"images": N, "captions": M}; for a stream, per epoch."""
         return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
 
     @property
@@ -105,7 +105,7 @@ class IndexedFeed:
             loading: settings of the loader.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image or the stream cannot be read.
         """
         return pair_loader(
             self.pairs,

@@ -92,8 +92,8 @@ class LabeledImages:
 def read_labeled(source: object) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or from a source with a label column.
 
-    Classes are in alphabetical order. Two sources define another order: a ClassLabel column of the library `datasets`,
-    and a file `classnames.txt` next to class folders (see `paired_names`). A file
+    Classes are in alphabetical order, unless the source lists them, e.g. in a ClassLabel column of the library
+    `datasets`, or in a file `classnames.txt` next to class folders (see `paired_names`). A file
     `zeroshot_classification_templates.txt` next to class folders contains prompt templates.
 
     An image has several classes if its file occurs in several rows, or if its label is a list. In a table that contains

@@ -164,8 +164,8 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
     """Return the position of each label in a list of `count` classes, if all labels are numbers.
 
     - With `count` labels, the labels in numerical order have the positions 0, 1, …
-    - With fewer labels, the lowest of which is 0, the position is the label.
-    - With fewer labels, the highest of which is `count`, the position is the label minus 1.
+    - With fewer labels from 0 to at most `count` − 1, with 0 among them, the position is the label.
+    - With fewer labels from 1 to `count`, with `count` among them, the position is the label minus 1.
     - Otherwise, the result is None.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):

@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 class EpochSampler:
     """Splits the data into global batches, with a new random order in each epoch.
 
-    With captions "one", each image occurs once per epoch, and its caption changes from epoch to epoch. With captions
+    With captions "one", each image occurs once per epoch, each time with its next caption. With captions
     "all", each caption occurs once per epoch. A source with another weight than 1 occurs that many times per epoch:
     with weight 0.5, half of its images occur in one epoch and the other half in the next. If possible, a batch contains
     an image only once. The last partial batch is dropped.
@@ -151,8 +151,8 @@ class EpochSampler:
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
     """Reorder rows (image, caption) so that each batch contains an image at most once, if possible.
 
-    If a batch already contains the image of a row, the row moves to a later batch. An image with as many remaining rows
-    as there are remaining batches moves to an earlier batch.
+    If a batch already contains the image of a row, the row moves to a later batch. If an image has as many remaining
+    rows as there are remaining batches, the next batch gets one of these rows.
     """
     rows_of: dict[int, deque[int]] = {}
     for image, row in rows:

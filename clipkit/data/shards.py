@@ -38,7 +38,7 @@ class ShardSample:
 def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
     """Write a shard, and return its SHA-256. If there are no samples, write nothing and return None.
 
-    An interruption leaves no partial shard.
+    An interruption leaves no partial shard at `path`.
 
     Args:
         path: path of the shard; the extension, .tar or .parquet, determines the format.
@@ -68,7 +68,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of an unfinished shard. The name starts with a dot, so that `*.tar` does not match it."""
+    """Return the path of an unfinished shard. Patterns that select shards, e.g. `*.tar`, do not match it."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -85,7 +85,7 @@ def sha256_of(path: Path) -> str:
 def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
     """Write a tar file in WebDataset's layout.
 
-    The first sample has two files: 000000.jpg, and 000000.json with the texts and the name of the image.
+    A sample has two files, e.g. 000000.jpg, and 000000.json with lists of texts and the name of the image.
     """
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:

@@ -185,7 +185,8 @@ def stream_loader(
     Args:
         stream: the data.
         stretch: steps to load.
-        maker: object that converts samples to inputs. Its `texts` are ignored: all text features use the caption.
+        maker: object that converts samples to inputs. The functions in its `texts` are not called: all text features
+            use the caption.
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.

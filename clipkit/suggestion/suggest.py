@@ -43,7 +43,7 @@ def suggest(
             weights before and after training.
 
     Raises:
-        UserError: the data or the model cannot be read, or model and towers are both given or both missing.
+        UserError: the data or the model cannot be read or does not fit, or model and towers are both given or missing.
 
     Example:
         >>> suggestion = clipkit.suggest("photos.csv", "openai/clip-vit-base-patch32")    # doctest: +SKIP

@@ -81,7 +81,8 @@ def check(
         against: data that must not contain the same images, usually the validation set.
         token_counts: function that counts the tokens of each string before truncation; None: count words.
         context_length: maximum number of tokens that the model reads.
-        image_size: side of the model's input in pixels. None: no finding about small images; the statistics use 224.
+        image_size: side of the model's input in pixels. None: no finding about images that are smaller than the input;
+            the statistics use 224.
         batch_size: pairs in a global batch, to estimate the number of false negatives; None: the default of recipes.
         workers: threads; None: one per core, at most 16.
 

@@ -85,7 +85,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Files of the emoji dataset, and its number of families (a family is an emoji with all its variants)."""
+    """Files of the emoji dataset, and its numbers of families (a family is an emoji with all its variants)."""
 
     folder: Path
     families: int

@@ -42,9 +42,9 @@ def emoji_test(source: str) -> Path:
 
 
 def _near_misses(data: EmojiData) -> Path:
-    """Write a test with a correct name ("green apple") and a wrong name ("green square") for each held-out emoji.
+    """Write a test with a correct name ("green apple") and a wrong name ("green square") for held-out emoji.
 
-    The two names differ in one word.
+    The two names differ in one word. Emoji without such a wrong name are left out.
     """
     names = _column(data.held_out, "caption")
     alike: dict[tuple[str, ...], list[str]] = {}
@@ -82,7 +82,9 @@ def _associations(data: EmojiData) -> Path:
 
 
 def _landmarks(data: EmojiData) -> Path:
-    """Write an image retrieval test. The queries are held-out emoji, and the gallery contains their variants.
+    """Write an image retrieval test. The queries are the held-out emoji that have variants, e.g. with a skin tone.
+
+    The gallery contains these variants, and the held-out emoji without variants.
 
     A variant with the gender of the query and another skin tone is an easy match. A variant with another gender and a
     skin tone is a hard match. A variant with another gender and no skin tone is ignored.
