@@ -163,7 +163,7 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
-        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} different images and "
-        f"{len(caption_ids.unique())} different captions, so all pairs are positives of each other, and no pair has a "
+        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} distinct images and "
+        f"{len(caption_ids.unique())} distinct captions, so all pairs are positives of each other, and no pair has a "
         "negative; use a larger train.batch_size, or shuffle the data"
     )

@@ -174,7 +174,7 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Raise ValueError if a pair refers to no image or text, or, with `one_per_text`, if a text has no pair."""
+    """Raise ValueError if an index of a pair is out of range, or, with `one_per_text`, if a text has no pair."""
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one image per text")
     if not len(pairs):

@@ -229,7 +229,7 @@ class DataRecipe(Section):
 
     @property
     def lowest_share(self) -> float | None:
-        """Share of the least similar captions to leave out, e.g. 0.1; None if `min_score` is not a percentage."""
+        """Share of captions to leave out, those least similar to their images; None if `min_score` is no percentage."""
         return _share_of(self.min_score) if isinstance(self.min_score, str) else None
 
     @property

@@ -145,7 +145,7 @@ def test_a_batch_without_negatives_ends_the_run_with_its_counts(
 ) -> None:
     rows = [[str(shapes / f"images/{n:02d}.png"), "a thing"] for n in range(16)]
     data = str(write_csv(tmp_path / "d.csv", ["image", "caption"], rows))
-    with pytest.raises(TrainingError, match="8 pairs of the batch have 8 different images and 1 different captions"):
+    with pytest.raises(TrainingError, match="8 pairs of the batch have 8 distinct images and 1 distinct captions"):
         clipkit.train(recipe({"data.train": data, "loss.name": "triplet"}))
 
 

@@ -65,7 +65,7 @@ def _near_misses(data: EmojiData) -> Path:
 
 
 def _associations(data: EmojiData) -> Path:
-    """Write three tests per Unicode group: a word and ten candidate images, three of which belong to the group."""
+    """Write three tests per Unicode group. Each has a word and ten images, of which three belong to the group."""
     groups = _column(data.held_out_labels, "label")
     generator = np.random.default_rng(0)
     rows = []

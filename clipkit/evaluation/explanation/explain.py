@@ -38,7 +38,7 @@ class Word:
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Explanation for one text: cosine with the image, relevance map, scores of the map, and words."""
+    """Explanation for one text: cosine with the image, relevance map, its faithfulness, and relevance of words."""
 
     text: str
     cosine: float

@@ -110,7 +110,7 @@ def gradient_maps(
 
 
 class _Held:
-    """Hooks that store the arguments and the output of an attention layer, to compute gradients for the output."""
+    """Hooks that store the arguments and the output of an attention layer, for gradients with respect to the output."""
 
     def __init__(self) -> None:
         self.output: list[Tensor] = []

@@ -4,7 +4,7 @@ The server listens on 127.0.0.1 only, and answers one request per connection. It
 
 - that names another host (against DNS rebinding),
 - that comes from a page of another site (headers Origin and Sec-Fetch-Site), or
-- that lacks the cookie, which the printed address sets (against other users of the machine).
+- without the cookie that the printed URL sets in the browser (against other users of the machine).
 """
 
 import contextlib

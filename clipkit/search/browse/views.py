@@ -42,7 +42,7 @@ class Listing:
 
 
 class Views:
-    """Lists and map of an index, as the page shows them.
+    """Lists of images and the 2-D map of an index, as the page shows them.
 
     The last eight lists are kept in memory, so that scrolling needs no new search.
     """

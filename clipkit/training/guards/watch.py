@@ -1,8 +1,8 @@
 """Rules that find problems of a run in its logs during training.
 
 To add a rule, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. A rule reads only the
-facts and the rows of metrics.jsonl, speed.jsonl and evaluations.jsonl. So `clipkit doctor` can apply it to a
-finished run.
+facts of the run, e.g. its batch size, and the rows of metrics.jsonl, speed.jsonl and evaluations.jsonl. So `clipkit
+doctor` can apply it to a finished run.
 """
 
 import math

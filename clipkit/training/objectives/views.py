@@ -25,10 +25,10 @@ def objective_of_views(
     Accuracy is logged only for the first two views.
 
     Args:
-        encoded: views, by the name of their features.
+        encoded: the views: feature name -> what encodes the view.
         loss: loss that compares two views.
         temperature: fixed temperature, 1 / scale.
-        head: projection head between the trunk and the loss; None: the loss uses the features of the tower.
+        head: projection head, applied to the trunk's output. None: the loss uses the features of the tower.
         ids: names of the two kinds of IDs that define positives, see `value_of_views`.
         batch_size: number of samples in a global batch.
     """

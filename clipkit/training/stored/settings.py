@@ -40,7 +40,7 @@ class Storing:
 
     @cached_property
     def machine(self) -> Machine:
-        """Processes of the run that are on this machine."""
+        """This machine, with the processes of the run that it has."""
         return Machine.of(self.processes)
 
     @property
