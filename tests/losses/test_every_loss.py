@@ -244,7 +244,7 @@ def test_a_batch_without_a_negative_is_refused_with_its_counts(name: str) -> Non
     image, text = features(4, 3)
     options = {} if name == "supcon" else {"duplicates": "positive"}
     own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
-    with pytest.raises(BatchError, match="4 pairs .* 1 different images and 4 different captions"):
+    with pytest.raises(BatchError, match=r"\b4 pairs .*\b1 .*images .*\b4 .*captions"):
         getattr(losses, name)(
             image, text, **own, image_ids=torch.zeros(4).long(), caption_ids=torch.arange(4), **options
         )
