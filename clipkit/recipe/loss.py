@@ -29,8 +29,8 @@ class LossOptions(Section):
     """Options of losses; `clipkit train --help` lists the options of each loss."""
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
-    """How the loss treats other pairs in the batch with the same image or the same caption: as positives, as negatives,
-    or as neither (ignore)."""
+    """Treatment of other pairs in the batch with the same image or the same caption: as positives, as negatives, or as
+    neither (ignore)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed evenly over the whole batch, instead of the positives."""
     margin: float | None = Field(default=None, gt=0, le=2)

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from clipkit.recipe.loss import LossTerm
-
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
@@ -101,8 +99,6 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             if item := re.match(r"(.+?)\.\d+\b", section):  # an item of a list
                 known = [name for name in known if name.startswith(f"{item[1]}.")]
                 siblings = known = [f"{section}.{name.rpartition('.')[2]}" for name in known]
-            if key.startswith("loss.name."):
-                siblings = [f"{key.rpartition('.')[0]}.{field}" for field in LossTerm.model_fields]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
             near = (
@@ -112,8 +108,6 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
                 or difflib.get_close_matches(key, known, 1, 0.6)
             )
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
-            if not siblings and near and key.startswith(f"{near[0]}."):
-                return f"{key} is not a valid key; remove this key"
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not a valid key; {advice}"
         case "missing" if isinstance(problem["loc"][-1], int):

@@ -76,7 +76,7 @@ class Recipe(Section):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """Whether the objective reads the columns `images` and `captions` of the data."""
+        """The columns `images` and `captions` of the data; True for each that the objective reads."""
         reads = {column for term in self.terms for column in term.reads}
         return {"images": "images" in reads, "captions": "captions" in reads}
 

@@ -72,7 +72,7 @@ class QueryEncoder:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole model is loaded."""
+        """True if the whole model is loaded."""
         return "model" in self.__dict__
 
     def tower(self, side: "Side") -> "DualEncoder | OnnxEncoder":

@@ -55,7 +55,9 @@ class Average:
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Restore a saved average."""
-        self.values = {name: values[name].detach().to(old, copy=True) for name, old in self.values.items()}
+        self.values = {
+            name: values[name].detach().to(old.device, old.dtype, copy=True) for name, old in self.values.items()
+        }
 
     def _swap(self) -> None:
         for name, parameter in self._trainable.items():

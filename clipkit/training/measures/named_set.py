@@ -19,7 +19,7 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class NamedSet:
-    """How well a model keeps its abilities on a dataset: zero-shot accuracy with labels, or mean recall with captions.
+    """Retention of abilities on a dataset: zero-shot accuracy with labels, or mean recall with captions.
 
     A frozen trunk encodes the dataset only once.
 
